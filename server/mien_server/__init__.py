@@ -1,0 +1,1 @@
+"""mien's server: a gRPC inference server for faces. See docs/architecture.md for the tour."""

@@ -1,0 +1,1 @@
+"""Queues, batching policy and device executors. Knows nothing of gRPC, faces or torch."""

@@ -1,0 +1,99 @@
+"""Running one batch on the executor thread, and finding the guilty row when it raises."""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mien_server.scheduling.errors import RowFailed
+from mien_server.scheduling.interface import Instance, Timing
+
+_log = logging.getLogger(__name__)
+
+
+class BatchRun:
+    """A batch under way: what ran, what came out, and where a successor has to go on.
+
+    First all rows run together. If that raises, each row runs by itself once, and only the rows that
+    raise again fail. An exception that is no `Exception` (`SystemExit`, an interpreter's last breath)
+    kills the executor thread; its successor calls `run` again, which then takes the rows singly, behind
+    the row that killed.
+
+    Attributes:
+        outcomes: per row its result or the exception that it failed with.
+        isolated: whether the rows ran singly.
+        died: whether an executor died with it.
+    """
+
+    def __init__(self, label: str, instance: Instance, rows: Sequence[Any]) -> None:
+        self.outcomes: list[Any] = [None] * len(rows)
+        self.isolated = False
+        self.died = False
+        self._label = label
+        self._instance = instance
+        self._rows = rows
+        self._next: int | None = None
+        self._preprocess = self._compute = self._postprocess = 0.0
+
+    def run(self, clock: Callable[[], float]) -> None:
+        """Runs what has not run yet. Raises only what kills a thread."""
+        if self._next is None:
+            self._next = 0
+            try:
+                self.outcomes = self._run_rows(self._rows, clock)
+            except Exception as error:
+                if len(self._rows) == 1:
+                    self.outcomes[0] = self._failure(error)
+                    return
+                _log.warning(
+                    "a batch of %d rows of %s raised %r; its rows run singly",
+                    len(self._rows),
+                    self._label,
+                    error,
+                )
+            else:
+                return
+        self.isolated = True
+        while self._next < len(self._rows):
+            at = self._next
+            self._next += 1
+            # Stands if the thread dies with this row; its successor goes on behind it.
+            self.outcomes[at] = RowFailed(
+                f"the model's executor died on this input ({self._label})",
+                incident="executor-death",
+            )
+            try:
+                self.outcomes[at] = self._run_rows(self._rows[at : at + 1], clock)[0]
+            except Exception as error:
+                self.outcomes[at] = self._failure(error)
+
+    def timing(self, queue: float) -> Timing:
+        """The seconds that the three steps took, over all of the batch's attempts."""
+        return Timing(
+            queue=queue,
+            preprocess=self._preprocess,
+            compute=self._compute,
+            postprocess=self._postprocess,
+            batch_rows=1 if self.isolated else len(self._rows),
+        )
+
+    def _run_rows(self, rows: Sequence[Any], clock: Callable[[], float]) -> list[Any]:
+        start = clock()
+        batch = self._instance.collate(rows)
+        collated = clock()
+        outputs = self._instance.compute(batch)
+        computed = clock()
+        results = list(self._instance.split(outputs, rows))
+        self._preprocess += collated - start
+        self._compute += computed - collated
+        self._postprocess += clock() - computed
+        if len(results) != len(rows):
+            raise RuntimeError(f"{len(results)} results for {len(rows)} rows")
+        return results
+
+    def _failure(self, error: Exception) -> RowFailed:
+        incident = secrets.token_hex(6)
+        _log.error("incident %s: %s failed on a row", incident, self._label, exc_info=error)
+        failed = RowFailed(f"{self._label} failed on this input", incident=incident)
+        failed.__cause__ = error
+        return failed

@@ -1,0 +1,17 @@
+"""What of a device is free."""
+
+from mien_server.scheduling.interface import Device
+
+
+class DeviceState:
+    """A device's executors and cores that are free."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.idle = device.executors
+        self.free_cores = device.cores
+
+    @property
+    def capacity(self) -> int:
+        """How many units (cores, or executors of a GPU) work at the same time."""
+        return self.device.cores or self.device.executors

@@ -1,0 +1,70 @@
+"""The scheduler's two edges: what it runs (`Instance`) and what it hands back (`Completion`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Instance(Protocol):
+    """A loaded model on a device. The scheduler calls the three steps in order, on an executor thread.
+
+    An instance of a CPU device may be called by several executor threads at once.
+    """
+
+    def collate(self, rows: Sequence[Any]) -> Any:
+        """Makes one batch of rows of equal shape: stack, pad, stage (preprocess)."""
+        ...
+
+    def compute(self, batch: Any) -> Any:
+        """Runs the model on the batch and waits for its outputs."""
+        ...
+
+    def split(self, outputs: Any, rows: Sequence[Any]) -> Sequence[Any]:
+        """One result per row, in the order of the rows (postprocess)."""
+        ...
+
+
+class Device(Protocol):
+    """Something that computes: the processor, or one GPU.
+
+    Attributes:
+        name: "cpu", "cuda:0".
+        executors: how many threads run batches on it at the same time.
+        cores: processor cores that those threads share, for "cpu"; 0 for a GPU.
+    """
+
+    name: str
+    executors: int
+    cores: int
+
+    def begin(self, cores: int) -> None:
+        """Called on the executor thread before each batch, with the number of cores granted to it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedInstance:
+    """An instance, the name of the device it lives on, and how many batches it may run at once."""
+
+    instance: Instance
+    device: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went, in seconds, and the number of rows of the batch it ran in."""
+
+    queue: float
+    preprocess: float
+    compute: float
+    postprocess: float
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request's results, one per row, in the order of its rows."""
+
+    results: Sequence[Any]
+    timing: Timing

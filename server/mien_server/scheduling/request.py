@@ -1,0 +1,117 @@
+"""A request: rows of equal shape that wait for one slot, and the future of their results."""
+
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mien_server.scheduling.interface import Completion, Timing
+
+if TYPE_CHECKING:
+    from mien_server.scheduling.slot import Slot
+
+
+class Request(Future[Completion]):
+    """One caller's rows in a slot's queue, and the future that its caller holds.
+
+    All times are `time.monotonic()` seconds. The scheduler alone writes the attributes, under its lock.
+
+    Attributes:
+        slot: where it waits.
+        rows: what to run; emptied as soon as nobody needs them any more.
+        shape: requests of equal shape may share a batch.
+        nbytes: bytes that the rows hold.
+        level: priority level, 1 most urgent (0 where the model has no levels).
+        stage: how many slots the call has already passed.
+        deadline: never served after it.
+        expires: when the queue timeout passes; None: never.
+        arrived: when the call came in.
+        queued: when this request came in.
+        delayed: its queue timeout passed, and the policy says DELAY.
+        taken: how many of its rows have been handed to batches.
+        settled: its outcome is decided, though perhaps not yet delivered.
+        answer: its completion, while earlier requests must be answered first.
+    """
+
+    def __init__(
+        self,
+        slot: "Slot",
+        rows: Sequence[Any],
+        *,
+        shape: Hashable,
+        nbytes: int,
+        level: int,
+        stage: int,
+        deadline: float | None,
+        expires: float | None,
+        arrived: float,
+        queued: float,
+        withdraw: "Callable[[Request], bool]",
+    ) -> None:
+        super().__init__()
+        self.slot = slot
+        self.rows = rows
+        self.shape = shape
+        self.nbytes = nbytes
+        self.level = level
+        self.stage = stage
+        self.deadline = deadline
+        self.expires = expires
+        self.arrived = arrived
+        self.queued = queued
+        self.delayed = False
+        self.taken = 0
+        self.settled = False
+        self.answer: Completion | None = None
+        self._timing: Timing | None = None
+        self._results: list[Any] = [None] * len(rows)
+        self._missing = len(rows)
+        self._withdraw = withdraw
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no batch has taken yet."""
+        return len(self.rows) - self.taken
+
+    def cancel(self) -> bool:
+        """Takes the request out of its queue at once; False if it runs or is done."""
+        withdrawn = self._withdraw(self)
+        if super().cancel():
+            return True
+        if withdrawn:  # some of its rows run already, and the rest never will
+            self.set_exception(CancelledError())
+        return withdrawn
+
+    def add_results(self, start: int, results: Sequence[Any], timing: Timing) -> Completion | None:
+        """Notes the results of rows `start`…; returns the completion once none is missing."""
+        self._results[start : start + len(results)] = results
+        self._missing -= len(results)
+        # Of several batches the first decides what the caller is told of the wait.
+        self._timing = timing if self._timing is None else _sum(self._timing, timing)
+        return Completion(self._results, self._timing) if self._missing == 0 else None
+
+    def release(self) -> None:
+        """Frees the rows."""
+        self.rows = ()
+
+
+def _sum(first: Timing, more: Timing) -> Timing:
+    return Timing(
+        queue=first.queue,
+        preprocess=first.preprocess + more.preprocess,
+        compute=first.compute + more.compute,
+        postprocess=first.postprocess + more.postprocess,
+        batch_rows=max(first.batch_rows, more.batch_rows),
+    )
+
+
+class Part(NamedTuple):
+    """Rows `start` to `stop` of one request, as they stand in a batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
