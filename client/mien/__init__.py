@@ -1,0 +1,74 @@
+"""mien: finds faces, turns them into embeddings, and says whether two are the same person.
+
+This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
+"""
+
+from mien.client import AsyncClient, Client
+from mien.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EmbeddingMismatch,
+    FaceNotFound,
+    FaceTooSmall,
+    FailedPrecondition,
+    InvalidRequest,
+    MienError,
+    ModelNotFound,
+    ModelNotReady,
+    MultipleFaces,
+    Overloaded,
+    PermissionDenied,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+    WrongServer,
+)
+from mien.images import ImageLike
+from mien.messages import FacePolicy, ModelLike
+from mien.results import (
+    Box,
+    DetectResult,
+    Embedding,
+    EmbedResult,
+    Face,
+    Landmarks,
+    ModelIdentity,
+    Point,
+    VerifyResult,
+)
+from mien.timing import StageTiming
+
+__all__ = [
+    "AsyncClient",
+    "Box",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "DetectResult",
+    "EmbedResult",
+    "Embedding",
+    "EmbeddingMismatch",
+    "Face",
+    "FaceNotFound",
+    "FacePolicy",
+    "FaceTooSmall",
+    "FailedPrecondition",
+    "ImageLike",
+    "InvalidRequest",
+    "Landmarks",
+    "MienError",
+    "ModelIdentity",
+    "ModelLike",
+    "ModelNotFound",
+    "ModelNotReady",
+    "MultipleFaces",
+    "Overloaded",
+    "PermissionDenied",
+    "Point",
+    "ServerError",
+    "StageTiming",
+    "Unauthenticated",
+    "Unavailable",
+    "VerifyResult",
+    "WrongServer",
+]

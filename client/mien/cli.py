@@ -1,0 +1,232 @@
+"""The command `mien`: detect, embed and verify from a shell."""
+
+import argparse
+import errno
+import importlib.metadata
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from mien.client import DEFAULT_TIMEOUT, Client
+from mien.errors import FailedPrecondition, InvalidRequest, MienError
+from mien.images import read_encoded
+from mien.messages import FacePolicy
+from mien.tables import detect_table, embed_table, timing_table, verify_table
+from mien.timing import StageTiming
+
+STDIN = "-"
+
+# The statuses that a shell gives to what SIGINT and SIGPIPE ended.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 for an answer, 1 for a failure."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = _parse(argv)
+    try:
+        with _client(arguments) as client:
+            arguments.run(client, arguments)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # The reader has gone; without this, the interpreter would complain of it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (MienError, OSError, ImportError) as error:
+        return _fail(_as_mien_error(error), as_json=arguments.json)
+    return 0
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    parser: argparse.ArgumentParser = arguments.parser
+    try:
+        return Client(arguments.address, timeout=arguments.timeout)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _detect(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.out is not None:
+        from mien import pictures  # before the call: Pillow may be missing
+
+        _check_suffix(arguments)
+    photo = _read(arguments.photo)
+    result = client.detect(photo, detector=arguments.detector, timing=arguments.timing)
+    if arguments.out is not None:
+        pictures.annotate(photo, result.faces).save(arguments.out, quality=92)
+    if arguments.json:
+        _print_json([face.as_dict() for face in result.faces])
+    else:
+        print(detect_table(_name(arguments.photo), result))
+        if arguments.out is not None:
+            print(f"picture   {_name(arguments.out)}")
+    _report_timing(result.timing, arguments)
+
+
+def _embed(client: Client, arguments: argparse.Namespace) -> None:
+    result = client.embed(
+        _read(arguments.photo),
+        policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
+        detector=arguments.detector,
+        embedder=arguments.embedder,
+        timing=arguments.timing,
+    )
+    if arguments.json:
+        faces = [face.as_dict() for face in result.faces]
+        _print_json(faces if arguments.all else faces[0])
+    else:
+        print(embed_table(_name(arguments.photo), result))
+    _report_timing(result.timing, arguments)
+
+
+def _verify(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.a == arguments.b == STDIN:
+        arguments.parser.error("only one of the two photos can come from standard input")
+    result = client.verify(
+        _read(arguments.a),
+        _read(arguments.b),
+        threshold=arguments.threshold,
+        detector=arguments.detector,
+        embedder=arguments.embedder,
+        timing=arguments.timing,
+    )
+    if arguments.json:
+        _print_json({key: value for key, value in result.as_dict().items() if key != "timing"})
+    else:
+        print(verify_table(result))
+    _report_timing(result.timing, arguments)
+
+
+def _read(photo: str) -> bytes:
+    if photo != STDIN:
+        with Path(photo).open("rb") as file:
+            return read_encoded(file)
+    if sys.stdin is None:  # the shell has closed it
+        raise OSError(errno.EBADF, "standard input is closed")
+    return read_encoded(sys.stdin.buffer)
+
+
+def _check_suffix(arguments: argparse.Namespace) -> None:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if known.get(arguments.out.suffix.lower()) not in Image.SAVE:
+        arguments.parser.error("--out must end in the suffix of a picture, such as .png or .jpg")
+
+
+def _report_timing(timing: Sequence[StageTiming], arguments: argparse.Namespace) -> None:
+    if not arguments.timing:
+        return
+    if arguments.json:
+        # Standard output holds one document, the answer.
+        print(json.dumps({"timing": [stage.as_dict() for stage in timing]}), file=sys.stderr)
+    else:
+        print()
+        print(timing_table(timing))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document))
+
+
+def _name(path: str | Path) -> str:
+    return "standard input" if path == STDIN else os.fspath(path)
+
+
+def _as_mien_error(error: MienError | OSError | ImportError) -> MienError:
+    match error:
+        case MienError():
+            return error
+        case ImportError():
+            return FailedPrecondition(str(error), reason="MISSING_EXTRA")
+    name = f"{_name(error.filename)}: " if isinstance(error.filename, str) else ""
+    return InvalidRequest(f"{name}{error.strerror or error}", reason="FILE_ERROR")
+
+
+def _fail(error: MienError, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(error.as_dict()), file=sys.stderr)
+    else:
+        print(f"mien: {error}", file=sys.stderr)
+    return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    # Options that stand before or after the subcommand: without SUPPRESS, the subcommand's default
+    # would undo what stood before it.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help=f"the server (default: ${ADDRESS_VARIABLE}, or else {DEFAULT_ADDRESS})",
+    )
+    common.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"how long to wait for an answer (default: {DEFAULT_TIMEOUT:g})",
+    )
+    common.add_argument(
+        "--json", action="store_true", help="print one JSON document; errors, too, on stderr"
+    )
+    common.add_argument("--timing", action="store_true", help="print the server's stages, too")
+
+    parser = argparse.ArgumentParser(
+        prog="mien",
+        parents=[common],
+        description="Finds faces, embeds them, and tells whether two are the same person.",
+        epilog='A photo "-" is read from standard input. Exit status: 0 for an answer ("different"'
+        " is one), 1 for a failure, 2 for a wrong command line.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"mien {importlib.metadata.version('mien')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Client, argparse.Namespace], None], help_text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=help_text, description=help_text)
+        sub.set_defaults(run=run, parser=sub)
+        sub.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
+        return sub
+
+    detect = command("detect", _detect, "Finds the faces of a photo.")
+    detect.add_argument("photo")
+    detect.add_argument(
+        "--out", type=Path, metavar="PICTURE", help="write the photo with the faces drawn into it"
+    )
+
+    embed = command("embed", _embed, "Turns the largest face of a photo into a vector.")
+    embed.add_argument("photo")
+    embed.add_argument("--all", action="store_true", help="every face, not only the largest")
+    embed.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+
+    verify = command("verify", _verify, "Tells whether two photos show the same person.")
+    verify.add_argument("a", metavar="photo")
+    verify.add_argument("b", metavar="photo")
+    verify.add_argument(
+        "--threshold", type=float, help="similarity from which on two faces match, from -1 to 1"
+    )
+    verify.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+
+    defaults = argparse.Namespace(address=None, timeout=DEFAULT_TIMEOUT, json=False, timing=False)
+    return parser.parse_args(argv, defaults)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
+    return seconds

@@ -1,0 +1,242 @@
+"""To and from the messages of mien.v1: what the two clients share."""
+
+import re
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from mien.errors import InvalidRequest
+from mien.images import ImageLike, image_message
+from mien.results import (
+    Box,
+    DetectResult,
+    Embedding,
+    EmbedResult,
+    Face,
+    Landmarks,
+    ModelIdentity,
+    Point,
+    VerifyResult,
+)
+from mien.timing import StageTiming
+from mien.v1 import face_pb2 as pb
+
+ModelLike: TypeAlias = str | tuple[str, int]
+"""A model by its name, by "name:version", or by (name, version). No version: the highest ready."""
+
+
+class FacePolicy(StrEnum):
+    """Which faces of a photo are wanted. Everything that takes a policy takes its name, too."""
+
+    LARGEST = "largest"
+    CENTER_LARGEST = "center_largest"
+    ALL = "all"
+    REQUIRE_ONE = "require_one"
+
+
+PolicyLike: TypeAlias = (
+    FacePolicy | Literal["largest", "center_largest", "all", "require_one"] | None
+)
+
+_MAX_UINT32 = 2**32 - 1
+_MAX_INT64 = 2**63 - 1
+
+
+def detect_request(
+    image: ImageLike,
+    *,
+    policy: PolicyLike,
+    min_score: float | None,
+    min_face_size: float | None,
+    max_faces: int | None,
+    detector: ModelLike | None,
+) -> pb.DetectRequest:
+    """The request of `detect`."""
+    return pb.DetectRequest(
+        image=image_message(image),
+        detector=_model_ref(detector, "detector"),
+        selection=_selection(policy, min_score, min_face_size, max_faces),
+    )
+
+
+def embed_request(
+    image: ImageLike,
+    *,
+    aligned: bool,
+    policy: PolicyLike,
+    min_score: float | None,
+    min_face_size: float | None,
+    max_faces: int | None,
+    detector: ModelLike | None,
+    embedder: ModelLike | None,
+) -> pb.EmbedRequest:
+    """The request of `embed`."""
+    return pb.EmbedRequest(
+        image=image_message(image, aligned=aligned),
+        detector=_model_ref(detector, "detector"),
+        embedder=_model_ref(embedder, "embedder"),
+        selection=_selection(policy, min_score, min_face_size, max_faces),
+    )
+
+
+def verify_request(
+    a: ImageLike | Embedding,
+    b: ImageLike | Embedding,
+    *,
+    threshold: float | None,
+    aligned: bool,
+    policy: PolicyLike,
+    min_score: float | None,
+    min_face_size: float | None,
+    detector: ModelLike | None,
+    embedder: ModelLike | None,
+) -> pb.VerifyRequest:
+    """The request of `verify`."""
+    return pb.VerifyRequest(
+        a=_subject(a, aligned, "a"),
+        b=_subject(b, aligned, "b"),
+        detector=_model_ref(detector, "detector"),
+        embedder=_model_ref(embedder, "embedder"),
+        selection=_selection(policy, min_score, min_face_size, None),
+        threshold=threshold,
+    )
+
+
+def detect_result(response: pb.DetectResponse, timing: tuple[StageTiming, ...]) -> DetectResult:
+    """The answer of `detect`."""
+    return DetectResult(
+        faces=tuple(map(_face, response.faces)),
+        detector=_identity(response.detector),
+        image_width=response.image_width,
+        image_height=response.image_height,
+        timing=timing,
+    )
+
+
+def embed_result(response: pb.EmbedResponse, timing: tuple[StageTiming, ...]) -> EmbedResult:
+    """The answer of `embed`."""
+    return EmbedResult(
+        faces=tuple(map(_face, response.faces)),
+        embedder=_identity(response.embedder),
+        detector=_identity(response.detector) if response.HasField("detector") else None,
+        image_width=response.image_width,
+        image_height=response.image_height,
+        timing=timing,
+    )
+
+
+def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) -> VerifyResult:
+    """The answer of `verify`."""
+    from_request = response.threshold_source == pb.THRESHOLD_SOURCE_REQUEST
+    return VerifyResult(
+        similarity=response.similarity,
+        threshold=response.threshold,
+        threshold_source="request" if from_request else "model",
+        matched=response.matched,
+        face_a=_face(response.face_a),
+        face_b=_face(response.face_b),
+        embedder=_identity(response.embedder),
+        detector=_identity(response.detector) if response.HasField("detector") else None,
+        timing=timing,
+    )
+
+
+def _subject(subject: ImageLike | Embedding, aligned: bool, side: str) -> pb.Subject:
+    if isinstance(subject, Embedding):
+        model = pb.ModelIdentity(
+            name=subject.model.name,
+            version=subject.model.version,
+            fingerprint=subject.model.fingerprint,
+        )
+        return pb.Subject(
+            embedding=pb.Embedding(values=subject.values.tolist(), norm=subject.norm, model=model)
+        )
+    return pb.Subject(image=image_message(subject, aligned=aligned, field=f"{side}.image"))
+
+
+def _model_ref(model: ModelLike | None, field: str) -> pb.ModelRef | None:
+    if model is None:
+        return None
+    if isinstance(model, tuple):
+        name, version = model
+    else:
+        name, colon, number = model.partition(":")
+        if colon and not re.fullmatch("[0-9]{1,19}", number):
+            raise _no_such_version(model, field)
+        version = int(number or 0)
+    if not 0 <= version <= _MAX_INT64:
+        raise _no_such_version(model, field)
+    return pb.ModelRef(name=name, version=version)
+
+
+def _no_such_version(model: ModelLike, field: str) -> InvalidRequest:
+    message = f"{model!r} names no model: a version is a whole number from 1 on"
+    return _invalid_option(message, f"{field}.version")
+
+
+def _selection(
+    policy: PolicyLike,
+    min_score: float | None,
+    min_face_size: float | None,
+    max_faces: int | None,
+) -> pb.FaceSelection | None:
+    if policy is None and min_score is None and min_face_size is None and max_faces is None:
+        return None
+    if policy is not None and policy not in list(FacePolicy):
+        names = ", ".join(FacePolicy)
+        raise _invalid_option(
+            f"the policy must be one of {names}, not {policy}", "selection.policy"
+        )
+    if max_faces is not None and not 0 <= max_faces <= _MAX_UINT32:
+        raise _invalid_option(
+            f"max_faces must be in [1, 1000], not {max_faces}", "selection.max_faces"
+        )
+    return pb.FaceSelection(
+        policy=pb.FacePolicy.Value(f"FACE_POLICY_{(policy or 'unspecified').upper()}"),
+        min_score=min_score,
+        min_face_size=min_face_size,
+        max_faces=max_faces,
+    )
+
+
+def _invalid_option(message: str, field: str) -> InvalidRequest:
+    return InvalidRequest(message, reason="INVALID_OPTION", field=field)
+
+
+def _identity(message: pb.ModelIdentity) -> ModelIdentity:
+    return ModelIdentity(message.name, message.version, message.fingerprint)
+
+
+def _face(message: pb.Face) -> Face:
+    normalized = message.HasField("box_normalized")
+    return Face(
+        box=_box(message.box) if message.HasField("box") else None,
+        box_normalized=_box(message.box_normalized) if normalized else None,
+        score=message.score,
+        landmarks=_landmarks(message.landmarks) if message.HasField("landmarks") else None,
+        embedding=_embedding(message.embedding) if message.HasField("embedding") else None,
+    )
+
+
+def _box(message: pb.Box) -> Box:
+    return Box(message.x1, message.y1, message.x2, message.y2)
+
+
+def _point(message: pb.Point) -> Point:
+    return Point(message.x, message.y)
+
+
+def _landmarks(message: pb.Landmarks) -> Landmarks:
+    return Landmarks(
+        left_eye=_point(message.left_eye),
+        right_eye=_point(message.right_eye),
+        nose=_point(message.nose),
+        left_mouth=_point(message.left_mouth),
+        right_mouth=_point(message.right_mouth),
+    )
+
+
+def _embedding(message: pb.Embedding) -> Embedding:
+    values = np.array(message.values, dtype=np.float32)
+    return Embedding(values, message.norm, _identity(message.model))

@@ -1,0 +1,119 @@
+"""Draws faces into a photo. Needs Pillow: `pip install 'mien[pictures]'`."""
+
+import io
+import math
+from collections.abc import Iterable
+
+try:
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+except ImportError as error:
+    raise ImportError("pictures need Pillow: pip install 'mien[pictures]'") from error
+
+from mien.results import Box, Face, Landmarks
+
+_Colour = tuple[int, int, int]
+
+INK: _Colour = (16, 18, 24)
+PAPER: _Colour = (255, 255, 255)
+BOX: _Colour = (64, 224, 160)
+# Okabe and Ito's palette, which stays distinct for the colour-blind.
+LANDMARKS: dict[str, _Colour] = {
+    "left_eye": (86, 180, 233),
+    "right_eye": (230, 159, 0),
+    "nose": (240, 228, 66),
+    "left_mouth": (0, 114, 178),
+    "right_mouth": (213, 94, 0),
+}
+
+_SMOOTH = 4
+"""Small shapes are drawn this many times larger and scaled down: Pillow draws jagged circles."""
+
+
+def annotate(photo: bytes, faces: Iterable[Face]) -> Image.Image:
+    """The upright photo with each face's box, score and landmarks drawn into it, as RGB.
+
+    Args:
+        photo: the encoded file that the faces were found in.
+        faces: as `detect`, `embed` or `verify` answer them; one without a box is left out.
+
+    Raises:
+        OSError: Pillow cannot read the photo.
+    """
+    picture = _upright_rgb(photo)
+    located = [(face, face.box) for face in faces if face.box is not None]
+    for face, box in located:
+        _draw_box(picture, box)
+        if face.landmarks is not None:
+            _draw_landmarks(picture, face.landmarks, box)
+    for face, box in located:  # above every box
+        _draw_score(picture, face.score, box)
+    return picture
+
+
+def _upright_rgb(photo: bytes) -> Image.Image:
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
+    if picture.mode.startswith("I;16"):
+        picture = picture.point(lambda value: value / 256).convert("L")
+    return picture.convert("RGB")
+
+
+def _unit(picture: Image.Image) -> float:
+    """The picture's measure: a thousandth of the geometric mean of its sides, in pixels."""
+    return math.sqrt(picture.width * picture.height) / 1000
+
+
+def _stroke(picture: Image.Image, box: Box) -> int:
+    """A line's width: 4 thousandths of the picture, thinner where the face is small."""
+    return max(1, round(min(4 * _unit(picture), 0.03 * min(box.width, box.height))))
+
+
+def _halo(stroke: int) -> int:
+    """The width of the dark line on either side, which keeps the bright one visible on any ground."""
+    return max(1, round(stroke / 3))
+
+
+def _draw_box(picture: Image.Image, box: Box) -> None:
+    draw = ImageDraw.Draw(picture)
+    width = _stroke(picture, box)
+    halo = _halo(width)
+    x1, y1, x2, y2 = round(box.x1), round(box.y1), round(box.x2), round(box.y2)
+    draw.rectangle(
+        (x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=INK, width=width + 2 * halo
+    )
+    draw.rectangle((x1, y1, x2, y2), outline=BOX, width=width)
+
+
+def _draw_landmarks(picture: Image.Image, landmarks: Landmarks, box: Box) -> None:
+    radius = max(1.5, min(9 * _unit(picture), 0.03 * min(box.width, box.height)))
+    for name, colour in LANDMARKS.items():
+        point = getattr(landmarks, name)
+        _draw_dot(picture, point.x, point.y, radius, colour)
+
+
+def _draw_dot(picture: Image.Image, x: float, y: float, radius: float, colour: _Colour) -> None:
+    """A disc with a white rim and a dark one around it, placed to a fraction of a pixel."""
+    left, top = math.floor(x - 2 * radius), math.floor(y - 2 * radius)
+    side = math.ceil(4 * radius) + 1
+    centre_x, centre_y = (x - left + 0.5) * _SMOOTH, (y - top + 0.5) * _SMOOTH
+    for scale, fill in ((1.55, INK), (1.35, PAPER), (1.0, colour)):
+        mask = Image.new("L", (side * _SMOOTH, side * _SMOOTH))
+        ImageDraw.Draw(mask).circle((centre_x, centre_y), radius * scale * _SMOOTH, fill=255)
+        small = mask.resize((side, side), Image.Resampling.BOX)
+        picture.paste(fill, (left, top), small)
+
+
+def _draw_score(picture: Image.Image, score: float, box: Box) -> None:
+    size = max(10.0, min(26 * _unit(picture), 0.22 * box.width))
+    font = ImageFont.load_default(size)
+    text = f"{score:.2f}"
+    halo = _halo(_stroke(picture, box))
+    pad = max(2, round(size * 0.3))
+    left, top, right, bottom = font.getbbox(text)
+    width, height = math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad
+    # On top of the box, their left edges in line; inside the box where the photo ends above it.
+    edge = round(box.y1) - halo
+    x = min(max(round(box.x1) - halo, 0), max(picture.width - width, 0))
+    y = edge - height if edge >= height else max(edge, 0)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=BOX, outline=INK, width=halo)
+    draw.text((x + pad - left, y + pad - top), text, fill=INK, font=font)

@@ -1,0 +1,280 @@
+"""What the server answers, as plain frozen data. `as_dict` gives what JSON can hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mien.timing import StageTiming
+
+
+def _shortest(value: float) -> float:
+    """A float32's shortest decimal: 0.363 instead of 0.3630000054836273."""
+    return float(str(np.float32(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model answered.
+
+    Attributes:
+        name: the model's name.
+        version: 1 or more.
+        fingerprint: 16 hexadecimal digits over weights, preprocessing and alignment. Embeddings
+            compare only if their fingerprints are equal.
+    """
+
+    name: str
+    version: int
+    fingerprint: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """`name`, `version` and `fingerprint`."""
+        return {"name": self.name, "version": self.version, "fingerprint": self.fingerprint}
+
+
+class Point(NamedTuple):
+    """A position: pixels to the right of the left border and below the upper one."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle by its corners, x1 < x2 and y1 < y2; in pixels, or in fractions of the photo."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def width(self) -> float:
+        """x2 - x1."""
+        return self.x2 - self.x1
+
+    @property
+    def height(self) -> float:
+        """y2 - y1."""
+        return self.y2 - self.y1
+
+    def as_list(self) -> list[float]:
+        """[x1, y1, x2, y2]."""
+        return [_shortest(value) for value in (self.x1, self.y1, self.x2, self.y2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """The five points that alignment uses, in pixels. Left and right are the viewer's."""
+
+    left_eye: Point
+    right_eye: Point
+    nose: Point
+    left_mouth: Point
+    right_mouth: Point
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Each landmark's [x, y] by its name."""
+        return {
+            name: [_shortest(value) for value in getattr(self, name)] for name in self.__slots__
+        }
+
+
+# Compared by identity: equality of vectors is a question for `verify`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A face as a vector. Store it with its model, and give it to `verify` in a photo's place.
+
+    Attributes:
+        values: [d] float32, L2 norm 1, read-only; any sequence of d numbers is converted.
+        norm: the L2 norm before it was scaled to 1, above 0. Low for blurred or occluded faces.
+        model: the model that made it.
+
+    Raises:
+        ValueError: the values have not one dimension.
+    """
+
+    values: NDArray[np.float32]
+    norm: float
+    model: ModelIdentity
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float32)
+        if values.ndim != 1:
+            raise ValueError(f"an embedding's values must have the shape [d], not {values.shape}")
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`embedding` (d numbers), `norm` and `model`; `from_dict` reads them back exactly."""
+        return {
+            "embedding": [_shortest(value) for value in self.values],
+            "norm": _shortest(self.norm),
+            "model": self.model.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The embedding that `as_dict` wrote; further keys are ignored.
+
+        Raises:
+            KeyError: a key is missing. ValueError: the values are no vector.
+        """
+        model = data["model"]
+        identity = ModelIdentity(model["name"], model["version"], model["fingerprint"])
+        return cls(data["embedding"], data["norm"], identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """One face.
+
+    Attributes:
+        box: where it is, in pixels of the upright photo; None for an aligned crop.
+        box_normalized: the same as fractions of the photo's size; None for an aligned crop.
+        score: the detector's confidence, in [0, 1]; 0 for an aligned crop.
+        landmarks: eyes, nose and mouth; None for an aligned crop or a given embedding.
+        embedding: the face as a vector, from `embed` and `verify` only.
+    """
+
+    box: Box | None
+    box_normalized: Box | None
+    score: float
+    landmarks: Landmarks | None
+    embedding: Embedding | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """`box`, `score`, `landmarks`, and what the embedding adds, if there is one."""
+        return {
+            "box": self.box.as_list() if self.box else None,
+            "score": _shortest(self.score),
+            "landmarks": self.landmarks.as_dict() if self.landmarks else None,
+            **(self.embedding.as_dict() if self.embedding else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DetectResult:
+    """The faces of one photo.
+
+    Attributes:
+        faces: by the policy's order, by falling score for "all"; empty if there is none.
+        detector: the detector that ran.
+        image_width: the upright photo's width in pixels.
+        image_height: its height in pixels.
+        timing: the server's stages, where the call asked for them.
+    """
+
+    faces: tuple[Face, ...]
+    detector: ModelIdentity
+    image_width: int
+    image_height: int
+    timing: tuple[StageTiming, ...] = field(default=(), compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`faces`, `detector`, `image_width`, `image_height`, and `timing` where asked for."""
+        return {
+            "faces": [face.as_dict() for face in self.faces],
+            "detector": self.detector.as_dict(),
+            "image_width": self.image_width,
+            "image_height": self.image_height,
+            **_timing_dict(self.timing),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """The faces of one photo with their embeddings.
+
+    Attributes:
+        faces: by the policy's order; one, unless the policy is "all".
+        embedder: the model that made the embeddings.
+        detector: the detector that ran; None for an aligned crop.
+        image_width: the upright photo's width in pixels.
+        image_height: its height in pixels.
+        timing: the server's stages, where the call asked for them.
+    """
+
+    faces: tuple[Face, ...]
+    embedder: ModelIdentity
+    detector: ModelIdentity | None
+    image_width: int
+    image_height: int
+    timing: tuple[StageTiming, ...] = field(default=(), compare=False)
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """One embedding per face, in the order of `faces`."""
+        return tuple(face.embedding for face in self.faces if face.embedding)
+
+    @property
+    def embedding(self) -> Embedding:
+        """The first face's embedding: the wanted one, unless the policy is "all".
+
+        Raises:
+            IndexError: the policy was "all" and the photo has no face.
+        """
+        return self.embeddings[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`faces`, `model`, `detector`, the photo's size, and `timing` where asked for."""
+        return {
+            "faces": [face.as_dict() for face in self.faces],
+            "model": self.embedder.as_dict(),
+            "detector": self.detector.as_dict() if self.detector else None,
+            "image_width": self.image_width,
+            "image_height": self.image_height,
+            **_timing_dict(self.timing),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The comparison of two faces.
+
+    Attributes:
+        similarity: cosine of the two embeddings, in [-1, 1]. It is no probability.
+        threshold: the threshold that was used, in [-1, 1].
+        threshold_source: whether the threshold was the model's or the request's own.
+        matched: whether similarity >= threshold: the same person.
+        face_a: the face compared on side a, with its embedding.
+        face_b: the face compared on side b, with its embedding.
+        embedder: the model that made both embeddings.
+        detector: the detector that ran; None if no photo needed one.
+        timing: the server's stages, where the call asked for them.
+    """
+
+    similarity: float
+    threshold: float
+    threshold_source: Literal["model", "request"]
+    matched: bool
+    face_a: Face
+    face_b: Face
+    embedder: ModelIdentity
+    detector: ModelIdentity | None
+    timing: tuple[StageTiming, ...] = field(default=(), compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`similarity`, `threshold`, `threshold_source`, `matched`, `model`, `detector`, `faces`.
+
+        The faces are those of side a and b, without their embeddings.
+        """
+        return {
+            "similarity": _shortest(self.similarity),
+            "threshold": _shortest(self.threshold),
+            "threshold_source": self.threshold_source,
+            "matched": self.matched,
+            "model": self.embedder.as_dict(),
+            "detector": self.detector.as_dict() if self.detector else None,
+            "faces": [
+                replace(face, embedding=None).as_dict() for face in (self.face_a, self.face_b)
+            ],
+            **_timing_dict(self.timing),
+        }
+
+
+def _timing_dict(timing: tuple[StageTiming, ...]) -> dict[str, Any]:
+    return {"timing": [stage.as_dict() for stage in timing]} if timing else {}

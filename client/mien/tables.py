@@ -1,0 +1,92 @@
+"""What the command line prints for a person: small aligned tables."""
+
+from collections.abc import Container, Sequence
+
+from mien.results import DetectResult, EmbedResult, Face, ModelIdentity, VerifyResult
+from mien.timing import StageTiming
+
+
+def detect_table(name: str, result: DetectResult) -> str:
+    """The faces of one photo."""
+    head = _headline(name, result.image_width, result.image_height, result.faces)
+    rows = [[str(i), *_located(face)] for i, face in enumerate(result.faces, 1)]
+    return _paragraphs(
+        head,
+        _aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
+        f"detector  {model_line(result.detector)}",
+    )
+
+
+def embed_table(name: str, result: EmbedResult) -> str:
+    """The faces of one photo, each with the start of its embedding."""
+    head = _headline(name, result.image_width, result.image_height, result.faces)
+    rows = []
+    for i, face in enumerate(result.faces, 1):
+        if face.embedding is None:
+            continue
+        start = " ".join(f"{value:+.4f}" for value in face.embedding.values[:4])
+        dimensions = str(len(face.embedding.values))
+        rows.append(
+            [str(i), *_located(face), f"{face.embedding.norm:.3f}", dimensions, f"{start} ..."]
+        )
+    header = ["#", "score", "x1", "y1", "x2", "y2", "norm", "dims", "embedding"]
+    return _paragraphs(
+        head,
+        _aligned(header, rows, left={8}) if rows else "",
+        f"embedder  {model_line(result.embedder)}",
+    )
+
+
+def verify_table(result: VerifyResult) -> str:
+    """The comparison of two faces."""
+    verdict = "same person" if result.matched else "different"
+    return "\n".join(
+        (
+            f"similarity  {result.similarity:.4f}",
+            f"threshold   {result.threshold:.4f} ({result.threshold_source})",
+            f"verdict     {verdict}",
+            f"model       {model_line(result.embedder)}",
+        )
+    )
+
+
+def timing_table(timing: Sequence[StageTiming]) -> str:
+    """The server's stages."""
+    rows = [[stage.name, f"{stage.milliseconds:.2f}", str(stage.batch or "")] for stage in timing]
+    return _aligned(["stage", "ms", "batch"], rows, left={0})
+
+
+def model_line(model: ModelIdentity) -> str:
+    """A model's name, version and fingerprint."""
+    return f"{model.name} version {model.version} (fingerprint {model.fingerprint})"
+
+
+def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
+    count = {0: "no face", 1: "1 face"}.get(len(faces), f"{len(faces)} faces")
+    return f"{name}  {width} x {height} pixels, {count}"
+
+
+def _located(face: Face) -> list[str]:
+    if face.box is None:
+        return ["-"] * 5
+    corners = (face.box.x1, face.box.y1, face.box.x2, face.box.y2)
+    return [f"{face.score:.3f}", *(f"{value:.1f}" for value in corners)]
+
+
+def _paragraphs(*parts: str) -> str:
+    return "\n\n".join(filter(None, parts))
+
+
+def _aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Container[int] = ()
+) -> str:
+    """Columns two spaces apart, set to the right but for those in `left`."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,248 @@
+"""How the clients connect, wait, try again and close."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+import mien
+from mien.channel import channel_options, resolve_address
+from mien.v1 import face_pb2 as pb
+
+Call = Callable[..., Any]
+Code = grpc.StatusCode
+
+
+def not_ready() -> Any:
+    return error_details_pb2.ErrorInfo(reason="MODEL_NOT_READY", domain="mien")
+
+
+def test_what_is_unavailable_for_a_moment_is_tried_again(call: Call, peer: Any) -> None:
+    peer.refuses(Code.UNAVAILABLE, "loading", not_ready(), times=2)
+    assert len(call("detect", b"photo").faces) == 2
+    assert len(peer.received) == 3
+
+
+def test_what_stays_unavailable_is_tried_four_times(call: Call, peer: Any) -> None:
+    peer.refuses(Code.UNAVAILABLE, "loading", not_ready(), times=9)
+    with pytest.raises(mien.ModelNotReady):
+        call("detect", b"photo")
+    assert len(peer.received) == 4
+
+
+def test_large_photos_are_tried_again_too(call: Call, peer: Any) -> None:
+    photo = bytes(4 * 1024 * 1024)
+    peer.refuses(Code.UNAVAILABLE, "loading", not_ready())
+    call("detect", photo)
+    assert [len(received.request.image.encoded) for received in peer.received] == [len(photo)] * 2
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        Code.INVALID_ARGUMENT,
+        Code.FAILED_PRECONDITION,
+        Code.NOT_FOUND,
+        Code.RESOURCE_EXHAUSTED,
+        Code.INTERNAL,
+        Code.UNKNOWN,
+    ],
+)
+def test_nothing_else_is_tried_again(call: Call, peer: Any, code: Code) -> None:
+    peer.aborts(code, "no")
+    with pytest.raises(mien.MienError):
+        call("detect", b"photo")
+    assert len(peer.received) == 1
+
+
+def test_calls_have_a_finite_deadline_by_default(call: Call, peer: Any) -> None:
+    call("detect", b"photo")
+    call("detect", b"photo", timeout=100)
+    default, given = (received.seconds_left for received in peer.received)
+    assert 5 < default < 11  # on the wire, gRPC rounds it up
+    assert 95 < given < 102
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_must_be_finite_and_above_zero(call: Call, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        call("detect", b"photo", timeout=timeout)
+    with pytest.raises(ValueError, match="timeout"):
+        mien.Client(timeout=timeout)
+
+
+def test_retries_end_with_the_timeout(call: Call, peer: Any) -> None:
+    release = threading.Event()
+    peer.refuses(Code.UNAVAILABLE, "loading", not_ready())
+    peer.holds(release)
+    with pytest.raises(mien.DeadlineExceeded):
+        call("detect", b"photo", timeout=0.5)
+    release.set()
+
+
+def test_a_large_answer_arrives(call: Call, peer: Any) -> None:
+    well = call("embed", b"photo").faces[0]
+    values = [0.5] * 2_000_000
+    face = pb.Face(embedding=pb.Embedding(values=values, norm=well.embedding.norm))
+    peer.script.append(lambda request, context: pb.EmbedResponse(faces=[face]))
+    assert call("embed", b"photo").embedding.values.shape == (2_000_000,)
+
+
+def test_a_client_connects_at_its_first_call() -> None:
+    client = mien.Client("127.0.0.1:1")
+    client.close()
+    asyncio.run(mien.AsyncClient("127.0.0.1:1").close())
+
+
+def test_a_client_outlives_its_server(peer: Any) -> None:
+    with mien.Client(peer.address) as client:
+        client.detect(b"photo")
+        peer.stop()
+        with pytest.raises(mien.Unavailable):
+            client.detect(b"photo")
+        peer.start()
+        # The connection comes back by itself, after at most a second of backoff.
+        for _ in range(8):
+            try:
+                client.detect(b"photo")
+            except mien.Unavailable:
+                continue
+            return
+    pytest.fail("the client did not find its server again")
+
+
+def test_closing_ends_calls_in_progress(peer: Any) -> None:
+    release = threading.Event()
+    entered = peer.holds(release)
+    client = mien.Client(peer.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.detect, b"photo")
+        assert entered.wait(10)
+        client.close()
+        with pytest.raises(mien.Cancelled):
+            call.result(10)
+        release.set()
+
+
+async def test_closing_an_async_client_ends_calls_in_progress(peer: Any) -> None:
+    release = threading.Event()
+    entered = peer.holds(release)
+    client = mien.AsyncClient(peer.address)
+    call = asyncio.create_task(client.detect(b"photo"))
+    assert await asyncio.to_thread(entered.wait, 10)
+    await client.close()
+    with pytest.raises(mien.Cancelled):
+        await call
+    release.set()
+
+
+async def test_cancelling_a_task_stays_a_cancellation(peer: Any) -> None:
+    release = threading.Event()
+    entered = peer.holds(release)
+    async with mien.AsyncClient(peer.address) as client:
+        call = asyncio.create_task(client.detect(b"photo"))
+        assert await asyncio.to_thread(entered.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        release.set()
+
+
+def test_a_closed_client_says_so(peer: Any) -> None:
+    client = mien.Client(peer.address)
+    client.close()
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.detect(b"photo")
+
+
+async def test_a_closed_async_client_says_so(peer: Any) -> None:
+    used, unused = mien.AsyncClient(peer.address), mien.AsyncClient(peer.address)
+    await used.detect(b"photo")
+    for client in (used, unused):
+        await client.close()
+        await client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.detect(b"photo")
+    assert len(peer.received) == 1
+
+
+def test_threads_share_a_client(peer: Any) -> None:
+    def embed(i: int) -> int:
+        return client.embed(str(i).encode()).image_width
+
+    with mien.Client(peer.address) as client, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(embed, range(100))) == [100] * 100
+    assert {r.request.image.encoded for r in peer.received} == {str(i).encode() for i in range(100)}
+
+
+async def test_tasks_share_an_async_client(peer: Any) -> None:
+    async with mien.AsyncClient(peer.address) as client:
+        results = await asyncio.gather(*(client.embed(b"photo") for _ in range(100)))
+    assert len(results) == len(peer.received) == 100
+
+
+def test_an_async_client_may_be_made_outside_the_event_loop(peer: Any) -> None:
+    client = mien.AsyncClient(peer.address)
+
+    async def use() -> int:
+        async with client:
+            return len((await client.detect(b"photo")).faces)
+
+    assert asyncio.run(use()) == 2
+
+
+def test_the_address_is_the_argument_else_the_variable_else_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MIEN_ADDRESS", raising=False)
+    assert mien.Client().address == "localhost:8001"
+    monkeypatch.setenv("MIEN_ADDRESS", "")
+    assert mien.Client().address == "localhost:8001"
+    monkeypatch.setenv("MIEN_ADDRESS", "faces:9000")
+    assert mien.AsyncClient().address == "faces:9000"
+    assert mien.Client("other:1").address == "other:1"
+
+
+def test_a_web_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="without the scheme"):
+        resolve_address("http://localhost:8001")
+
+
+def test_a_local_server_is_never_looked_for_behind_a_proxy(
+    call: Call, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    port = peer.address.rpartition(":")[2]
+    for host in ("127.0.0.1", "localhost"):
+        assert call("detect", b"photo", address=f"{host}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("localhost:1", True),
+        ("localhost", True),
+        ("127.0.0.9:1", True),
+        ("[::1]:1", True),
+        ("faces.internal:1", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example:1", False),
+    ],
+)
+def test_which_addresses_are_local(address: str, local: bool) -> None:
+    assert (("grpc.enable_http_proxy", 0) in channel_options(address)) is local
+
+
+def test_credentials_make_the_connection_tls(call: Call, peer: Any) -> None:
+    with pytest.raises(mien.Unavailable):
+        call("detect", b"photo", credentials=grpc.ssl_channel_credentials())
+    assert peer.received == []
