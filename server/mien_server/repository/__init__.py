@@ -1,0 +1,1 @@
+"""The model repository: config.pbtxt, versions, manifests, and the life of slots."""

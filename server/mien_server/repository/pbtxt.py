@@ -1,0 +1,186 @@
+"""Reads protobuf text with Triton's schema and remembers on which line each field stands.
+
+`google.protobuf.text_format` reports lines only for syntax errors, and of a repeated map key the last
+wins in silence; the small syntax tree here is for what it does not say.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+FieldPath: TypeAlias = tuple[str | int, ...]
+"""Names, indices and keys of a map: ("input", 0, "dims"), ("parameters", "mean")."""
+
+_MAX_BYTES = 1 << 20
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|\#[^\n]*)
+      | (?P<string>"(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*')
+      | (?P<mark>[{}<>\[\]:,;])
+      | (?P<word>[^\s{}<>\[\]:,;\#"']+)""",
+    re.VERBOSE,
+)
+
+
+class ConfigError(ValueError):
+    """A config.pbtxt that cannot be used.
+
+    Attributes:
+        path: the file.
+        line: the line at fault, counted from 1.
+        field: its dotted path (`dynamic_batching.preferred_batch_size`), or "".
+        problem: what is wrong and how to fix it.
+    """
+
+    def __init__(self, path: Path, line: int, field: str, problem: str) -> None:
+        super().__init__(f"{path}:{line}: {field + ': ' if field else ''}{problem}")
+        self.path = path
+        self.line = line
+        self.field = field
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    name: str
+    line: int
+    value: str = ""
+    children: tuple["_Node", ...] = ()
+    is_map_entry: bool = False
+
+
+def field_name(path: FieldPath) -> str:
+    """The path as people write it: `input[0].dims`, `parameters.mean`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+class ConfigText:
+    """A parsed config.pbtxt: Triton's message, and where in the file its fields stand.
+
+    Attributes:
+        path: the file.
+        message: Triton's `inference.ModelConfig`.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        """Parses the text.
+
+        Raises:
+            ConfigError: it is no protobuf text of Triton's schema, or names a map key twice.
+        """
+        self.path = path
+        try:
+            self.message: Any = text_format.Parse(text, model_config_pb2.ModelConfig())
+        except text_format.ParseError as error:
+            # The parser writes "line:column : " in front of its messages, which `ConfigError` does.
+            problem = re.sub(r"^\d+:\d+ : ", "", str(error))
+            raise ConfigError(path, error.GetLine() or 1, "", problem) from error
+        self._root = _Node("", 1, children=tuple(_fields(_tokens(text), "")))
+        self._refuse_repeated_keys(self._root)
+
+    @classmethod
+    def read(cls, path: Path) -> "ConfigText":
+        """Reads and parses a file of at most 1 MiB.
+
+        Raises:
+            ConfigError: likewise, or the file cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MAX_BYTES + 1)
+            if len(data) > _MAX_BYTES:
+                raise ConfigError(path, 1, "", "is larger than 1 MiB")
+            return cls(path, data.decode())
+        except OSError as error:
+            raise ConfigError(path, 1, "", f"cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            line = data[: error.start].count(b"\n") + 1
+            raise ConfigError(path, line, "", "is not UTF-8 text") from error
+
+    def line(self, path: FieldPath, *, value: str = "") -> int:
+        """The line of a field, or of the nearest thing around it that the file has.
+
+        Args:
+            path: the field.
+            value: among several of that name, the one written so.
+        """
+        found, line = [self._root], 1
+        for step in path:
+            if isinstance(step, int):
+                found = found[step : step + 1]
+            else:
+                found = [child for node in found for child in node.children if child.name == step]
+            if not found:
+                break
+            line = next((node for node in found if node.value == value), found[0]).line
+        return line
+
+    def error(self, path: FieldPath, problem: str, *, value: str = "") -> ConfigError:
+        """The error that says so about this field."""
+        return ConfigError(self.path, self.line(path, value=value), field_name(path), problem)
+
+    def _refuse_repeated_keys(self, node: _Node, within: FieldPath = ()) -> None:
+        seen: set[FieldPath] = set()
+        for child in node.children:
+            if child.is_map_entry:
+                path = (*within, child.name, child.children[0].name)
+                if path in seen:
+                    line = child.children[0].line
+                    raise ConfigError(self.path, line, field_name(path), "is given twice")
+                seen.add(path)
+            self._refuse_repeated_keys(child, (*within, child.name))
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    line = 1
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup != "space":
+            yield match.group(), line
+        line += match.group().count("\n")
+
+
+def _fields(tokens: Iterator[tuple[str, int]], end: str) -> Iterator[_Node]:
+    """The fields up to the closing mark. The text is known to be well formed."""
+    for mark, line in tokens:
+        if mark == end:
+            return
+        if mark in ",;" or mark[0] in "\"'":  # a string after a string continues it
+            continue
+        yield from _values(mark, line, tokens)
+
+
+def _values(name: str, line: int, tokens: Iterator[tuple[str, int]]) -> Iterator[_Node]:
+    """The values of one field: one, or several in brackets."""
+    depth = 0
+    for mark, at in tokens:
+        if mark == "[":
+            depth += 1
+        elif mark == "]":
+            depth -= 1
+        elif mark in "{<":
+            children = tuple(_fields(tokens, "}" if mark == "{" else ">"))
+            yield _entry(_Node(name, at if depth else line, children=children))
+        elif mark not in ":,":
+            yield _Node(name, at if depth else line, value=mark.strip("\"'"))
+        else:
+            continue
+        if not depth:
+            return
+
+
+def _entry(node: _Node) -> _Node:
+    """A map's entry {key, value} as a node that has one child, named by the key."""
+    fields = {child.name: child for child in node.children}
+    if "key" not in fields:
+        return node
+    value = fields.get("value", fields["key"])
+    child = _Node(fields["key"].value, fields["key"].line, value.value, value.children)
+    return _Node(node.name, node.line, children=(child,), is_map_entry=True)

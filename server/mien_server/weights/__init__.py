@@ -1,0 +1,1 @@
+"""Checkpoints in: sources, formats, key maps, checksums."""

