@@ -1,0 +1,1 @@
+"""Network definitions, and the pre- and post-processing of each model family."""

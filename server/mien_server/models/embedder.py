@@ -1,0 +1,30 @@
+"""What all embedding networks have in common: one output, and each of its rows is a result."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from mien_server.models.interface import ArrayF32, EmbedderRow, FamilyOptions, Task
+
+
+class EmbedderFamily:
+    """A network whose only output [N, dimensions] is the embedding: `interface.Family` for "embed"."""
+
+    task: Task = "embed"
+
+    def __init__(self, name: str, build: Callable[[], nn.Module]) -> None:
+        self.name = name
+        self._build = build
+
+    def network(self) -> nn.Module:
+        """A new network with random weights, in eval mode."""
+        return self._build().eval()
+
+    def results(
+        self,
+        outputs: Sequence[ArrayF32],
+        rows: Sequence[EmbedderRow],
+        options: FamilyOptions,  # noqa: ARG002 - embedders have no thresholds
+    ) -> list[ArrayF32]:
+        """Each row's vector [dimensions] float32, as the network gave it: not normalised."""
+        return [vector for vector, _ in zip(outputs[0], rows, strict=True)]

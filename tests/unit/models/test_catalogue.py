@@ -1,0 +1,39 @@
+"""The names that `architecture` may have."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from mien_server.models.catalogue import FAMILIES, UnknownArchitecture, find_family
+from mien_server.models.interface import EmbedderRow, FamilyOptions
+
+
+def test_every_family_is_found_by_its_name() -> None:
+    assert {name: find_family(name).task for name in FAMILIES} == {
+        "retinaface_mobilenet0.25": "detect",
+        "retinaface_resnet50": "detect",
+        "iresnet18": "embed",
+        "iresnet34": "embed",
+        "iresnet50": "embed",
+        "iresnet100": "embed",
+        "sface": "embed",
+    }
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownArchitecture, match=r"'resnet'.*iresnet50.*sface"):
+        find_family("resnet")
+
+
+def test_networks_come_in_eval_mode() -> None:
+    network: nn.Module = find_family("sface").network()
+    assert not any(module.training for module in network.modules())
+
+
+def test_an_embedders_results_are_the_rows_of_its_output() -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    crop = EmbedderRow(np.zeros((112, 112, 3), np.uint8))
+
+    results = find_family("sface").results([vectors], [crop, crop], FamilyOptions())
+
+    np.testing.assert_array_equal(results, vectors)
