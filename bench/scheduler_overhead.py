@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from bench.report import machine, percentile, table
 from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
-
-from bench.report import machine, percentile, table
 
 
 class NoDevice:

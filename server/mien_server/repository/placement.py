@@ -2,7 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, device_names
+from mien_server.backends.devices import (
+    CpuDevice,
+    CudaDevice,
+    DeviceError,
+    device_names,
+    gpu_remedy,
+)
 from mien_server.repository.config import InstanceGroup
 
 AnyDevice = CpuDevice | CudaDevice
@@ -24,9 +30,9 @@ def place(
     for group in groups:
         for name in _names(group, by_name):
             if name not in by_name:
-                raise DeviceError(
-                    f"instance_group asks for {name}; this server has {', '.join(by_name) or 'none'}"
-                )
+                message = f"instance_group asks for {name}; this server has "
+                message += ", ".join(by_name) or "none"
+                raise DeviceError(message if name == "cpu" else f"{message}: {gpu_remedy()}")
             counts[name] = counts.get(name, 0) + (group.count or by_name[name].executors)
     return [(by_name[name], count) for name, count in counts.items()]
 

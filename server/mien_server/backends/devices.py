@@ -1,0 +1,155 @@
+"""The devices that batches run on: the processor and GPUs, as `scheduling.interface.Device`.
+
+On a CPU every executor thread is its own OpenMP master, and `torch.set_num_threads` acts on the calling
+thread only, so each batch can be given its own number of cores. Measured with PyTorch 2.13 on an AMD EPYC
+with 2 cores: reading the number takes 0.03 µs, setting it 0.1 µs, also when it alternates.
+
+OpenMP's waiting is best left at its default: libgomp spins briefly, and less where its threads outnumber
+the cores. OMP_WAIT_POLICY=PASSIVE cost two executors of two threads each about 15 % of their rows per
+core-second (SFace's shape, bf16, batch 4), GOMP_SPINCOUNT=10000 changed nothing. Eager networks never start
+PyTorch's inter-op pool, so its size does not matter. `bench/cpu_threads.py` repeats the comparison.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+class DeviceError(Exception):
+    """A device that a model is configured for and that is not there. Nothing falls back to the CPU."""
+
+
+class CpuDevice:
+    """The processor, shared by one executor thread per core.
+
+    Args:
+        cores: the budget that all executors share, at least 1; None: `available_cores()`.
+    """
+
+    def __init__(self, cores: int | None = None) -> None:
+        if cores is not None and cores < 1:
+            raise DeviceError(f"the CPU's core budget must be at least 1, not {cores}")
+        self.name = "cpu"
+        self.cores = available_cores() if cores is None else cores
+        self.executors = self.cores
+        self.torch_device = torch.device("cpu")
+
+    def begin(self, cores: int) -> None:
+        """Lets operators of the calling thread use `cores` threads (at least 1)."""
+        # Asking first is not only cheaper: a thread's first question makes it take over the number that
+        # any thread set last. Were it asked by the first operator, it would undo what is set here.
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+
+
+class CudaDevice:
+    """One GPU.
+
+    Args:
+        index: as in `instance_group.gpus`, among the GPUs that CUDA_VISIBLE_DEVICES leaves.
+        executors: batches that may run on it at the same time, at least 1; two let one batch be staged
+            while another computes.
+
+    Raises:
+        DeviceError: there is no such GPU.
+    """
+
+    def __init__(self, index: int, executors: int = 2) -> None:
+        if not 0 <= index < torch.cuda.device_count():
+            raise DeviceError(f"there is no cuda:{index}: {gpu_remedy()}")
+        self.name = f"cuda:{index}"
+        self.executors = executors
+        self.cores = 0
+        self.torch_device = torch.device("cuda", index)
+
+    def begin(self, cores: int) -> None:  # noqa: ARG002 - a GPU's batches need no cores
+        """Makes this GPU the calling thread's current one."""
+        torch.cuda.set_device(self.torch_device)
+
+
+def device_names(kind: str, gpus: Sequence[int] = ()) -> list[str]:
+    """The names of the devices of one `instance_group`.
+
+    Args:
+        kind: "cpu" or "gpu".
+        gpus: for "gpu", the GPUs named; empty means every one there is, as in Triton.
+
+    Raises:
+        DeviceError: every GPU is asked for and there is none.
+    """
+    if kind == "cpu":
+        return ["cpu"]
+    indices = gpus or range(torch.cuda.device_count())
+    if not indices:
+        raise DeviceError(f"instance_group asks for every GPU: {gpu_remedy()}")
+    return [f"cuda:{index}" for index in indices]
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its CPU affinity, or its cgroup's quota where that is less.
+
+    A quota of 2.5 cores gives 2: a third thread would only be throttled. At least 1.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    quota = cgroup_quota()
+    return max(1, int(cores if quota is None else min(cores, quota)))
+
+
+def cgroup_quota(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Cores that the tightest CPU quota above this process allows, or None if there is none.
+
+    Reads cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`), whichever is mounted.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        quotas += [read(base / level) for level in (group, *group.parents)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    quota, period = _words(group / "cpu.max", ["max", "100000"])
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(group: Path) -> float | None:
+    quota = int(_words(group / "cpu.cfs_quota_us", ["-1"])[0])
+    period = int(_words(group / "cpu.cfs_period_us", ["100000"])[0])
+    return None if quota < 0 else quota / period
+
+
+def _words(path: Path, default: list[str]) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return default
+
+
+def gpu_remedy() -> str:
+    """What PyTorch sees where a GPU is missing, and what to do about it."""
+    count = torch.cuda.device_count()
+    if torch.version.cuda is None:
+        seen = f"torch {torch.__version__} is built without CUDA"
+        fix = "install a CUDA build of torch"
+    elif count == 0:
+        seen = f"torch {torch.__version__} sees no GPU"
+        fix = "check the NVIDIA driver, CUDA_VISIBLE_DEVICES and, in a container, --gpus"
+    else:
+        seen = f"torch {torch.__version__} sees " + ", ".join(f"cuda:{i}" for i in range(count))
+        fix = "correct gpus"
+    return f"{seen}; {fix}, or set kind: KIND_CPU"

@@ -1,0 +1,50 @@
+"""Which number format a model computes in."""
+
+import logging
+from typing import Literal
+
+import torch
+
+from mien_server.backends.checkpoint import LoadError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[ResolvedPrecision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_precision(
+    wanted: Precision, device_type: str, *, native_bf16: bool
+) -> ResolvedPrecision:
+    """What "auto" means on a device, and whether it can do what is wanted.
+
+    Args:
+        wanted: `precision` of config.pbtxt.
+        device_type: "cpu" or "cuda".
+        native_bf16: whether the CPU multiplies bfloat16; see `cpu_multiplies_bf16`.
+
+    Raises:
+        LoadError: fp16 on a CPU, where it would be slower than fp32.
+    """
+    if wanted == "auto":
+        if device_type == "cuda":
+            return "fp16"
+        return "bf16" if native_bf16 else "fp32"
+    if device_type == "cpu":
+        if wanted == "fp16":
+            raise LoadError("precision fp16 needs a GPU: set auto, bf16 or fp32, or kind: KIND_GPU")
+        if wanted == "bf16" and not native_bf16:
+            _log.warning("this processor emulates bfloat16: precision fp32 would be faster")
+    return wanted
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this processor has bfloat16 multiplication that PyTorch's convolutions use."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

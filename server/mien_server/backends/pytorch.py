@@ -1,0 +1,130 @@
+"""Loads a version's `model.safetensors` into its family's network and runs batches of it.
+
+Networks run eagerly. `torch.compile` costs tens of seconds at every start and again for new shapes, and
+TorchScript is deprecated.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mien_server.backends import memory
+from mien_server.backends.checkpoint import LoadError, check_finite, load_network
+from mien_server.backends.cpu import CpuEngine
+from mien_server.backends.cuda import cuda_engine
+from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.backends.network import PixelNetwork
+from mien_server.backends.precision import (
+    DTYPES,
+    Precision,
+    ResolvedPrecision,
+    cpu_multiplies_bf16,
+    resolve_precision,
+)
+from mien_server.models.folding import fold_batch_norms
+from mien_server.models.interface import ArrayF32, Family, FamilyOptions, ImageU8, Normalisation
+
+__all__ = ["LoadError", "Precision", "PyTorchInstance", "load"]
+
+
+class Engine(Protocol):
+    """Runs a network on one kind of device. Its batches are opaque to everyone else."""
+
+    def stage(self, images: Sequence[ImageU8]) -> Any:
+        """Images [H, W, 3] of one shape to one batch."""
+        ...
+
+    def run(self, batch: Any) -> tuple[ArrayF32, ...]:
+        """The network's outputs for a staged batch, batch first."""
+        ...
+
+
+class PyTorchInstance:
+    """A loaded network on a device: `scheduling.interface.Instance`. Safe under several threads.
+
+    Attributes:
+        precision: what it computes in: "auto" resolved.
+    """
+
+    def __init__(
+        self, engine: Engine, family: Family, options: FamilyOptions, precision: ResolvedPrecision
+    ) -> None:
+        self.precision = precision
+        self._engine = engine
+        self._family = family
+        self._options = options
+
+    def collate(self, rows: Sequence[Any]) -> Any:
+        """Stacks rows of equal shape: anything with an `image`, [H, W, 3] uint8 RGB.
+
+        Raises:
+            ValueError: the images' shapes differ.
+            TypeError: an image is not uint8.
+        """
+        return self._engine.stage([row.image for row in rows])
+
+    def compute(self, batch: Any) -> tuple[ArrayF32, ...]:
+        """The network's raw outputs, float32, batch first."""
+        return self._engine.run(batch)
+
+    def split(self, outputs: tuple[ArrayF32, ...], rows: Sequence[Any]) -> list[Any]:
+        """The family's results, one per row."""
+        return self._family.results(outputs, rows, self._options)
+
+    def close(self) -> None:
+        """Frees the network's memory. The last batch must have run; none can follow."""
+        del self._engine
+        memory.release()
+
+
+def load(
+    family: Family,
+    weights: Path,
+    *,
+    normalisation: Normalisation,
+    options: FamilyOptions,
+    precision: Precision,
+    device: CpuDevice | CudaDevice,
+    sides: Sequence[int],
+    max_batch_size: int,
+    count: int = 1,
+) -> PyTorchInstance:
+    """Loads one version of a model onto one device. Takes seconds: call it off the event loop.
+
+    Call it once per device and place the result there: `PlacedInstance(instance, device.name, count)`.
+    On a CPU all executor threads share it; on a GPU it runs `count` batches at once, each on a stream of
+    its own.
+
+    Args:
+        family: names the network and its post-processing.
+        weights: a `model.safetensors` with exactly the network's keys.
+        normalisation: how pixels become the network's input.
+        options: thresholds for the family's results.
+        precision: "auto" is fp16 on a GPU, bf16 on a CPU that multiplies in it, else fp32.
+        device: where it runs.
+        sides: sides in pixels of the square inputs to expect: a detector's buckets, (112,) for an
+            embedder. A GPU captures its graphs for these; other sizes run too, more slowly.
+        max_batch_size: the largest batch to expect, at least 1, likewise.
+        count: batches that a GPU may run at once.
+
+    Raises:
+        LoadError: the file is not this network's, a weight is not a finite number, or the device cannot
+            compute in `precision`.
+    """
+    kind = device.torch_device.type
+    resolved = resolve_precision(precision, kind, native_bf16=cpu_multiplies_bf16())
+    network = load_network(family, weights)
+    check_finite(network, f"{weights} is damaged, import the checkpoint again")
+    network = fold_batch_norms(network)
+    pixel_network = PixelNetwork(network, normalisation, DTYPES[resolved])
+    check_finite(
+        pixel_network,
+        f"a batch norm of {weights} is invalid, or its weights do not fit precision {resolved}",
+    )
+    engine: Engine
+    if isinstance(device, CudaDevice):
+        engine = cuda_engine(pixel_network, device, sides, max_batch_size, count)
+    else:
+        engine = CpuEngine(pixel_network)
+    memory.release()
+    return PyTorchInstance(engine, family, options, resolved)
