@@ -1,0 +1,1 @@
+"""Servicers and interceptors, and the one map from errors to statuses."""

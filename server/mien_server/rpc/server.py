@@ -1,0 +1,125 @@
+"""The grpc.aio server: its port, its limits, its services, its health and its way out."""
+
+import asyncio
+import logging
+import socket
+import time
+from ipaddress import IPv4Address, IPv6Address
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.rpc.interceptor import Admission, CallInterceptor
+
+logger = logging.getLogger(__name__)
+
+SERVICE = face_pb2.DESCRIPTOR.services_by_name["FaceService"].full_name
+
+MIN_PING_INTERVAL_MS = 10_000
+"""Clients may send keepalive pings this often, also without calls; gRPC's own limit is 5 minutes."""
+
+QUIET_SECONDS, LINGER_SECONDS = 0.25, 1.0
+"""gRPC answers calls that reach a server while it shuts down with a bare CANCELLED. So the server goes on
+refusing them properly until none has come for QUIET_SECONDS, for LINGER_SECONDS at most."""
+
+FLUSH_SECONDS = 0.5
+"""For answers that are on their way out, and for streams of health watchers to end."""
+
+
+class ListenError(Exception):
+    """The server cannot listen where it was told to; the message says why and what to do."""
+
+
+class RpcServer:
+    """Serves `FaceService`, health and reflection on one port. To be made and used in one event loop.
+
+    Args:
+        address: the IP address to listen on.
+        port: the TCP port; 0 takes any free one.
+        max_message_bytes: of requests and responses.
+        admission: the calls in progress, and their limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: IPv4Address | IPv6Address,
+        port: int,
+        max_message_bytes: int,
+        admission: Admission,
+    ) -> None:
+        self._admission = admission
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=(CallInterceptor(admission),),
+            options=(
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # Two servers that share a port by accident would each get half of the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+        )
+        self.address = self._bind(address, port)
+
+    def _bind(self, address: IPv4Address | IPv6Address, port: int) -> str:
+        host = f"[{address}]" if address.version == 6 else str(address)
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        try:
+            # gRPC does not say why it cannot listen; a socket of our own does.
+            socket.create_server((str(address), port), family=family).close()
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except (OSError, RuntimeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "address already in use"
+            raise ListenError(
+                f"cannot listen on {host}:{port}: {why}."
+                " Choose another port with --grpc-port (MIEN_GRPC_PORT)"
+                " or another address with --grpc-address (MIEN_GRPC_ADDRESS)."
+            ) from error
+        return f"{host}:{bound}"
+
+    async def start(self, faces: face_pb2_grpc.FaceServiceServicer, *, reflect: bool) -> None:
+        """Starts to answer; the health service says NOT_SERVING until `set_ready`."""
+        face_pb2_grpc.add_FaceServiceServicer_to_server(faces, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflect:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        await self.set_ready(False)
+        await self._server.start()
+
+    async def set_ready(self, ready: bool) -> None:
+        """What the health service says, of the server ("") and of `FaceService`."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
+
+    async def stop(self, *, lame_duck: float, grace: float) -> bool:
+        """Says NOT_SERVING, serves on for `lame_duck` seconds, then finishes the accepted calls.
+
+        Returns:
+            False if calls had to be cancelled because `grace` seconds ran out.
+        """
+        await self._health.enter_graceful_shutdown()
+        if lame_duck:
+            logger.info("lame duck", extra={"seconds": lame_duck})
+            await asyncio.sleep(lame_duck)
+        started = time.monotonic()
+        logger.info("draining", extra={"calls": self._admission.calls})
+        finished = await self._admission.drain(grace)
+        if finished:
+            await self._admission.quiet(still=QUIET_SECONDS, at_most=LINGER_SECONDS)
+        else:
+            logger.warning("exit timeout", extra={"cancelled_calls": self._admission.calls})
+        await self._server.stop(FLUSH_SECONDS if finished else None)
+        if not finished:
+            await self._admission.drain(FLUSH_SECONDS)  # gRPC does not wait for what it cancels
+        logger.info("drained", extra={"seconds": round(time.monotonic() - started, 3)})
+        return finished
+
+    async def close(self) -> None:
+        """Ends at once whatever still runs."""
+        await self._server.stop(None)

@@ -1,0 +1,131 @@
+"""The one map from errors to gRPC statuses; docs/errors.md is its description for callers."""
+
+import uuid
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import (
+    error_details_pb2,
+    status_pb2,
+)
+
+from mien_server.errors import (
+    InvalidRequest,
+    MienError,
+    ModelNotFound,
+    ModelNotReady,
+    Reason,
+    Unmet,
+)
+from mien_server.scheduling import errors as scheduling
+
+DOMAIN = "mien"
+DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_BYTES = 600
+"""Of a message on the wire. It may quote the request, and peers accept 8 KiB of metadata altogether."""
+
+QUEUE_FULL = "QUEUE_FULL"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+DRAINING = "DRAINING"
+BACKEND_ERROR = "BACKEND_ERROR"
+INTERNAL = "INTERNAL"
+
+_CODES: dict[type[MienError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unmet: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a caller is told of an error.
+
+    Attributes:
+        code: the gRPC status code.
+        reason: of `google.rpc.ErrorInfo`.
+        message: for a person; cut to `MAX_MESSAGE_BYTES` of UTF-8.
+        field: the request field at fault, or "": it becomes a `google.rpc.BadRequest`.
+        retry_after: seconds, or None: it becomes a `google.rpc.RetryInfo`.
+        incident: id of the log line that tells the rest, or "".
+        unexpected: nobody raised this on purpose: a defect of the server.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    field: str = ""
+    retry_after: float | None = None
+    incident: str = ""
+    unexpected: bool = False
+
+    def __post_init__(self) -> None:
+        raw = self.message.encode("utf-8", "backslashreplace")
+        if len(raw) > MAX_MESSAGE_BYTES:
+            raw = raw[: MAX_MESSAGE_BYTES - 3] + "…".encode()
+        object.__setattr__(self, "message", raw.decode("utf-8", "ignore"))
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """The `google.rpc.Status` with its details, as gRPC carries it."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        if self.incident:
+            info.metadata["incident"] = self.incident
+        details = [_packed(info)]
+        if self.field:
+            violation = error_details_pb2.BadRequest.FieldViolation(
+                field=self.field, description=self.message, reason=self.reason
+            )
+            details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+        if self.retry_after is not None:
+            delay = duration_pb2.Duration()
+            delay.FromNanoseconds(int(self.retry_after * 1e9))
+            details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+        number: int = self.code.value[0]
+        status = status_pb2.Status(code=number, message=self.message, details=details)
+        return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def fault_of(error: Exception) -> Fault:
+    """What a caller is told of `error`. An error that nobody raised on purpose stays unnamed."""
+    match error:
+        case MienError():
+            return Fault(_code(error), error.reason, error.message, field=error.field)
+        case scheduling.QueueFull():
+            return Fault(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                QUEUE_FULL,
+                str(error),
+                retry_after=error.retry_after,
+            )
+        case scheduling.Expired():
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_EXCEEDED, str(error))
+        case scheduling.Draining():
+            return Fault(grpc.StatusCode.UNAVAILABLE, DRAINING, str(error))
+        case scheduling.Unavailable():
+            return Fault(grpc.StatusCode.UNAVAILABLE, Reason.MODEL_NOT_READY, str(error))
+        case scheduling.RowFailed():
+            return Fault(
+                grpc.StatusCode.INTERNAL, BACKEND_ERROR, str(error), incident=error.incident
+            )
+        case _:
+            incident = uuid.uuid4().hex[:12]
+            return Fault(
+                grpc.StatusCode.INTERNAL,
+                INTERNAL,
+                f"The server failed in a way nobody foresaw; its log tells more: {incident}.",
+                incident=incident,
+                unexpected=True,
+            )
+
+
+def _code(error: MienError) -> grpc.StatusCode:
+    return next(code for kind, code in _CODES.items() if isinstance(error, kind))
