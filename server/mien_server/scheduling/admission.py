@@ -50,6 +50,8 @@ class Admission:
             )
         if self.closed:
             raise Draining("the server is shutting down")
+        if state.closed:
+            raise Draining(f"{slot} has been unloaded")
         if state.broken:
             raise Unavailable(f"{slot} is unhealthy: {state.broken}")
         if request.deadline is not None and request.deadline <= now:
@@ -62,14 +64,15 @@ class Admission:
             raise Draining(f"{slot} is being unloaded")
         full = self._full(slot, request)
         if full:
-            raise QueueFull(f"{full}; try again later", retry_after=self._retry_after(slot, now))
+            wait = self._expected_wait(slot, request.level, now)
+            raise QueueFull(f"{full}; try again later", retry_after=_retry_after(wait))
         if request.deadline is not None and len(state.queue):
-            wait = self._expected_wait(slot, now)
+            wait = self._expected_wait(slot, request.level, now)
             if now + wait + state.estimate.fastest(rows, request.shape, now) > request.deadline:
                 raise QueueFull(
                     f"the queue of {slot} is about {wait * 1e3:.0f} ms long and the deadline cannot be"
                     " met; try again later",
-                    retry_after=self._retry_after(slot, now),
+                    retry_after=_retry_after(wait),
                 )
 
     def hold(self, request: Request) -> None:
@@ -104,18 +107,22 @@ class Admission:
             return f"the server is full ({self._max_bytes} bytes)"
         return ""
 
-    def _expected_wait(self, slot: Slot, now: float) -> float:
+    def _expected_wait(self, slot: Slot, level: int, now: float) -> float:
         """Seconds until a new request of the slot would start, at the pace of late."""
-        placed = {instance.device for instance in slot.instances}
+        placed = slot.state.share.keys()
         capacity = sum(self._devices[name].capacity for name in placed)
-        costs = {
-            other: other.state.queue.rows * other.state.estimate.row_cost(now)
+        others = [
+            other.state.queue.rows * other.state.estimate.row_cost(now)
             for other in self._slots
-            if len(other.state.queue) and placed & {instance.device for instance in other.instances}
-        }
+            if other is not slot
+            and len(other.state.queue)
+            and not placed.isdisjoint(other.state.share)
+        ]
+        own = slot.state.queue.rows_ahead(level) * slot.state.estimate.row_cost(now)
         # With fair shares, of k busy slots each gets at least its k-th of the device.
-        return min(sum(costs.values()), costs.get(slot, 0.0) * max(len(costs), 1)) / capacity
+        return min(own + sum(others), own * (1 + len(others))) / capacity
 
-    def _retry_after(self, slot: Slot, now: float) -> float:
-        shortest, longest = _RETRY_AFTER
-        return min(max(self._expected_wait(slot, now), shortest), longest)
+
+def _retry_after(wait: float) -> float:
+    shortest, longest = _RETRY_AFTER
+    return min(max(wait, shortest), longest)

@@ -21,12 +21,14 @@ class BatchRun:
 
     Attributes:
         outcomes: per row its result or the exception that it failed with.
+        clean: whether all rows ran together and none failed.
         isolated: whether the rows ran singly.
         died: whether an executor died with it.
     """
 
     def __init__(self, label: str, instance: Instance, rows: Sequence[Any]) -> None:
         self.outcomes: list[Any] = [None] * len(rows)
+        self.clean = False
         self.isolated = False
         self.died = False
         self._label = label
@@ -52,20 +54,18 @@ class BatchRun:
                     error,
                 )
             else:
+                self.clean = True
                 return
         self.isolated = True
         while self._next < len(self._rows):
             at = self._next
             self._next += 1
-            # Stands if the thread dies with this row; its successor goes on behind it.
-            self.outcomes[at] = RowFailed(
-                f"the model's executor died on this input ({self._label})",
-                incident="executor-death",
-            )
             try:
                 self.outcomes[at] = self._run_rows(self._rows[at : at + 1], clock)[0]
-            except Exception as error:
+            except BaseException as error:
                 self.outcomes[at] = self._failure(error)
+                if not isinstance(error, Exception):
+                    raise
 
     def timing(self, queue: float) -> Timing:
         """The seconds that the three steps took, over all of the batch's attempts."""
@@ -91,9 +91,8 @@ class BatchRun:
             raise RuntimeError(f"{len(results)} results for {len(rows)} rows")
         return results
 
-    def _failure(self, error: Exception) -> RowFailed:
+    def _failure(self, error: BaseException) -> RowFailed:
+        """What the caller is told. Not chained to the error, whose traceback holds the batch's rows."""
         incident = secrets.token_hex(6)
         _log.error("incident %s: %s failed on a row", incident, self._label, exc_info=error)
-        failed = RowFailed(f"{self._label} failed on this input", incident=incident)
-        failed.__cause__ = error
-        return failed
+        return RowFailed(f"{self._label} failed on this input", incident=incident)

@@ -15,7 +15,7 @@ from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.request import Part, Request
 
 Expected = Callable[[int, Hashable], float]
-"""Seconds that a batch of so many rows of a shape is expected to take."""
+"""Seconds to allow for a batch of so many rows of a shape."""
 
 
 class CloseReason(StrEnum):
@@ -24,11 +24,11 @@ class CloseReason(StrEnum):
     FULL = "full"
     """The largest batch was reached, or the next request did not fit any more."""
     PREFERRED = "preferred"
-    """A preferred size was reached."""
+    """A preferred size was reached, or the largest one was passed."""
     URGENT = "urgent"
     """A deadline allowed no more waiting."""
     SHAPE = "shape"
-    """Nothing more of this shape waits, only of others, and no delay is allowed."""
+    """Only requests of other shapes wait behind it, and no delay or no further look-ahead is allowed."""
     DELAY = "delay"
     """The oldest request has waited for company as long as allowed (which may be not at all)."""
     DRAIN = "drain"
@@ -63,7 +63,7 @@ def form_batch(
         waiting: the requests in the order of service, none of them expired.
         policy: the slot's batching policy.
         now: the time, in the seconds of the requests' own times.
-        expected: how long a batch will take.
+        expected: how long to allow for a batch.
         draining: whether the slot waits for no further company.
     """
     groups: dict[Hashable, _Group] = {}
@@ -76,7 +76,8 @@ def form_batch(
         first = next(iter(groups.values()))
         if group is not first:
             stepped_over += 1
-        if first.full or stepped_over > policy.look_ahead:
+        first.blocked = stepped_over > policy.look_ahead
+        if first.full or first.blocked:
             break
     ask_again: float | None = None
     for group in groups.values():
@@ -95,6 +96,7 @@ class _Group:
     parts: list[Part] = field(default_factory=list)
     rows: int = 0
     full: bool = False
+    blocked: bool = False  # others have been stepped over so often that none can join any more
     preferred: int = 0  # how many parts make the largest preferred size so far
 
     def add(self, request: Request, policy: BatchingPolicy) -> None:
@@ -133,6 +135,10 @@ def _decide(
         return close(CloseReason.FULL if reached_maximum else CloseReason.PREFERRED, parts)
     if group.full:
         return close(CloseReason.FULL)
+    if group.rows > policy.usual_batch_size:
+        return close(CloseReason.PREFERRED)
+    if group.blocked:
+        return close(CloseReason.SHAPE)
     if draining:
         return close(CloseReason.DRAIN)
     if policy.max_queue_delay == 0:

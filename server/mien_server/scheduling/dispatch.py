@@ -10,6 +10,7 @@ before those beyond it, then the nearer deadline, then the older call.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from mien_server.scheduling.admission import Admission
 from mien_server.scheduling.batch_run import BatchRun
@@ -28,7 +29,9 @@ Settlement = tuple[Request, Completion | Exception]
 _DEATHS_UNTIL_BROKEN = (
     6  # a lone request that kills takes two executors with it: three such in a row
 )
-_FAIR_LEAD = 0.05  # seconds of device time by which a slot may run ahead of the others' share
+_FAIR_LEAD = 0.02  # seconds of device time by which a slot may run ahead of the others' share
+_HEADROOM = 1.25  # a batch that closes for a deadline may take so much longer than is usual,
+_LATENESS = 0.002  # and its executor may wake up so many seconds late
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +63,6 @@ class Dispatcher:
             self.devices, self.slots, max_requests=max_requests, max_bytes=max_bytes
         )
         self._deadlines = DeadlineHeap()
-        self._fair_floor = 0.0
 
     def submit(self, slot: Slot, request: Request, now: float) -> None:
         """Admits and queues a request.
@@ -75,7 +77,9 @@ class Dispatcher:
             state.statistics.rejected += 1
             raise
         if not len(state.queue):
-            state.share = max(state.share, self._fair_floor)
+            # Time in which it asked for nothing earns no credit.
+            for name, share in state.share.items():
+                state.share[name] = max(share, self.devices[name].fair_floor)
         state.queue.append(request)
         self.admission.hold(request)
         if slot.policy.preserve_ordering:
@@ -92,12 +96,15 @@ class Dispatcher:
         device = self.devices[device_name]
         if not device.idle or (device.device.cores and not device.free_cores):
             return None, settled
-        slots = [slot for slot in self._slots_of(device) if self._free_instance(slot, device) >= 0]
+        slots = self._slots_of(device)
         if slots:
-            self._fair_floor = max(self._fair_floor, min(slot.state.share for slot in slots))
-        slots.sort(key=self._urgency)
+            least = min(slot.state.share[device_name] for slot in slots)
+            device.fair_floor = max(device.fair_floor, least)
+        slots.sort(key=lambda slot: self._urgency(slot, device))
         ask_again: float | None = None
         for slot in slots:
+            if not self._free_runs(slot, device):
+                continue
             decision = self._form(slot, now, settled)
             if isinstance(decision, Batch):
                 return self._assign(slot, device, decision, now), settled
@@ -114,7 +121,7 @@ class Dispatcher:
         if run.isolated:
             statistics.isolated += 1
         statistics.record_batch(assignment.batch.rows, assignment.batch.reason, timing)
-        if not run.isolated:
+        if run.clean:
             units = assignment.cores or 1
             slot.state.estimate.learn(
                 assignment.batch.rows,
@@ -128,7 +135,7 @@ class Dispatcher:
         for part in assignment.batch.parts:
             outcomes = run.outcomes[offset : offset + part.size]
             offset += part.size
-            settled += self._finish_part(assignment, part, outcomes)
+            settled += self._finish_part(assignment, part, outcomes, now)
         return settled
 
     def died(self, assignment: Assignment, error: BaseException) -> list[Settlement]:
@@ -154,7 +161,7 @@ class Dispatcher:
                 continue
             if request.deadline is not None and request.deadline <= now:
                 settled += self._expire(request, f"its deadline passed in the queue of {slot}")
-            elif request.expires is not None and request.expires <= now and not request.delayed:
+            elif request.expires is not None and request.expires <= now:
                 policy = slot.policy.queue_policy(request.level)
                 if policy.timeout_action is TimeoutAction.DELAY:
                     slot.state.queue.delay(request)
@@ -182,33 +189,42 @@ class Dispatcher:
             settled += self._refuse_waiting(slot, lambda: Draining("the server is shutting down"))
         return settled
 
-    def has_work(self, device: DeviceState) -> bool:
-        """Whether anything waits that the device could run."""
-        return any(self._free_instance(slot, device) >= 0 for slot in self._slots_of(device))
+    def delivered(self, slot: Slot) -> list[Settlement]:
+        """Notes that all answers of an ordered slot have left; returns those that came up meanwhile."""
+        slot.state.delivering = False
+        return self._answers_in_turn(slot)
+
+    def batches_waiting(self, device: DeviceState) -> int:
+        """About how many more batches the device could run now, if it had executors for them."""
+        return sum(
+            min(
+                len(self._free_runs(slot, device)),
+                ceil(slot.state.queue.rows / slot.policy.usual_batch_size),
+            )
+            for slot in self._slots_of(device)
+        )
 
     def _slots_of(self, device: DeviceState) -> list[Slot]:
         """The slots with work waiting that have an instance on the device."""
         name = device.device.name
+        return [slot for slot in self.slots if len(slot.state.queue) and name in slot.state.share]
+
+    def _free_runs(self, slot: Slot, device: DeviceState) -> list[int]:
+        """The slot's instances on the device, once for each more batch that they may run now."""
         return [
-            slot
-            for slot in self.slots
-            if len(slot.state.queue) and any(placed.device == name for placed in slot.instances)
+            index
+            for index, placed in enumerate(slot.instances)
+            if placed.device == device.device.name
+            for _ in range(placed.count - slot.state.running[index])
         ]
 
-    def _free_instance(self, slot: Slot, device: DeviceState) -> int:
-        """Which of the slot's instances on the device may run one more batch; -1: none."""
-        for index, placed in enumerate(slot.instances):
-            if placed.device == device.device.name and slot.state.running[index] < placed.count:
-                return index
-        return -1
-
-    def _urgency(self, slot: Slot) -> tuple[int, int, bool, float, float]:
+    def _urgency(self, slot: Slot, device: DeviceState) -> tuple[int, int, float, float, float]:
         head = slot.state.queue.head()
         assert head is not None  # noqa: S101 - only slots with work are compared
         return (
             head.level - slot.policy.default_priority_level,
             -head.stage,
-            slot.state.share - self._fair_floor > _FAIR_LEAD,
+            (slot.state.share[device.device.name] - device.fair_floor) // _FAIR_LEAD,
             float("inf") if head.deadline is None else head.deadline,
             head.arrived,
         )
@@ -218,19 +234,21 @@ class Dispatcher:
         state = slot.state
 
         def expected(rows: int, shape: object) -> float:
-            return state.estimate.typical(rows, shape, now)
+            return state.estimate.typical(rows, shape, now) * _HEADROOM + _LATENESS
 
         while True:
             draining = state.closing or self.admission.draining
             decision = form_batch(state.queue, slot.policy, now, expected, draining=draining)
             if not isinstance(decision, Batch):
                 return decision
+            done_by = {
+                size: now + state.estimate.fastest(size, decision.shape, now)
+                for size in {part.size for part in decision.parts}
+            }
             late = [
                 part.request
                 for part in decision.parts
-                if part.request.deadline is not None
-                and now + state.estimate.fastest(part.size, decision.shape, now)
-                > part.request.deadline
+                if part.request.deadline is not None and part.request.deadline < done_by[part.size]
             ]
             if not late:
                 return decision
@@ -244,14 +262,14 @@ class Dispatcher:
             slot.state.queue.take(part)
             if not part.request.running():
                 part.request.set_running_or_notify_cancel()
-            slot.state.statistics.queue.add(now - part.request.queued)
-        index = self._free_instance(slot, device)
+                slot.state.statistics.queue.add(now - part.request.queued)
+        index = self._free_runs(slot, device)[0]
         slot.state.running[index] += 1
         cores = 0
         if device.device.cores:
             # All free cores for a lone batch; an even share where other executors would find work too.
-            others = device.idle if self.has_work(device) else 1
-            cores = max(1, device.free_cores // others)
+            sharers = min(device.idle, 1 + self.batches_waiting(device))
+            cores = max(1, device.free_cores // sharers)
             device.free_cores -= cores
         device.idle -= 1
         rows = [row for part in batch.parts for row in part.request.rows[part.start : part.stop]]
@@ -266,10 +284,10 @@ class Dispatcher:
         parts = assignment.batch.parts
         new = sum(part.size for part in parts if part.request.stage == 0)
         seconds = (now - assignment.started) * (assignment.cores or 1)
-        state.share += seconds * new / assignment.batch.rows
+        state.share[assignment.device.device.name] += seconds * new / assignment.batch.rows
 
     def _finish_part(
-        self, assignment: Assignment, part: Part, outcomes: list[object]
+        self, assignment: Assignment, part: Part, outcomes: list[object], now: float
     ) -> list[Settlement]:
         request, statistics = part.request, assignment.slot.state.statistics
         if request.settled:
@@ -284,7 +302,7 @@ class Dispatcher:
         completion = request.add_results(part.start, outcomes, timing)
         if completion is None:
             return []
-        statistics.succeeded += 1
+        statistics.record_success(completion.timing, latency=now - request.queued, now=now)
         return self._settle(request, completion)
 
     def _expire(self, request: Request, why: str) -> list[Settlement]:
@@ -302,7 +320,6 @@ class Dispatcher:
 
     def _settle(self, request: Request, outcome: Completion | Exception | None) -> list[Settlement]:
         """Closes the books on a request. Returns what may be told now, in the order to keep."""
-        state = request.slot.state
         request.settled = True
         self.admission.release(request)
         request.release()
@@ -314,9 +331,16 @@ class Dispatcher:
         elif outcome is not None:
             # A refusal says nothing that an earlier answer could contradict: it need not wait.
             settled.append((request, outcome))
-        while state.in_order and state.in_order[0].settled:
+        return settled + self._answers_in_turn(request.slot)
+
+    def _answers_in_turn(self, slot: Slot) -> list[Settlement]:
+        """The answers of an ordered slot that no earlier request holds back any more."""
+        state = slot.state
+        settled: list[Settlement] = []
+        while not state.delivering and state.in_order and state.in_order[0].settled:
             first = state.in_order.popleft()
             if first.answer is not None:
                 settled.append((first, first.answer))
                 first.answer = None
+        state.delivering = state.delivering or bool(settled)
         return settled

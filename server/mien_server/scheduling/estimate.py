@@ -13,14 +13,16 @@ class _Seen:
     typical: float
     fastest: float
     at: float
+    confirmed: bool = False
 
 
 class ComputeEstimate:
     """Seconds per batch by shape and number of rows.
 
     Two figures each: `typical`, a moving average, for planning ahead; and `fastest`, which falls at once
-    and rises slowly, for refusing what cannot be done in time. What no batch has confirmed for ten
-    seconds is forgotten, so that one slow batch cannot make a slot refuse work for good.
+    and rises slowly, for refusing what cannot be done in time. One batch alone refuses nothing: it may
+    have been the unlucky one. What no batch has confirmed for ten seconds is forgotten, so that a slow
+    spell cannot make a slot refuse work for good.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,8 @@ class ComputeEstimate:
         self, rows: int, shape: Hashable, seconds: float, now: float, *, units: int = 1
     ) -> None:
         """Notes that a batch took `seconds` on `units` cores (or executors of a GPU)."""
+        if shape not in self._seen:
+            self._forget_shapes(now)
         sizes = self._seen.setdefault(shape, {})
         seen = sizes.get(rows)
         if seen is None or now - seen.at > _FORGET_AFTER:
@@ -41,6 +45,7 @@ class ComputeEstimate:
             rise = _RISE * (seconds - seen.fastest)
             seen.fastest = seconds if seconds < seen.fastest else seen.fastest + rise
             seen.at = now
+            seen.confirmed = True
         cost = seconds * units / rows
         if now - self._row_cost_at > _FORGET_AFTER:
             self._row_cost = cost
@@ -62,11 +67,18 @@ class ComputeEstimate:
     def fastest(self, rows: int, shape: Hashable, now: float) -> float:
         """Seconds that a batch takes at the least, by a batch that was not larger; 0 if unknown."""
         sizes = self._known(shape, now)
-        return max((seen.fastest for size, seen in sizes.items() if size <= rows), default=0.0)
+        return max(
+            (seen.fastest for size, seen in sizes.items() if size <= rows and seen.confirmed),
+            default=0.0,
+        )
 
     def row_cost(self, now: float) -> float:
         """Seconds of one core (or executor) that a row costs in the batches of late; 0 if unknown."""
         return self._row_cost if now - self._row_cost_at <= _FORGET_AFTER else 0.0
+
+    def _forget_shapes(self, now: float) -> None:
+        """Drops the shapes that have not come for long, since callers may choose shapes freely."""
+        self._seen = {shape: self._seen[shape] for shape in self._seen if self._known(shape, now)}
 
     def _known(self, shape: Hashable, now: float) -> dict[int, _Seen]:
         sizes = self._seen.get(shape, {})

@@ -130,7 +130,7 @@ class BatchingPolicy:
         """The queue policy of a level."""
         return self.priority_queue_policy.get(level, self.default_queue_policy)
 
-    def largest_preferred(self, rows: int) -> int:
-        """The largest preferred size that `rows` waiting rows can fill; 0 if none."""
-        sizes = self.preferred_batch_sizes or (self.max_batch_size,)
-        return max((size for size in sizes if size <= rows), default=0)
+    @property
+    def usual_batch_size(self) -> int:
+        """Rows that are worth waiting for, and no more."""
+        return max(self.preferred_batch_sizes, default=self.max_batch_size)

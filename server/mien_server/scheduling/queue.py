@@ -1,6 +1,7 @@
 """The requests that wait for one slot, in the order in which they are served."""
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 
 from mien_server.scheduling.request import Part, Request
@@ -15,15 +16,14 @@ class SlotQueue:
     Not safe for threads: the scheduler's lock guards it.
 
     Attributes:
-        rows: rows that wait.
         nbytes: bytes of the requests that wait.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[_Lane, dict[int, Request]] = {}
         self._order: list[_Lane] = []
+        self._rows: Counter[_Lane] = Counter()
         self._length = 0
-        self.rows = 0
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -36,6 +36,16 @@ class SlotQueue:
 
     def __contains__(self, request: Request) -> bool:
         return id(request) in self._lanes.get(_lane(request), ())
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        return self._rows.total()
+
+    def rows_ahead(self, level: int) -> int:
+        """Rows that would be served before a new call of a level."""
+        newest: _Lane = (level, False, 0)
+        return sum(rows for lane, rows in self._rows.items() if lane <= newest)
 
     def length_of_level(self, level: int) -> int:
         """How many requests of one priority level wait."""
@@ -56,10 +66,10 @@ class SlotQueue:
         lane = self._lanes.get(key)
         if lane is None or lane.pop(id(request), None) is None:
             return False
-        if not lane:
-            del self._lanes[key]
-            self._order.remove(key)
         self._count(request, -1)
+        if not lane:
+            del self._lanes[key], self._rows[key]
+            self._order.remove(key)
         return True
 
     def delay(self, request: Request) -> None:
@@ -74,7 +84,7 @@ class SlotQueue:
         if part.stop == len(request.rows):
             self.remove(request)
         else:
-            self.rows -= part.size
+            self._rows[_lane(request)] -= part.size
         request.taken = part.stop
 
     def _lane_of(self, request: Request) -> dict[int, Request]:
@@ -87,7 +97,7 @@ class SlotQueue:
 
     def _count(self, request: Request, sign: int) -> None:
         self._length += sign
-        self.rows += sign * request.waiting_rows
+        self._rows[_lane(request)] += sign * request.waiting_rows
         self.nbytes += sign * request.nbytes
 
 

@@ -76,6 +76,8 @@ class Request(Future[Completion]):
         """Takes the request out of its queue at once; False if it runs or is done."""
         withdrawn = self._withdraw(self)
         if super().cancel():
+            if withdrawn:  # no executor will meet it any more: tell those in `futures.wait` here
+                self.set_running_or_notify_cancel()
             return True
         if withdrawn:  # some of its rows run already, and the rest never will
             self.set_exception(CancelledError())

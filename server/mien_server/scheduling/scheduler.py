@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
-from mien_server.scheduling.interface import Device, PlacedInstance
+from mien_server.scheduling.interface import Completion, Device, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.request import Request
 from mien_server.scheduling.slot import Slot
@@ -39,11 +39,12 @@ class Scheduler:
         self._timer = threading.Condition(self._lock)
         self._settled = threading.Condition(self._lock)
         self._timer_sleeps_until: float | None = None
+        self._orphans: dict[str, list[Assignment]] = {device.name: [] for device in devices}
         self._clock: Callable[[], float] = time.monotonic
         self._threads: set[threading.Thread] = set()
         for device in devices:
             for number in range(device.executors):
-                self._start_executor(device, number, None)
+                self._start_executor(device, number)
         self._start(self._expire_forever, "mien-deadlines")
 
     def open_slot(
@@ -73,13 +74,18 @@ class Scheduler:
 
         When time runs out the slot stays, closed to new requests: call again to wait on.
         """
+        state = slot.state
         with self._lock:
-            slot.state.closing = True
+            state.closing = True
             self._wake_all()
-            if not self._settled.wait_for(lambda: slot.state.held == 0, timeout):
-                return False
-            self._core.slots.remove(slot)
-        return True
+            # Rows of a request that is settled already may still run.
+            done = self._settled.wait_for(
+                lambda: state.held == 0 and not any(state.running), timeout
+            )
+            if done and not state.closed:
+                state.closed = True
+                self._core.slots.remove(slot)
+        return done
 
     def drain(self, *, timeout: float | None = None) -> bool:
         """Refuses new calls everywhere and waits for those accepted; False if time ran out."""
@@ -94,9 +100,10 @@ class Scheduler:
             settled = self._core.close()
             self._wake_all()
             self._timer.notify()
+            self._settled.notify_all()
         self._deliver(settled)
         # A thread that dies starts its successor before it leaves the set.
-        while threads := list(self._threads):
+        while threads := self._living():
             for thread in threads:
                 thread.join()
 
@@ -142,9 +149,10 @@ class Scheduler:
         with self._lock:
             return slot.state.statistics.copy()
 
-    def now(self) -> float:
-        """The scheduler's clock, in seconds."""
-        return self._clock()
+    def expect(self, slot: Slot, rows: int, shape: Hashable) -> float:
+        """How long a batch is expected to take, in seconds."""
+        with self._lock:
+            return slot.state.estimate.typical(rows, shape, self._clock())
 
     def _withdraw(self, request: Request) -> bool:
         with self._lock:
@@ -162,20 +170,21 @@ class Scheduler:
                 self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=live, name=name, daemon=True)
-        self._threads.add(thread)
-        thread.start()
+        with self._lock:  # nobody joins a thread that has not started
+            self._threads.add(thread)
+            thread.start()
 
-    def _start_executor(self, device: Device, number: int, unfinished: Assignment | None) -> None:
+    def _living(self) -> list[threading.Thread]:
+        with self._lock:
+            return list(self._threads)
+
+    def _start_executor(self, device: Device, number: int) -> None:
         name = f"mien-{device.name}-{number}"
-        self._start(self._execute_forever, name, device, number, unfinished)
+        self._start(self._execute_forever, name, device, number)
 
-    def _execute_forever(self, device: Device, number: int, assignment: Assignment | None) -> None:
+    def _execute_forever(self, device: Device, number: int) -> None:
         """An executor's life: take the most urgent batch, run it, bring it back."""
-        while True:
-            if assignment is None:
-                assignment = self._next_assignment(device.name)
-                if assignment is None:
-                    return
+        while (assignment := self._next_assignment(device.name)) is not None:
             try:
                 device.begin(assignment.cores)
                 assignment.run.run(self._clock)
@@ -187,25 +196,22 @@ class Scheduler:
                     exc_info=error,
                 )
                 self._bury(assignment, error)
-                self._start_executor(device, number, assignment)
+                self._start_executor(device, number)
                 return
-            with self._lock:
-                settled = self._core.finish(assignment, self._clock())
-                # Its cores and its instance are free: a waiting executor may be able to go on.
-                self._work[device.name].notify()
-                self._settled.notify_all()
-            assignment = None
-            self._deliver(settled)
+            self._bring_back(assignment)
+            del assignment  # an idle executor keeps no rows, no results and no model alive
 
     def _next_assignment(self, device_name: str) -> Assignment | None:
         """Waits for a batch; None when the scheduler is closed."""
         while True:
             with self._lock:
+                if self._orphans[device_name]:
+                    return self._orphans[device_name].pop()
                 if self._core.admission.closed:
                     return None
                 decision, settled = self._core.take(device_name, self._clock())
                 if isinstance(decision, Assignment):
-                    if self._core.has_work(decision.device):
+                    if decision.device.idle and self._core.batches_waiting(decision.device):
                         self._work[device_name].notify()
                 elif not settled:
                     wait = None if decision is None else max(0.0, decision - self._clock())
@@ -216,10 +222,20 @@ class Scheduler:
             if isinstance(decision, Assignment):
                 return decision
 
+    def _bring_back(self, assignment: Assignment) -> None:
+        device_name = assignment.device.device.name
+        with self._lock:
+            settled = self._core.finish(assignment, self._clock())
+            # Its cores and its instance are free: a waiting executor may be able to go on.
+            self._work[device_name].notify()
+            self._settled.notify_all()
+        self._deliver(settled)
+
     def _bury(self, assignment: Assignment, error: BaseException) -> None:
         with self._lock:
             assignment.run.died = True
             settled = self._core.died(assignment, error)
+            self._orphans[assignment.device.device.name].append(assignment)
             self._settled.notify_all()
         self._deliver(settled)
 
@@ -248,13 +264,28 @@ class Scheduler:
         for condition in self._work.values():
             condition.notify_all()
 
-    @staticmethod
-    def _deliver(settled: Sequence[Settlement]) -> None:
+    def _deliver(self, settled: Sequence[Settlement]) -> None:
         """Tells the callers. Their callbacks run here, so the lock must be free."""
-        for request, outcome in settled:
-            if not request.running() and not request.set_running_or_notify_cancel():
-                continue
-            if isinstance(outcome, Exception):
-                request.set_exception(outcome)
-            else:
-                request.set_result(outcome)
+        while settled:
+            for request, outcome in settled:
+                _tell(request, outcome)
+            # While this thread was out with answers of ordered slots, no other thread was.
+            ordered = {
+                request.slot
+                for request, outcome in settled
+                if request.slot.policy.preserve_ordering and isinstance(outcome, Completion)
+            }
+            settled = []
+            if ordered:
+                with self._lock:
+                    for slot in ordered:
+                        settled += self._core.delivered(slot)
+
+
+def _tell(request: Request, outcome: Completion | Exception) -> None:
+    if not request.running() and not request.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        request.set_exception(outcome)
+    else:
+        request.set_result(outcome)

@@ -36,8 +36,8 @@ class Desk(Protocol):
         """A consistent copy of a slot's statistics."""
         ...
 
-    def now(self) -> float:
-        """The scheduler's clock."""
+    def expect(self, slot: "Slot", rows: int, shape: Hashable) -> float:
+        """How long a batch is expected to take, in seconds."""
         ...
 
 
@@ -50,11 +50,13 @@ class SlotState:
         statistics: what was done.
         running: batches under way, per placed instance.
         held: requests accepted and not yet settled.
-        share: seconds of a core (or executor) spent on new work, for fairness between slots.
+        share: per device, seconds of a core (or executor) spent on new work, for fairness between slots.
         closing: it takes no new calls.
+        closed: it takes nothing any more.
         broken: why it serves no more, or "".
         deaths: executor threads that died in a row in its batches.
         in_order: unsettled and undelivered requests, oldest first, when answers keep their order.
+        delivering: a thread is out delivering answers; only one may, when they keep their order.
     """
 
     def __init__(self, instances: Sequence[PlacedInstance]) -> None:
@@ -63,11 +65,13 @@ class SlotState:
         self.statistics = SlotStatistics()
         self.running = [0] * len(instances)
         self.held = 0
-        self.share = 0.0
+        self.share = dict.fromkeys((placed.device for placed in instances), 0.0)
         self.closing = False
+        self.closed = False
         self.broken = ""
         self.deaths = 0
         self.in_order: deque[Request] = deque()
+        self.delivering = False
 
 
 class Slot:
@@ -121,7 +125,8 @@ class Slot:
             timeout: seconds the request may wait in the queue (Triton's `timeout`); may only shorten.
             priority: 1 is the most urgent; 0 the model's default.
             stage: how many slots the call has already passed. Later stages go first: finishing a call
-                that has been worked on beats starting another. Only stage 0 is refused for load.
+                that has been worked on beats starting another, and is not refused for load. -1 is for
+                work that nobody waits for: all other of its priority goes first.
             arrived: `time.monotonic()` of the call, for its age; now, if None.
 
         Returns:
@@ -148,7 +153,7 @@ class Slot:
 
     def expected_compute(self, rows: int = 1, shape: Hashable = None) -> float:
         """Seconds that a batch of `rows` is expected to take, learnt from the past; 0 at first."""
-        return self.state.estimate.typical(rows, shape, self._desk.now())
+        return self._desk.expect(self, rows, shape)
 
     def statistics(self) -> SlotStatistics:
         """A copy of the slot's figures."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mien_server.scheduling.batching import CloseReason
 from mien_server.scheduling.interface import Timing
@@ -33,12 +33,31 @@ class DurationHistogram:
 
 
 @dataclass(slots=True)
+class StageSeconds:
+    """Seconds in each step, summed over requests or batches, and over how many of them."""
+
+    count: int = 0
+    queue: float = 0.0
+    preprocess: float = 0.0
+    compute: float = 0.0
+    postprocess: float = 0.0
+
+    def add(self, timing: Timing) -> None:
+        """Counts one request or batch."""
+        self.count += 1
+        self.queue += timing.queue
+        self.preprocess += timing.preprocess
+        self.compute += timing.compute
+        self.postprocess += timing.postprocess
+
+
+@dataclass(slots=True)
 class SlotStatistics:
     """One slot's figures since it opened. Requests unless said otherwise.
 
     Attributes:
         succeeded: answered with results.
-        failed: the backend raised on them.
+        failed: the backend raised on them, or the slot broke or closed while they waited.
         expired: their deadline or queue timeout passed.
         cancelled: their caller went away while they waited.
         rejected: refused at the door.
@@ -47,7 +66,11 @@ class SlotStatistics:
         batches: batches computed.
         executor_deaths: executor threads that died in one of this slot's batches.
         queue: the wait of each request. preprocess, compute, postprocess: of each batch.
+        served: the steps of the requests that succeeded, each counting all of its batch's time.
+        latency: of the requests that succeeded, from the queue's door to their results.
+        last_success: when one last succeeded, by the scheduler's clock, or None.
         batch_sizes: batches by number of rows.
+        batch_seconds: the steps of the batches, by number of rows; nothing in `queue`.
         close_reasons: batches by the reason for which they closed.
     """
 
@@ -64,34 +87,41 @@ class SlotStatistics:
     preprocess: DurationHistogram = field(default_factory=DurationHistogram)
     compute: DurationHistogram = field(default_factory=DurationHistogram)
     postprocess: DurationHistogram = field(default_factory=DurationHistogram)
+    served: StageSeconds = field(default_factory=StageSeconds)
+    latency: DurationHistogram = field(default_factory=DurationHistogram)
+    last_success: float | None = None
     batch_sizes: Counter[int] = field(default_factory=Counter)
+    batch_seconds: dict[int, StageSeconds] = field(default_factory=dict)
     close_reasons: Counter[CloseReason] = field(default_factory=Counter)
 
     def record_batch(self, rows: int, reason: CloseReason, timing: Timing) -> None:
         """Counts one computed batch."""
         self.batches += 1
         self.batch_sizes[rows] += 1
+        self.batch_seconds.setdefault(rows, StageSeconds()).add(timing)
         self.close_reasons[reason] += 1
         self.preprocess.add(timing.preprocess)
         self.compute.add(timing.compute)
         self.postprocess.add(timing.postprocess)
 
+    def record_success(self, timing: Timing, *, latency: float, now: float) -> None:
+        """Counts one request that was answered with its results."""
+        self.succeeded += 1
+        self.served.add(timing)
+        self.latency.add(latency)
+        self.last_success = now
+
     def copy(self) -> "SlotStatistics":
         """An independent copy, for readers on other threads."""
-        return SlotStatistics(
-            self.succeeded,
-            self.failed,
-            self.expired,
-            self.cancelled,
-            self.rejected,
-            self.rows,
-            self.batches,
-            self.isolated,
-            self.executor_deaths,
-            self.queue.copy(),
-            self.preprocess.copy(),
-            self.compute.copy(),
-            self.postprocess.copy(),
-            Counter(self.batch_sizes),
-            Counter(self.close_reasons),
+        return replace(
+            self,
+            queue=self.queue.copy(),
+            preprocess=self.preprocess.copy(),
+            compute=self.compute.copy(),
+            postprocess=self.postprocess.copy(),
+            served=replace(self.served),
+            latency=self.latency.copy(),
+            batch_sizes=Counter(self.batch_sizes),
+            batch_seconds={size: replace(spent) for size, spent in self.batch_seconds.items()},
+            close_reasons=Counter(self.close_reasons),
         )

@@ -1,0 +1,137 @@
+"""What tests of the scheduler's real threads share: devices, models, and a scheduler that must end clean."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from mien_server.scheduling.interface import PlacedInstance
+from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.scheduler import Scheduler
+from mien_server.scheduling.slot import Slot
+
+SOON = 0.05  # seconds: ten times what is promised, for a machine that is shared
+LONG = 30.0  # seconds: never reached unless something hangs
+
+
+@dataclass
+class Processor:
+    """A device that notes the cores granted to each batch, and where."""
+
+    name: str = "cpu"
+    executors: int = 2
+    cores: int = 2
+    grants: list[tuple[str, int]] = field(default_factory=list)
+
+    def begin(self, cores: int) -> None:
+        self.grants.append((threading.current_thread().name, cores))
+
+
+class Echo:
+    """Answers `("answer", row)`."""
+
+    def collate(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows)
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        return [("answer", row) for row in batch]
+
+    def split(self, outputs: list[Any], rows: Sequence[Any]) -> list[Any]:
+        return outputs
+
+
+class Gate(Echo):
+    """Holds every batch, without the GIL, until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        self.entered.release()
+        assert self.open.wait(LONG)
+        return super().compute(batch)
+
+
+class Deadly(Echo):
+    """Kills its executor thread on the row "killer"."""
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        if "killer" in batch:
+            raise SystemExit("killed")
+        return super().compute(batch)
+
+
+class Napping(Echo):
+    """Takes a moment for every batch, not always the same."""
+
+    def __init__(self, seconds: float, seed: int | None = None) -> None:
+        self._seconds = seconds
+        self._random = None if seed is None else Random(seed)  # noqa: S311 - no secret
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        time.sleep(self._seconds * (1 if self._random is None else self._random.random()))
+        return super().compute(batch)
+
+
+class Photo:
+    """A row whose end can be observed."""
+
+
+@contextmanager
+def scheduling(
+    device: Processor | None = None, **limits: int
+) -> Iterator[tuple[Scheduler, Callable[..., Slot]]]:
+    """A scheduler and how to open slots on it; at the end it must leave no thread."""
+    before = set(threading.enumerate())
+    device = device or Processor()
+    scheduler = Scheduler([device], **limits)
+
+    def open_slot(model: Any, name: str = "model", **policy: Any) -> Slot:
+        placed = PlacedInstance(model, device.name, count=64)
+        return scheduler.open_slot(name, 1, BatchingPolicy(**policy), [placed])
+
+    try:
+        yield scheduler, open_slot
+    finally:
+        scheduler.close()
+    assert set(threading.enumerate()) <= before
+
+
+def two_streams() -> AbstractContextManager[tuple[Scheduler, Callable[..., Slot]]]:
+    """Two executors that share no cores, so that both always run."""
+    return scheduling(Processor("cuda:0", executors=2, cores=0))
+
+
+def answers(future: Future[Any]) -> list[Any]:
+    return [row for _, row in future.result(timeout=LONG).results]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether the condition comes true, for what no event tells of."""
+    until = time.monotonic() + LONG
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.001)
+    return condition()
+
+
+def busy(open_slot: Callable[..., Slot]) -> Gate:
+    """Occupies every executor until the gate is opened."""
+    gate = Gate()
+    slot = open_slot(gate, "busy")
+    for _ in range(2):
+        slot.submit(["busy"])
+        assert gate.entered.acquire(timeout=LONG)
+    return gate
+
+
+def busy_once(open_slot: Callable[..., Slot]) -> Gate:
+    """Occupies the one executor until the gate is opened."""
+    gate = Gate()
+    open_slot(gate, "busy").submit(["busy"])
+    assert gate.entered.acquire(timeout=LONG)
+    return gate

@@ -1,0 +1,130 @@
+"""Devices, instances and their counts, and how batches share the processor's cores."""
+
+import pytest
+
+from tests.unit.scheduling.virtual import Lab, VirtualDevice, answers, rows_of
+
+
+def cpu(cores: int, executors: int | None = None) -> VirtualDevice:
+    return VirtualDevice("cpu", executors=executors or cores, cores=cores)
+
+
+def test_a_lone_batch_gets_all_cores() -> None:
+    lab = Lab(cpu(4))
+    lab.submit_each(lab.slot(), [0])
+    assert lab.taken().cores == 4
+
+
+def test_while_all_cores_are_granted_the_next_batch_waits_and_gathers_company() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot(max_batch_size=8)
+    lab.submit_each(slot, [0])
+    running = lab.taken()
+    lab.submit_each(slot, [1, 2])
+    assert lab.take() is None
+    lab.finish(running)
+    assert rows_of(lab.taken()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "grants"),
+    [
+        (1, [4]),
+        (2, [2, 2]),
+        (3, [1, 1, 2]),
+        (4, [1, 1, 1, 1]),
+        (9, [1, 1, 1, 1]),
+    ],
+)
+def test_batches_that_wait_together_share_the_cores_evenly(waiting: int, grants: list[int]) -> None:
+    lab = Lab(cpu(4))
+    lab.submit_each(lab.slot(max_batch_size=1), range(waiting))
+    running = [lab.taken() for _ in grants]
+    assert [assignment.cores for assignment in running] == grants
+    assert lab.take() is None
+
+
+def test_the_share_foresees_batches_of_the_preferred_size() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot(max_batch_size=16, preferred_batch_sizes=(4,))
+    lab.submit_each(slot, range(16))
+    assert [lab.taken().cores for _ in range(4)] == [1, 1, 1, 1]
+
+
+def test_the_work_of_other_slots_counts_for_the_share() -> None:
+    lab = Lab(cpu(4))
+    lab.submit_each(lab.slot("one"), ["one"])
+    lab.submit_each(lab.slot("other"), ["other"])
+    assert [lab.taken().cores, lab.taken().cores] == [2, 2]
+
+
+def test_work_that_could_not_run_beside_it_takes_no_cores_from_a_batch() -> None:
+    lab = Lab(cpu(4))
+    lab.submit_each(lab.slot(placed=[("cpu", 1)]), [0, 1])
+    assert lab.taken().cores == 4
+
+
+def test_cores_come_back_and_go_to_the_next_batch() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot()
+    lab.submit_each(slot, [0, 1])
+    first, second = lab.taken(), lab.taken()
+    lab.finish(first)
+    lab.submit_each(slot, [2])
+    third = lab.taken()
+    assert third.cores == 2
+    lab.finish(second)
+    lab.finish(third)
+    lab.assert_empty()
+
+
+def test_executors_beyond_the_cores_wait_and_fewer_executors_get_more_each() -> None:
+    crowded = Lab(cpu(2, executors=4))
+    crowded.submit_each(crowded.slot(), range(4))
+    assert [crowded.taken().cores, crowded.taken().cores] == [1, 1]
+    assert crowded.take() is None
+    roomy = Lab(cpu(8, executors=2))
+    roomy.submit_each(roomy.slot(), range(4))
+    assert [roomy.taken().cores, roomy.taken().cores] == [4, 4]
+
+
+def test_a_slot_runs_no_more_batches_at_once_than_its_count() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot(placed=[("cpu", 2)])
+    lab.submit_each(slot, range(3))
+    first, second = lab.taken(), lab.taken()
+    assert lab.take() is None
+    lab.finish(first)
+    third = lab.taken()
+    assert rows_of(third) == [2]
+    for running in (second, third):
+        lab.finish(running)
+    lab.assert_empty()
+
+
+def test_each_device_runs_the_slots_that_live_on_it_and_a_slot_on_two_is_served_by_both() -> None:
+    gpus = VirtualDevice("cuda:0", cores=0), VirtualDevice("cuda:1", cores=0)
+    lab = Lab(*gpus)
+    both = lab.slot("both", placed=[("cuda:0", 1), ("cuda:1", 1)])
+    second = lab.slot("second", placed=[("cuda:1", 1)])
+    on_second = lab.submit_each(second, ["second"])
+    on_both = lab.submit_each(both, [0, 1])
+    first = lab.taken("cuda:0")
+    assert rows_of(first) == [0]
+    assert lab.take("cuda:0") is None
+    lab.finish(first)
+    last, other = lab.taken("cuda:0"), lab.taken("cuda:1")
+    assert (rows_of(last), rows_of(other)) == ([1], ["second"])
+    assert last.cores == other.cores == 0
+    lab.finish(last)
+    lab.finish(other)
+    assert [answers(future) for future in on_both + on_second] == [[0], [1], ["second"]]
+    lab.assert_empty()
+
+
+def test_a_gpu_runs_one_batch_per_executor() -> None:
+    lab = Lab(VirtualDevice("cuda:0", executors=2, cores=0))
+    lab.submit_each(lab.slot(placed=[("cuda:0", 4)]), range(3))
+    running = [lab.taken("cuda:0"), lab.taken("cuda:0")]
+    assert lab.take("cuda:0") is None
+    assert [rows_of(assignment) for assignment in running] == [[0], [1]]
