@@ -1,0 +1,1 @@
+"""Photo in, faces out: decode, detect, choose, align, embed, compare."""

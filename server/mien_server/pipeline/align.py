@@ -1,0 +1,109 @@
+"""From landmarks to the 112x112 crop that embedders are trained on.
+
+Change `models.interface.ALIGNMENT` when crops change: it is part of every embedder's fingerprint.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mien_server.pipeline.types import ArrayF32, ImageU8
+
+CROP_SIDE = 112
+
+TEMPLATE: ArrayF32 = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ],
+    np.float32,
+)
+"""Where ArcFace expects the left eye, right eye, nose, left and right mouth corner, in crop pixels."""
+
+# Spread across the narrow direction of the landmarks, relative to the wide one, below which they are a
+# line and say nothing about the face. A frontal face has about 0.6, a full profile above 0.1.
+_MIN_SPREAD = 0.02
+
+
+def similarity(landmarks: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The similarity transforms that bring faces closest to the template, in the least-squares sense.
+
+    Umeyama (1991) for two dimensions: with points as complex numbers around their means, the rotation and
+    scale of the best similarity without reflection is sum(conj(p)·q) / sum(|p|²).
+
+    Args:
+        landmarks: [n, 5, 2], x y in photo pixels.
+
+    Returns:
+        [n, 2, 3] float64, from photo pixels to crop pixels. NaN for landmarks that are not finite, (nearly)
+        equal or (nearly) on one line.
+    """
+    points = np.where(np.isfinite(landmarks), landmarks, 0.0).astype(np.float64)
+    p = points[..., 0] + 1j * points[..., 1]
+    q = TEMPLATE[:, 0].astype(np.float64) + 1j * TEMPLATE[:, 1]
+    p_mean, q_mean = p.mean(axis=1, keepdims=True), q.mean()
+    p, q = p - p_mean, q - q_mean
+    energy = (np.abs(p) ** 2).sum(axis=1)
+    # |sum p²| = a - b and energy = a + b, for the squared spreads a >= b along the principal axes.
+    elongation = np.abs((p**2).sum(axis=1))
+    finite = np.isfinite(landmarks).all(axis=(1, 2))
+    wide = energy - elongation > _MIN_SPREAD**2 * (energy + elongation)
+    usable = finite & wide & (energy > 1e-6)
+    turn = (p.conj() * q).sum(axis=1) / np.where(usable, energy, 1.0)
+    shift = q_mean - turn * p_mean[:, 0]
+    matrices = np.stack(
+        [
+            np.stack([turn.real, -turn.imag, shift.real], axis=1),
+            np.stack([turn.imag, turn.real, shift.imag], axis=1),
+        ],
+        axis=1,
+    )
+    matrices[~usable] = np.nan
+    return matrices
+
+
+def alignable(landmarks: ArrayF32) -> NDArray[np.bool_]:
+    """Which of the faces [n, 5, 2] have landmarks that determine a crop: [n]."""
+    return np.isfinite(magnification(landmarks))
+
+
+def magnification(landmarks: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """How many crop pixels one photo pixel becomes, for each face: [n]. Above 1 the crop is blurred."""
+    matrices = similarity(landmarks)
+    size: NDArray[np.float64] = np.hypot(matrices[:, 0, 0], matrices[:, 1, 0])
+    return size
+
+
+def crop_faces(pixels: ImageU8, landmarks: NDArray[np.floating[Any]]) -> list[ImageU8]:
+    """Cuts aligned crops [112, 112, 3] out of a photo, bilinear, black outside the photo.
+
+    A face much larger than the crop is sampled without smoothing, as the reference implementation
+    (InsightFace) does: embedders have seen such crops in training.
+
+    Args:
+        pixels: [h, w, 3] RGB uint8.
+        landmarks: [n, 5, 2] in the pixels of that array; all `alignable`.
+    """
+    return [_warp(pixels, matrix) for matrix in similarity(landmarks)]
+
+
+def _warp(pixels: ImageU8, matrix: NDArray[np.float64]) -> ImageU8:
+    height, width = pixels.shape[:2]
+    # OpenCV warps arrays of at most 32766 pixels a side: hand it the part of the photo that it needs.
+    corners = np.array([[0, 0], [CROP_SIDE, 0], [0, CROP_SIDE], [CROP_SIDE, CROP_SIDE]], np.float64)
+    inside = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    left, top = np.clip(np.floor(inside.min(axis=0)) - 2, 0, [width, height]).astype(int)
+    right, bottom = np.clip(np.ceil(inside.max(axis=0)) + 3, 0, [width, height]).astype(int)
+    if left >= right or top >= bottom:
+        return np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8)
+    part = matrix.copy()
+    part[:, 2] += matrix[:, :2] @ np.array([left, top], np.float64)
+    crop = cv2.warpAffine(
+        pixels[top:bottom, left:right], part, (CROP_SIDE, CROP_SIDE), flags=cv2.INTER_LINEAR
+    )
+    return np.asarray(crop, np.uint8)

@@ -1,0 +1,119 @@
+"""Vectors: from raw to unit length, from a caller, and against each other."""
+
+import logging
+import math
+import uuid
+from dataclasses import replace
+
+import numpy as np
+
+from mien_server.errors import InvalidRequest, Reason, Unmet
+from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity
+from mien_server.scheduling.errors import RowFailed
+
+logger = logging.getLogger(__name__)
+
+UNIT_TOLERANCE = 1e-3
+"""How far from 1 the L2 norm of a caller's vector may be: what float32 and text formats lose."""
+
+
+def to_embedding(raw: ArrayF32, model: ModelIdentity) -> Embedding:
+    """A network's raw output [d] as a unit vector, with its norm before.
+
+    Raises:
+        RowFailed: the output is zero or not finite: the model failed on this face. The log line with the
+            same incident names the model.
+    """
+    vector = raw.astype(np.float64)
+    norm = float(np.linalg.norm(vector))
+    if not math.isfinite(norm) or norm <= 0.0:
+        incident = uuid.uuid4().hex[:8]
+        logger.error(
+            "incident %s: %s version %d gave a vector of norm %s",
+            incident,
+            model.name,
+            model.version,
+            norm,
+        )
+        raise RowFailed(
+            f"{model.name} version {model.version} gave no usable vector for this face.",
+            incident=incident,
+        )
+    return Embedding((vector / norm).astype(np.float32), norm, model)
+
+
+def cosine(a: ArrayF32, b: ArrayF32) -> float:
+    """The cosine similarity of two unit vectors [d], in [-1, 1]."""
+    return float(np.clip(np.dot(a.astype(np.float64), b.astype(np.float64)), -1.0, 1.0))
+
+
+def check_embedding(given: Embedding) -> Embedding:
+    """A caller's embedding, checked and brought to unit length exactly.
+
+    A vector whose norm is within `UNIT_TOLERANCE` of 1 is accepted and divided by it; any other is refused,
+    because it is more often a mix-up (a raw vector, another field) than a unit vector gone astray.
+
+    Raises:
+        InvalidRequest: INVALID_EMBEDDING for no values, NaN or infinite ones, a zero vector, another length
+            than 1, or no model.
+    """
+    values = given.values
+    field = f"{given.field}.values"
+    if not given.model.name or not given.model.fingerprint:
+        raise _invalid(
+            "names no model: send it with the model's name and fingerprint, as it was answered",
+            f"{given.field}.model",
+        )
+    if values.ndim != 1 or not values.size:
+        raise _invalid("has no values", field)
+    if not np.isfinite(values).all():
+        raise _invalid("has values that are NaN or infinite", field)
+    vector = values.astype(np.float64)
+    norm = float(np.linalg.norm(vector))
+    if norm == 0.0:
+        raise _invalid("is a zero vector", field)
+    if abs(norm - 1.0) > UNIT_TOLERANCE:
+        raise _invalid(
+            f"has the L2 norm {norm:.6g} instead of 1: send the values as they were answered", field
+        )
+    return replace(given, values=(vector / norm).astype(np.float32))
+
+
+def check_same_model(given: Embedding, other: ModelIdentity) -> None:
+    """Refuses to compare across models.
+
+    Args:
+        given: a caller's embedding.
+        other: the model of what it is to be compared with.
+
+    Raises:
+        Unmet: EMBEDDING_MISMATCH, the fingerprints differ.
+    """
+    if given.model.fingerprint != other.fingerprint:
+        raise Unmet(
+            Reason.EMBEDDING_MISMATCH,
+            f"The embedding was made by {_describe(given.model)} and cannot be compared with one by"
+            f" {_describe(other)}: embed its photo again.",
+            field=f"{given.field}.model",
+        )
+
+
+def check_length(given: Embedding, other: Embedding) -> None:
+    """Refuses a caller's embedding whose length is not that of its model's vectors.
+
+    Raises:
+        InvalidRequest: INVALID_EMBEDDING.
+    """
+    if given.values.size != other.values.size:
+        raise _invalid(
+            f"has {given.values.size} values where {given.model.name} gives {other.values.size}",
+            f"{given.field}.values",
+        )
+
+
+def _describe(model: ModelIdentity) -> str:
+    return f"{model.name} version {model.version} ({model.fingerprint})"
+
+
+def _invalid(what: str, field: str) -> InvalidRequest:
+    return InvalidRequest(Reason.INVALID_EMBEDDING, f"The embedding {what}.", field=field)

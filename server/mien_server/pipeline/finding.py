@@ -1,0 +1,165 @@
+"""From a picture to the faces in it: one pass over a canvas, or two where one is not enough.
+
+`letterbox` has the measurements behind the choice of passes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from mien_server.models.interface import Detections, DetectorRow
+from mien_server.pipeline.decode import Photo, check_pixels, decode
+from mien_server.pipeline.headers import open_image
+from mien_server.pipeline.letterbox import (
+    LARGEST_ANCHOR,
+    SURE_AREA,
+    Letterbox,
+    fine_side,
+    has_giants,
+    letterbox,
+    merge_passes,
+)
+from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.rows import run_rows
+from mien_server.pipeline.selection import rank
+from mien_server.pipeline.types import (
+    Call,
+    EncodedImage,
+    FacePolicy,
+    FaceSelection,
+    Limits,
+    RawPixels,
+    StageTime,
+)
+from mien_server.repository.versions import ReadyModel
+
+T = TypeVar("T")
+
+ENOUGH_PIXELS = 1024
+"""Long side that a reduced photo keeps at least: a face large enough for a coarse canvas then still has
+the 112 pixels of a crop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFaces:
+    """A decoded photo and all faces of it, in pixels of the full photo."""
+
+    photo: Photo
+    faces: Detections
+
+
+def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None = None) -> Photo:
+    """Checks and decodes a picture. Blocking.
+
+    Raises:
+        InvalidRequest: see `open_image`, `decode` and `check_pixels`.
+    """
+    if isinstance(source, RawPixels):
+        return check_pixels(source, limits)
+    return decode(open_image(source, limits), enough=enough)
+
+
+async def find_faces(
+    source: EncodedImage | RawPixels,
+    detector: ReadyModel,
+    selection: FaceSelection,
+    *,
+    limits: Limits,
+    pool: DecodePool,
+    call: Call,
+    reserve: float,
+) -> FoundFaces:
+    """Decodes a picture and finds its faces.
+
+    LARGEST and CENTER_LARGEST look at the smallest canvas first, and at the finer one only if no face was
+    found that beats whatever the coarse pass may have missed. The other policies look at the finer canvas,
+    and at the smallest too if there are faces beyond the network's anchors.
+
+    Args:
+        source: the picture.
+        detector: a model of the task "detect".
+        selection: checked.
+        limits: of pictures.
+        pool: where blocking work runs.
+        call: gets the stages.
+        reserve: seconds that the call needs after detection.
+
+    Raises:
+        InvalidRequest: the picture cannot be used.
+        SchedulingError: why there is no result.
+    """
+    config = detector.config
+    buckets, fill = config.buckets, config.normalisation.fill_rgb
+    coarse = min(buckets)
+    one = selection.policy in (FacePolicy.LARGEST, FacePolicy.CENTER_LARGEST)
+    deadline = None if call.deadline is None else call.deadline - reserve
+    enough = max(*buckets, ENOUGH_PIXELS)
+
+    def first() -> tuple[Photo, Letterbox, float, float]:
+        photo, decoding = _timed(lambda: load(source, limits, enough=enough))
+        side = coarse if one else fine_side(buckets, max(photo.width, photo.height))
+        fitted, fitting = _timed(lambda: letterbox(photo, side, fill))
+        return photo, fitted, decoding, fitting
+
+    (photo, fitted, decoding, fitting), waited = await pool.decode(
+        first, nbytes=len(source.data), deadline=deadline
+    )
+    call.stages += [
+        StageTime("decode.queue", waited),
+        StageTime("decode", decoding),
+        StageTime("letterbox", fitting),
+    ]
+
+    async def look(fitted: Letterbox, stage: int) -> Detections:
+        row = DetectorRow(fitted.canvas, _score_to_beat(detector, selection))
+        (found,) = await run_rows(
+            detector,
+            [row],
+            call,
+            name="detect",
+            nbytes=fitted.canvas.nbytes + photo.pixels.nbytes,
+            stage=stage,
+            shape=fitted.canvas.shape[0],
+            deadline=deadline,
+        )
+        return Detections(*found)
+
+    async def look_again(side: int) -> tuple[Letterbox, Detections]:
+        again, seconds = await pool.finish(lambda: _timed(lambda: letterbox(photo, side, fill)))
+        call.stages.append(StageTime("letterbox", seconds))
+        return again, await look(again, stage=1)
+
+    found = await look(fitted, stage=0)
+    faces = fitted.to_photo(found)
+    fine = fine_side(buckets, max(photo.width, photo.height))
+    if fine != coarse:
+        if one:
+            best = rank(faces.boxes, selection.policy, photo.width, photo.height).max(initial=0.0)
+            if best * float(np.prod(fitted.scale)) < SURE_AREA:
+                again, found = await look_again(fine)
+                faces = again.to_photo(found)
+        elif has_giants(found):
+            again, found = await look_again(coarse)
+            faces = merge_passes(
+                again.to_photo(found),
+                faces,
+                large=LARGEST_ANCHOR / 2 / float(fitted.scale[0]),
+                overlap=config.options.nms_threshold,
+            )
+    return FoundFaces(photo, faces)
+
+
+def _score_to_beat(detector: ReadyModel, selection: FaceSelection) -> float:
+    if selection.min_score is None:
+        return detector.config.options.score_threshold
+    # Detectors drop what does not exceed the score; the request keeps what reaches it.
+    return float(np.nextafter(np.float32(selection.min_score), np.float32(0.0)))
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    begun = time.monotonic()
+    result = work()
+    return result, time.monotonic() - begun

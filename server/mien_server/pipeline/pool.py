@@ -1,0 +1,120 @@
+"""The threads in which pictures are decoded and cropped, with a bounded queue in front."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
+
+import cv2
+
+from mien_server.scheduling.errors import Expired, QueueFull
+
+T = TypeVar("T")
+
+
+class DecodePool:
+    """Runs blocking work of the pipeline off the event loop.
+
+    New work (decoding) is admitted within limits; work on photos that are already decoded (cropping) is
+    never refused and does not wait behind decoding: finishing a call beats starting another.
+
+    Args:
+        threads: that decode at the same time, at least 1.
+        max_requests: calls that may be decoding or waiting for it, at least 1.
+        max_bytes: of encoded pictures that they may hold together, at least 1. One picture is always
+            admitted, whatever its size.
+    """
+
+    def __init__(
+        self, *, threads: int = 2, max_requests: int = 256, max_bytes: int = 256 * 1024 * 1024
+    ) -> None:
+        # For the whole process: the cores belong to the executors, not to each call of OpenCV.
+        cv2.setNumThreads(1)
+        self._threads = threads
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._finishing = ThreadPoolExecutor(threads, thread_name_prefix="align")
+        self._lock = Lock()
+        self._requests = 0
+        self._bytes = 0
+        self._mean_seconds = 0.01
+
+    async def decode(
+        self, work: Callable[[], T], *, nbytes: int, deadline: float | None = None
+    ) -> tuple[T, float]:
+        """Queues new work; its result, and the seconds it waited for a thread.
+
+        Cancelling the caller takes work out that has not begun.
+
+        Args:
+            work: runs on a decoding thread.
+            nbytes: that the work keeps in memory while it waits.
+            deadline: `time.monotonic()` seconds after which the work is not begun.
+
+        Raises:
+            QueueFull: too many requests or bytes wait already.
+            Expired: the deadline passed before the work began.
+        """
+        queued = time.monotonic()
+        if deadline is not None and queued >= deadline:
+            raise Expired("The deadline had passed before the picture was decoded.")
+
+        pending = [work]
+        del work
+
+        def timed() -> tuple[T, float]:
+            begun = time.monotonic()
+            if deadline is not None and begun >= deadline:
+                raise Expired("The deadline passed while the picture waited to be decoded.")
+            result = pending.pop()()
+            self._mean_seconds += 0.1 * (time.monotonic() - begun - self._mean_seconds)
+            return result, begun - queued
+
+        self._admit(nbytes)
+        try:
+            future = self._decoding.submit(timed)
+        except BaseException:
+            self._release(nbytes)
+            raise
+
+        def release(_: Future[tuple[T, float]]) -> None:
+            # The executor keeps cancelled work until a thread comes by: let go of its picture now.
+            pending.clear()
+            self._release(nbytes)
+
+        future.add_done_callback(release)
+        return await asyncio.wrap_future(future)
+
+    async def finish(self, work: Callable[[], T]) -> T:
+        """Runs work of a call whose photo is decoded already."""
+        return await asyncio.wrap_future(self._finishing.submit(work))
+
+    def close(self) -> None:
+        """Ends the threads when their current work is done; what still waits is cancelled."""
+        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._finishing.shutdown(wait=True, cancel_futures=True)
+
+    def _admit(self, nbytes: int) -> None:
+        with self._lock:
+            full = self._requests >= self._max_requests
+            heavy = self._requests > 0 and self._bytes + nbytes > self._max_bytes
+            if full or heavy:
+                limit = (
+                    f"{self._max_bytes:,} bytes"
+                    if heavy and not full
+                    else f"{self._max_requests:,} calls"
+                )
+                raise QueueFull(
+                    f"The queue of pictures to decode is full ({limit}).",
+                    retry_after=max(0.05, self._requests * self._mean_seconds / self._threads),
+                )
+            self._requests += 1
+            self._bytes += nbytes
+
+    def _release(self, nbytes: int) -> None:
+        with self._lock:
+            self._requests -= 1
+            self._bytes -= nbytes

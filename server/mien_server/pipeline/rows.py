@@ -1,0 +1,74 @@
+"""Rows into a model's slot, results out, and the time it took on the call."""
+
+import asyncio
+from collections.abc import Coroutine, Hashable, Sequence
+from typing import Any, TypeVar
+
+from mien_server.pipeline.mirroring import mirror
+from mien_server.pipeline.types import Call, StageTime
+from mien_server.repository.versions import ReadyModel
+
+T = TypeVar("T")
+
+
+async def run_rows(
+    model: ReadyModel,
+    rows: Sequence[Any],
+    call: Call,
+    *,
+    name: str,
+    nbytes: int,
+    stage: int,
+    shape: Hashable = None,
+    deadline: float | None = None,
+) -> Sequence[Any]:
+    """Queues rows that share one request and waits for their results.
+
+    Cancelling the caller takes the request out of the queue.
+
+    Args:
+        model: whose slot runs them; its shadow, if it has one, gets copies.
+        rows: at most the model's `max_batch_size`.
+        call: whose priority, age and queue timeout count; gets the stages `<name>.queue`, `.preprocess`,
+            `.compute` (with the rows of the batch) and `.postprocess`.
+        name: of the stage.
+        nbytes: that the call keeps in memory while it waits.
+        stage: slots that the call has passed already.
+        shape: only rows of equal shape share a batch.
+        deadline: `time.monotonic()` seconds.
+
+    Raises:
+        SchedulingError: why there is no result.
+    """
+    done = await asyncio.wrap_future(
+        model.slot.submit(
+            rows,
+            shape=shape,
+            nbytes=nbytes,
+            deadline=deadline,
+            timeout=call.queue_timeout,
+            priority=call.priority,
+            stage=stage,
+            arrived=call.arrived,
+        )
+    )
+    timing = done.timing
+    call.stages += [
+        StageTime(f"{name}.queue", timing.queue),
+        StageTime(f"{name}.preprocess", timing.preprocess),
+        StageTime(f"{name}.compute", timing.compute, timing.batch_rows),
+        StageTime(f"{name}.postprocess", timing.postprocess),
+    ]
+    if model.shadow:
+        mirror(model, model.shadow, rows, done.results, shape=shape, nbytes=nbytes)
+    return done.results
+
+
+async def together(*parts: Coroutine[Any, Any, T]) -> list[T]:
+    """Runs parts of one call at the same time; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,168 @@
+"""The pipeline's own vocabulary: what comes in, what goes out. Plain data, no gRPC, no torch."""
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+ImageU8 = NDArray[np.uint8]
+ArrayF32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An encoded file; `field` is the request field it came in, for errors (`image.encoded`)."""
+
+    data: bytes
+    field: str = "image.encoded"
+
+
+@dataclass(frozen=True, slots=True)
+class RawPixels:
+    """Raw RGB pixels as the caller declared them, not yet checked against each other."""
+
+    height: int
+    width: int
+    data: bytes
+    field: str = "image.pixels"
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedFace:
+    """A crop that must turn out to be 112x112 pixels."""
+
+    crop: EncodedImage | RawPixels
+    field: str = "image.aligned_face"
+
+
+ImageSource = EncodedImage | RawPixels | AlignedFace
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Which model the caller wants: "" is the default, version 0 the highest one that is ready."""
+
+    name: str = ""
+    version: int = 0
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model answered; see the contract for the fingerprint."""
+
+    name: str
+    version: int
+    fingerprint: str
+
+
+class FacePolicy(StrEnum):
+    """Which of the faces found are wanted."""
+
+    LARGEST = "LARGEST"
+    CENTER_LARGEST = "CENTER_LARGEST"
+    ALL = "ALL"
+    REQUIRE_ONE = "REQUIRE_ONE"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceSelection:
+    """Which faces, how sure and how large. None means the default of the detector or the server."""
+
+    policy: FacePolicy
+    min_score: float | None = None
+    min_face_size: float | None = None
+    max_faces: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A unit vector [d] float32, its raw L2 norm before scaling, and the model that made it."""
+
+    values: ArrayF32
+    norm: float
+    model: ModelIdentity
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop."""
+
+    box: ArrayF32 | None
+    score: float
+    landmarks: ArrayF32 | None
+    embedding: Embedding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoFaces:
+    """The answer of `detect` and `embed`: the faces of one photo and the models that ran."""
+
+    faces: list[Face]
+    width: int
+    height: int
+    detector: ModelIdentity | None = None
+    embedder: ModelIdentity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The answer of `verify`; sizes are width and height of an upright photo, None without one."""
+
+    similarity: float
+    threshold: float
+    threshold_from_request: bool
+    matched: bool
+    face_a: Face
+    face_b: Face
+    detector: ModelIdentity | None
+    embedder: ModelIdentity
+    size_a: tuple[int, int] | None = None
+    size_b: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may ask of the pipeline.
+
+    Attributes:
+        max_image_bytes: bytes of an encoded picture, at least 1.
+        max_image_pixels: pixels (width times height) of any picture, at least 1.
+        max_faces: faces that one answer may hold, in [1, 1000].
+    """
+
+    max_image_bytes: int = 20 * 1024 * 1024
+    max_image_pixels: int = 50_000_000
+    max_faces: int = 100
+
+
+@dataclass(slots=True)
+class StageTime:
+    """How long one stage of a call took, in seconds, and the batch it shared where there was one."""
+
+    name: str
+    seconds: float
+    batch_rows: int | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """What travels with a request through every queue.
+
+    Attributes:
+        deadline: `time.monotonic()` seconds after which nobody waits for the answer; None: no deadline.
+        priority: 0 is the models' default level, 1 the most urgent, as in Triton.
+        arrived: `time.monotonic()` when the call came in: its age decides between slots.
+        stages: filled in as the call goes along; sent back as trailing metadata on request.
+        queue_timeout: seconds it may wait in each model's queue (Triton's `timeout`), where the model's
+            queue policy lets a request say so; None: the policy's own.
+    """
+
+    deadline: float | None = None
+    priority: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+    stages: list[StageTime] = field(default_factory=list)
+    queue_timeout: float | None = None

@@ -1,0 +1,243 @@
+"""A pipeline over real slots whose models are scripted: faces are painted, vectors are colours."""
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mien_server.errors import ModelNotFound
+from mien_server.models.interface import (
+    Detections,
+    DetectorRow,
+    EmbedderRow,
+    FamilyOptions,
+    Normalisation,
+    Task,
+)
+from mien_server.pipeline.align import TEMPLATE
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.types import (
+    ArrayF32,
+    Call,
+    Embedding,
+    FacePolicy,
+    FaceSelection,
+    Limits,
+    ModelIdentity,
+    ModelRef,
+    RawPixels,
+)
+from mien_server.repository.config import InstanceGroup, ModelConfig
+from mien_server.repository.versions import ReadyModel
+from mien_server.scheduling.interface import Completion, PlacedInstance
+from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.scheduler import Scheduler
+from mien_server.scheduling.slot import Slot
+
+PAINT = (255, 0, 255)
+GROUND = (60, 120, 60)
+ALL = FaceSelection(FacePolicy.ALL)
+LARGEST = FaceSelection(FacePolicy.LARGEST)
+
+
+def painted(width: int, height: int, *faces: tuple[int, int, int]) -> RawPixels:
+    """A photo whose faces are squares (x, y, side)."""
+    pixels = np.full((height, width, 3), GROUND, np.uint8)
+    for x, y, side in faces:
+        pixels[y : y + side, x : x + side] = PAINT
+    return RawPixels(height, width, pixels.tobytes())
+
+
+def find_paint(row: DetectorRow) -> Detections:
+    """Every painted square; its score grows with its side, 0.9 at 90 canvas pixels."""
+    mask = (np.abs(row.image.astype(int) - PAINT).sum(axis=2) < 100).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:]], np.float32)
+    boxes = boxes.reshape(-1, 4)
+    side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+    scores = np.minimum(side / 100, 1).astype(np.float32)
+    order = np.flatnonzero(scores > row.min_score)
+    order = order[np.argsort(-scores[order], kind="stable")]
+    boxes, scores, side = boxes[order], scores[order], side[order]
+    return Detections(boxes, scores, boxes[:, None, :2] + TEMPLATE / 112 * side[:, None, None])
+
+
+def mean_colour(row: EmbedderRow) -> ArrayF32:
+    """The mean colour of the crop's upper and lower half: [6], raw."""
+    halves = row.image.reshape(2, 56 * 112, 3).astype(np.float32)
+    colours: ArrayF32 = halves.mean(axis=1).reshape(-1)
+    return colours
+
+
+@dataclass
+class Scripted:
+    """An instance whose model is a function of one row."""
+
+    answer: Callable[[Any], Any]
+    batches: list[list[Any]] = field(default_factory=list)
+    gate: threading.Event | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def collate(self, rows: Sequence[Any]) -> list[Any]:
+        self.batches.append(list(rows))
+        self.begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        return list(rows)
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        return [self.answer(row) for row in batch]
+
+    def split(self, outputs: list[Any], rows: Sequence[Any]) -> list[Any]:
+        return outputs
+
+
+class Processor:
+    name, executors, cores = "cpu", 1, 1
+
+    def begin(self, cores: int) -> None:
+        """One core is all there is."""
+
+
+class NotedSlot(Slot):
+    """A slot that remembers what it was asked."""
+
+    requests: list[dict[str, Any]]
+
+    def submit(self, rows: Sequence[Any], **options: Any) -> Future[Completion]:
+        self.requests.append({"rows": len(rows), **options})
+        return super().submit(rows, **options)
+
+
+class World:
+    """A pipeline with everything below it, and the models it finds."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler([Processor()])
+        self.pool = DecodePool(threads=1, max_requests=8)
+        self.detector = Scripted(find_paint)
+        self.embedder = Scripted(mean_colour)
+        self.ready: dict[str, ReadyModel] = {}
+        self.held: Counter[str] = Counter()
+        self.add("finder", "detect", self.detector)
+        self.add("vectors", "embed", self.embedder)
+        self.pipeline = FacePipeline(
+            self,
+            self.pool,
+            default_detector="finder",
+            default_embedder="vectors",
+            limits=Limits(max_faces=20),
+        )
+
+    def add(
+        self,
+        name: str,
+        task: Task,
+        instance: Scripted,
+        *,
+        version: int = 1,
+        match_threshold: float | None = 0.95,
+    ) -> None:
+        policy = BatchingPolicy(max_batch_size=4)
+        placed = [PlacedInstance(instance, "cpu")]
+        slot = self.scheduler.open_slot(name, version, policy, placed)
+        slot.__class__ = NotedSlot
+        assert isinstance(slot, NotedSlot)
+        slot.requests = []
+        config = ModelConfig(
+            name=name,
+            backend="pytorch",
+            architecture="scripted",
+            task=task,
+            precision="fp32",
+            normalisation=Normalisation("RGB", (104, 117, 123), 1.0),
+            options=FamilyOptions(score_threshold=0.05),
+            batching=policy,
+            instance_groups=(InstanceGroup("cpu"),),
+            buckets=(320, 640, 1024) if task == "detect" else (),
+            match_threshold=match_threshold if task == "embed" else None,
+        )
+        self.ready[name] = ReadyModel(name, version, f"{name}-print", config, slot)
+
+    @contextlib.contextmanager
+    def lease(
+        self, name: str, version: int, *, task: Task, field: str, fingerprint: str
+    ) -> Iterator[ReadyModel]:
+        model = self.ready.get(name)
+        if model is None or version not in (0, model.version) or model.config.task != task:
+            raise ModelNotFound(f"no {name} {version} for {task}", field=field)
+        self.held[name] += 1
+        try:
+            yield model
+        finally:
+            self.held[name] -= 1
+
+    def requests(self, name: str) -> list[dict[str, Any]]:
+        slot = self.ready[name].slot
+        assert isinstance(slot, NotedSlot)
+        return slot.requests
+
+    def sides(self) -> list[int]:
+        """Of the canvases that the detector has seen, in turn."""
+        return [row.image.shape[0] for batch in self.detector.batches for row in batch]
+
+    async def detect(self, image: Any, selection: FaceSelection = ALL, **options: Any) -> Any:
+        call = options.pop("call", None) or Call()
+        ref = options.pop("detector", ModelRef(field="detector"))
+        return await self.pipeline.detect(image, detector=ref, selection=selection, call=call)
+
+    async def embed(self, image: Any, selection: FaceSelection = LARGEST, **options: Any) -> Any:
+        return await self.pipeline.embed(
+            image,
+            detector=options.get("detector", ModelRef(field="detector")),
+            embedder=options.get("embedder", ModelRef(field="embedder")),
+            selection=selection,
+            call=options.get("call") or Call(),
+        )
+
+    async def verify(self, a: Any, b: Any, **options: Any) -> Any:
+        return await self.pipeline.verify(
+            a,
+            b,
+            detector=options.get("detector", ModelRef(field="detector")),
+            embedder=options.get("embedder", ModelRef(field="embedder")),
+            selection=options.get("selection", LARGEST),
+            threshold=options.get("threshold"),
+            call=options.get("call") or Call(),
+        )
+
+    def close(self) -> None:
+        for instance in (self.detector, self.embedder):
+            if instance.gate is not None:
+                instance.gate.set()
+        self.pool.close()
+        self.scheduler.close()
+
+
+def unit(*values: float) -> ArrayF32:
+    v = np.array(values, np.float32)
+    return v / np.float32(np.linalg.norm(v))
+
+
+def given(values: ArrayF32, model: str = "vectors", side: str = "b") -> Embedding:
+    return Embedding(values, 1.0, ModelIdentity(model, 1, f"{model}-print"), f"{side}.embedding")
+
+
+PAINT_VECTOR = unit(*PAINT, *PAINT)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that another thread does, at most 10 s."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
