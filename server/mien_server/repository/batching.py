@@ -12,6 +12,7 @@ from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy, TimeoutAc
 QUEUE_PARAMETERS = frozenset({"max_queue_size", "max_queue_bytes", "look_ahead", "split_rows"})
 
 _MICROSECONDS_PER_SECOND = 1_000_000
+_MAX_BATCH_SIZE = 4096
 
 _PATHS: dict[str, FieldPath] = {
     "max_batch_size": ("max_batch_size",),
@@ -37,6 +38,10 @@ def read_batching(text: ConfigText, parameters: Parameters) -> BatchingPolicy:
         raise text.error(
             ("max_batch_size",),
             "must be at least 1: every network here has a batch dimension; 1 runs single rows",
+        )
+    if message.max_batch_size > _MAX_BATCH_SIZE:
+        raise text.error(
+            ("max_batch_size",), f"is {message.max_batch_size}; must be at most {_MAX_BATCH_SIZE}"
         )
     limits = BatchingPolicy()
     combine = message.HasField("dynamic_batching")

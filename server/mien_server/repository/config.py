@@ -1,17 +1,18 @@
 """Triton's `config.pbtxt`, parsed with Triton's schema into a typed, validated `ModelConfig`."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from mien_server.backends.pytorch import Precision
+from mien_server.backends.precision import Precision
 from mien_server.models.catalogue import FAMILIES
 from mien_server.models.interface import FamilyOptions, Normalisation, Task
 from mien_server.repository.batching import QUEUE_PARAMETERS, read_batching
-from mien_server.repository.fields import check_fields
+from mien_server.repository.ensembles import ENSEMBLE_PLATFORM, EnsembleConfig, read_ensemble
+from mien_server.repository.fields import MODEL_FIELDS, check_fields
 from mien_server.repository.parameters import Parameters
 from mien_server.repository.pbtxt import ConfigError, ConfigText
 from mien_server.repository.tensors import (
@@ -22,21 +23,33 @@ from mien_server.repository.tensors import (
     read_outputs,
     read_warmup,
 )
+from mien_server.repository.traffic import TRAFFIC_PARAMETERS, Traffic, read_traffic
 from mien_server.scheduling.policy import BatchingPolicy
 
 __all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "TensorSpec", "Warmup", "read_config"]
 
-_PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
+Backend: TypeAlias = Literal["pytorch", "onnxruntime"]
+"""What runs a model."""
+
+_PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
+    "pytorch": ("auto", "fp32", "bf16", "fp16"),
+    "onnxruntime": ("auto", "fp32", "fp16", "int8"),
+}
+_SUFFIXES: dict[Backend, str] = {"pytorch": ".safetensors", "onnxruntime": ".onnx"}
+_ONNX_PLATFORM = "onnxruntime_onnx"
+"""Triton's older name for that backend."""
+
 _CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
 
 _DETECTORS_ONLY = frozenset({"buckets", "score_threshold", "nms_threshold"})
-_EMBEDDERS_ONLY = frozenset({"match_threshold"})
+_EMBEDDERS_ONLY = frozenset({"match_threshold", "thresholds_by_far"})
 _PARAMETERS = frozenset(
     {
         *("architecture", "precision", "channel_order", "mean", "scale", "license", "source"),
         *_DETECTORS_ONLY,
         *_EMBEDDERS_ONLY,
         *QUEUE_PARAMETERS,
+        *TRAFFIC_PARAMETERS,
     }
 )
 
@@ -78,15 +91,18 @@ class ModelConfig:
         inputs, outputs: the tensors that Triton's protocol shows.
         buckets: a detector's canvas sides in pixels, ascending multiples of 32; else empty.
         match_threshold: an embedder's cosine from which two faces match, in [-1, 1], or None.
+        thresholds_by_far: false accept rates, each with the cosine that was measured to keep it.
         default_model_filename: the weights' file in a version folder.
         license, source: free text: who may use the weights for what, and where they come from.
         warmup: what runs before the model is ready.
         latest_versions: how many of the highest to load; None: all, or `specific_versions`.
         specific_versions: exactly these versions, if not empty.
+        traffic: which of the loaded versions answer calls that name none.
+        message: Triton's `inference.ModelConfig`, as it was read, with the name.
     """
 
     name: str
-    backend: Literal["pytorch"]
+    backend: Backend
     architecture: str
     task: Task
     precision: Precision
@@ -98,12 +114,15 @@ class ModelConfig:
     outputs: tuple[TensorSpec, ...] = ()
     buckets: tuple[int, ...] = ()
     match_threshold: float | None = None
+    thresholds_by_far: tuple[tuple[float, float], ...] = ()
     default_model_filename: str = "model.safetensors"
     license: str = ""
     source: str = ""
     warmup: tuple[Warmup, ...] = ()
     latest_versions: int | None = 1
     specific_versions: tuple[int, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
+    message: Any = field(default_factory=triton.ModelConfig, compare=False, repr=False)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -116,23 +135,36 @@ class ModelConfig:
             return tuple(sorted(self.specific_versions, reverse=True))
         return tuple(sorted(available, reverse=True)[: self.latest_versions])
 
+    def runs_like(self, other: "ModelConfig") -> bool:
+        """Whether a version loaded under the other config need not be loaded again under this one."""
+        return self == replace(
+            other,
+            match_threshold=self.match_threshold,
+            thresholds_by_far=self.thresholds_by_far,
+            license=self.license,
+            source=self.source,
+            latest_versions=self.latest_versions,
+            specific_versions=self.specific_versions,
+            traffic=self.traffic,
+        )
 
-def read_config(path: Path) -> ModelConfig:
+
+def read_config(path: Path) -> ModelConfig | EnsembleConfig:
     """Parses and validates one config.pbtxt. Fields without effect are logged as warnings.
 
     Raises:
         ConfigError: the file, line and field at fault, and the fix.
     """
     text = ConfigText.read(path)
-    check_fields(text)
-    name = text.message.name or path.parent.name
-    if name != path.parent.name:
-        raise text.error(
-            ("name",), f"is {name!r}; must be the folder's name, {path.parent.name!r}, or left out"
-        )
-    if text.message.backend != "pytorch":
-        raise text.error(("backend",), 'must be "pytorch"')
+    if text.message.platform == ENSEMBLE_PLATFORM:
+        return read_ensemble(text)
+    return _read_model(text)
 
+
+def _read_model(text: ConfigText) -> ModelConfig:
+    check_fields(text, MODEL_FIELDS)
+    name = text.model_name()
+    backend = _backend(text)
     parameters = Parameters(text, _PARAMETERS)
     architecture = parameters.choice("architecture", sorted(FAMILIES))
     task = FAMILIES[architecture].task
@@ -147,10 +179,11 @@ def read_config(path: Path) -> ModelConfig:
     latest, specific = _versions(text)
     return ModelConfig(
         name=name,
-        backend="pytorch",
+        message=text.message,
+        backend=backend,
         architecture=architecture,
         task=task,
-        precision=parameters.choice("precision", _PRECISIONS, "auto"),
+        precision=parameters.choice("precision", _PRECISIONS[backend], "auto"),
         normalisation=_normalisation(parameters),
         options=_options(parameters),
         batching=batching,
@@ -161,12 +194,14 @@ def read_config(path: Path) -> ModelConfig:
         match_threshold=(
             parameters.number("match_threshold", -1, 1) if "match_threshold" in parameters else None
         ),
-        default_model_filename=_filename(text),
+        thresholds_by_far=parameters.table("thresholds_by_far", keys=(0, 1), values=(-1, 1)),
+        default_model_filename=_filename(text, backend),
         license=parameters.text("license", ""),
         source=parameters.text("source", ""),
         warmup=read_warmup(text, inputs, buckets or (CROP_SIDE,), batching.max_batch_size),
         latest_versions=latest,
         specific_versions=specific,
+        traffic=read_traffic(text, parameters),
     )
 
 
@@ -206,12 +241,27 @@ def _options(parameters: Parameters) -> FamilyOptions:
     )
 
 
-def _filename(text: ConfigText) -> str:
-    filename: str = text.message.default_model_filename or "model.safetensors"
-    if Path(filename).name != filename or not filename.endswith(".safetensors"):
+def _backend(text: ConfigText) -> Backend:
+    named, platform = text.message.backend, text.message.platform
+    if platform and platform != _ONNX_PLATFORM:
+        raise text.error(
+            ("platform",), f'is {platform!r}; must be "{_ONNX_PLATFORM}", or write backend instead'
+        )
+    if platform and named not in ("", "onnxruntime"):
+        raise text.error(("platform",), f"does not fit backend {named!r}; remove one of them")
+    for backend in _SUFFIXES:
+        if backend == (named or (platform and "onnxruntime")):
+            return backend
+    raise text.error(("backend",), f'is {named!r}; must be "pytorch" or "onnxruntime"')
+
+
+def _filename(text: ConfigText, backend: Backend) -> str:
+    suffix = _SUFFIXES[backend]
+    filename: str = text.message.default_model_filename or f"model{suffix}"
+    if Path(filename).name != filename or not filename.endswith(suffix):
         raise text.error(
             ("default_model_filename",),
-            f"is {filename!r}; must be a .safetensors file in the version folder",
+            f"is {filename!r}; for backend {backend!r} it must be a {suffix} file in the version folder",
         )
     return filename
 

@@ -8,10 +8,11 @@ from mien_server.repository.pbtxt import ConfigText, FieldPath, field_name
 
 _log = logging.getLogger(__name__)
 
-_Tree: TypeAlias = Mapping[str, "_Tree | None"]
+FieldTree: TypeAlias = Mapping[str, "FieldTree | None"]
+"""Names of fields, each with those of the message in it, or None: all of it."""
 
 
-def _leaves(*names: str) -> _Tree:
+def _leaves(*names: str) -> FieldTree:
     return dict.fromkeys(names)
 
 
@@ -19,8 +20,8 @@ _QUEUE_POLICY = _leaves(
     "timeout_action", "default_timeout_microseconds", "allow_timeout_override", "max_queue_size"
 )
 
-_HONOURED: _Tree = {
-    **_leaves("name", "backend", "max_batch_size", "default_model_filename"),
+MODEL_FIELDS: FieldTree = {
+    **_leaves("name", "backend", "platform", "max_batch_size", "default_model_filename"),
     "version_policy": {
         "latest": _leaves("num_versions"),
         "all": {},
@@ -47,6 +48,17 @@ _HONOURED: _Tree = {
     "parameters": _leaves("string_value"),
     "model_transaction_policy": {},  # `decoupled: false` is how mien answers; true is refused
 }
+"""What mien honours of a model's config."""
+
+ENSEMBLE_FIELDS: FieldTree = {
+    **_leaves("name", "platform", "max_batch_size"),
+    "input": _leaves("name", "data_type", "dims"),
+    "output": _leaves("name", "data_type", "dims"),
+    "ensemble_scheduling": {
+        "step": _leaves("model_name", "model_version", "input_map", "output_map"),
+    },
+}
+"""What mien honours of an ensemble's config."""
 
 # These tune how Triton runs a model and change no answer.
 _WITHOUT_EFFECT = {
@@ -60,27 +72,26 @@ _WITHOUT_EFFECT = {
 }
 
 _INSTEAD = {
-    ("platform",): 'is not supported; write backend: "pytorch"',
     (
         "sequence_batching",
     ): "is not supported: the models keep no state between requests; remove it",
-    ("ensemble_scheduling",): "is not supported: face calls chain detector and embedder themselves",
+    ("ensemble_scheduling",): 'is not supported without platform: "ensemble"',
     ("model_warmup", "inputs", "input_data_file"): "is not supported; use random_data or zero_data",
     ("model_transaction_policy", "decoupled"): "is not supported: each request has one answer",
 }
 
 
-def check_fields(text: ConfigText) -> None:
-    """Refuses fields that mien does not honour; warns of those that would only tune.
+def check_fields(text: ConfigText, honoured: FieldTree) -> None:
+    """Refuses fields that are not honoured; warns of those that would only tune.
 
     Raises:
         ConfigError: the first field that is refused.
     """
-    _check(text, text.message, _HONOURED, (), ())
+    _check(text, text.message, honoured, (), ())
 
 
 def _check(
-    text: ConfigText, message: Any, honoured: _Tree, path: FieldPath, names: tuple[str, ...]
+    text: ConfigText, message: Any, honoured: FieldTree, path: FieldPath, names: tuple[str, ...]
 ) -> None:
     """`path` leads through the file, `names` through the schema: without indices and keys."""
     for descriptor, value in message.ListFields():

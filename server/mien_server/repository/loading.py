@@ -3,18 +3,32 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mien_server.backends import pytorch
-from mien_server.models.catalogue import FAMILIES
+from mien_server.backends.devices import DeviceError
+from mien_server.backends.pytorch import LoadError
 from mien_server.models.interface import DetectorRow, EmbedderRow
 from mien_server.repository.config import ModelConfig, Warmup
-from mien_server.repository.manifest import fingerprint, verify_version
+from mien_server.repository.folders import stamp_of_version
+from mien_server.repository.golden import FILENAME as GOLDEN
+from mien_server.repository.golden import (
+    Golden,
+    PrecisionError,
+    applies,
+    check_golden,
+    read_golden,
+)
+from mien_server.repository.instances import load_instance
+from mien_server.repository.leases import LoadedVersion
+from mien_server.repository.manifest import Manifest, ManifestError, fingerprint, verify_version
 from mien_server.repository.placement import AnyDevice, place
 from mien_server.repository.versions import ReadyModel
+from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import Instance, PlacedInstance
 from mien_server.scheduling.scheduler import Scheduler
 
@@ -25,6 +39,9 @@ class WarmupError(RuntimeError):
     """The network loads, but does not compute what its configuration says."""
 
 
+_EXPECTED = (ManifestError, LoadError, DeviceError, WarmupError, PrecisionError)
+
+
 def load_version(
     config: ModelConfig,
     version: int,
@@ -32,7 +49,10 @@ def load_version(
     root: Path,
     scheduler: Scheduler,
     devices: Sequence[AnyDevice],
-) -> ReadyModel:
+    *,
+    current: LoadedVersion | None = None,
+    go_on: Callable[[], None] = lambda: None,
+) -> LoadedVersion:
     """Loads a version beside whatever serves already, and opens its slot once it is warm.
 
     Blocking, for seconds: call it off the event loop.
@@ -44,33 +64,44 @@ def load_version(
         root: the repository, out of which no link may lead.
         scheduler: where the slot opens.
         devices: those of the server.
+        current: what is loaded of this version now, if anything.
+        go_on: called before each step; ends the load with what it raises.
+
+    Returns:
+        what was loaded; or `current`, with the new config, if that is what the folder still holds.
 
     Raises:
-        ManifestError, LoadError, DeviceError, WarmupError: why not; nothing is left behind.
+        ManifestError, LoadError, DeviceError, WarmupError, PrecisionError: why not; nothing is left
+            behind.
     """
     started = time.monotonic()
+    stamp = stamp_of_version(folder)
     manifest = verify_version(folder, root, config.default_model_filename)
-    weights = manifest.files[config.default_model_filename].sha256
+    if current and _still_holds(current, config, manifest):
+        current.model = replace(current.model, config=config)
+        return current
+    golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
     with contextlib.ExitStack() as undo:
         placed = []
         for device, count in place(config.instance_groups, devices):
-            instance = pytorch.load(
-                FAMILIES[config.architecture],
-                folder / config.default_model_filename,
-                normalisation=config.normalisation,
-                options=config.options,
-                precision=config.precision,
-                device=device,
-                sides=config.sides,
-                max_batch_size=config.batching.max_batch_size,
-                count=count,
-            )
+            go_on()
+            device.begin(1)  # of one core: others answer calls meanwhile
+            instance = load_instance(config, folder, device, count=count)
             undo.callback(instance.close)
-            warm_up(config, version, instance)
+            warm_up(config, version, instance, go_on)
+            if golden:
+                rows = config.batching.max_batch_size
+                check_golden(
+                    golden, instance, rows, precision=instance.precision, device=device.name
+                )
             placed.append(PlacedInstance(instance, device.name, count))
+        if stamp_of_version(folder) != stamp:
+            raise ManifestError(f"{folder} changed while it was being loaded: load it again")
         slot = scheduler.open_slot(config.name, version, config.batching, placed)
-        undo.pop_all()
-    ready = ReadyModel(
+        undo.callback(scheduler.close_slot, slot)
+        close = undo.pop_all().close
+    weights = manifest.files[config.default_model_filename].sha256
+    model = ReadyModel(
         name=config.name,
         version=version,
         fingerprint=fingerprint(weights, config.architecture, config.normalisation),
@@ -82,10 +113,93 @@ def load_version(
         *(config.name, version, time.monotonic() - started),
         ", ".join(f"{place.device} x{place.count}" for place in placed),
     )
-    return ready
+    return LoadedVersion(model, manifest.files, close)
 
 
-def warm_up(config: ModelConfig, version: int, instance: Instance) -> None:
+def load_wanted(
+    config: ModelConfig,
+    available: Collection[int],
+    serving: Mapping[int, LoadedVersion],
+    load: Callable[[int], LoadedVersion],
+) -> tuple[dict[int, LoadedVersion], dict[int, Exception]]:
+    """Loads what a model's version policy and traffic splitting ask for.
+
+    A version that fails does not count: `latest` then goes on to the next lower one. But of a version that
+    serves already, what serves stays in its place.
+
+    Args:
+        config: of the model.
+        available: the versions that have a folder.
+        serving: those that serve now.
+        load: loads one version.
+
+    Returns:
+        what is to serve, and what failed, by version; what served before may be in both.
+
+    Raises:
+        Draining: as `load` does; what it loaded is freed.
+    """
+    loaded: dict[int, LoadedVersion] = {}
+    failures: dict[int, Exception] = {}
+
+    def fail(version: int, error: Exception) -> None:
+        failures[version] = error
+        if version in serving:
+            loaded[version] = serving[version]
+
+    def next_wanted() -> int | None:
+        usable = [v for v in available if v in loaded or v not in failures]
+        wanted = config.wanted_versions(usable)
+        return next((v for v in wanted if v not in loaded and v not in failures), None)
+
+    while (version := next_wanted()) is not None:
+        if version not in available:
+            fail(version, ManifestError("version_policy names it, but it has no folder"))
+            continue
+        try:
+            loaded[version] = load(version)
+        except Draining:
+            for each in loaded.values():
+                if each not in serving.values():
+                    each.close()
+            raise
+        except Exception as error:
+            if not isinstance(error, _EXPECTED):
+                _log.exception("model %s version %d failed to load", config.name, version)
+            # Whoever keeps the error would keep the half-loaded network in its frames.
+            traceback.clear_frames(error.__traceback__)
+            fail(version, error)
+    for parameter, version in config.traffic.candidates.items():
+        if version not in loaded and version not in failures:
+            missing = (
+                "version_policy does not load it" if version in available else "it has no folder"
+            )
+            failures[version] = ManifestError(f"{parameter} names it, but {missing}")
+    return loaded, failures
+
+
+def _still_holds(current: LoadedVersion, config: ModelConfig, manifest: Manifest) -> bool:
+    model = current.model
+    same = current.files == manifest.files and config.runs_like(model.config)
+    return same and not model.slot.broken
+
+
+def _golden_of(folder: Path, config: ModelConfig) -> Golden | None:
+    """What the answers of a version can be compared with, if there is anything."""
+    golden = read_golden(folder)
+    if golden and not applies(golden, config):
+        _log.warning(
+            "%s was made for pixels prepared as %s, and config.pbtxt now says otherwise: it is not used,"
+            " `mien-server models check %s --make-golden` makes another",
+            *(folder / GOLDEN, golden.input, config.name),
+        )
+        return None
+    return golden
+
+
+def warm_up(
+    config: ModelConfig, version: int, instance: Instance, go_on: Callable[[], None]
+) -> None:
     """Runs one row, to see that the network does what its configuration says, then the samples.
 
     Raises:
@@ -95,6 +209,7 @@ def warm_up(config: ModelConfig, version: int, instance: Instance) -> None:
     _check(config, _run(config, instance, first)[0])
     for sample in config.warmup:
         for _ in range(sample.count):
+            go_on()
             started = time.monotonic()
             _run(config, instance, sample)
             _log.info(

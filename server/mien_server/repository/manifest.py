@@ -15,10 +15,16 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from safetensors import SafetensorError, safe_open
 
 from mien_server.models.interface import ALIGNMENT, Normalisation
+from mien_server.repository.folders import is_regular, leads_out
 
 FILENAME = "manifest.json"
 
+_SAFETENSORS = ".safetensors"
+
 _MAX_BYTES = 1 << 20
+_MAX_FILE_BYTES = (
+    8 << 30
+)  # the largest network here has 0.3 GB; hashing a sparse terabyte takes hours
 
 
 class ManifestError(ValueError):
@@ -105,6 +111,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILENAME
     try:
+        if not is_regular(path):
+            raise ManifestError(f"{path} is no file")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
@@ -147,6 +155,10 @@ def verify_version(folder: Path, root: Path, weights: str) -> Manifest:
     for name, entry in manifest.files.items():
         path = folder / name
         _inside(path, root)
+        if entry.size > _MAX_FILE_BYTES:
+            raise ManifestError(
+                f"{path} has {entry.size} bytes, more than the {_MAX_FILE_BYTES} that are read"
+            )
         try:
             if not path.is_file():
                 raise ManifestError(f"{path} is missing or no file, but its manifest lists it")
@@ -158,7 +170,8 @@ def verify_version(folder: Path, root: Path, weights: str) -> Manifest:
                 )
         except OSError as error:
             raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
-    _require_safetensors(folder / weights)
+    if weights.endswith(_SAFETENSORS):
+        _require_safetensors(folder / weights)
     return manifest
 
 
@@ -180,13 +193,10 @@ def fingerprint(weights_sha256: str, architecture: str, normalisation: Normalisa
 
 def _inside(path: Path, root: Path) -> None:
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # Python 3.11 and 3.12 say RuntimeError of a loop of links
+        outside = leads_out(path, root)
+    except OSError as error:
         raise ManifestError(f"{path} cannot be followed: {error}") from error
-    if not inside:
+    if outside:
         raise ManifestError(f"{path} leads out of the repository {root}: it must not be a link")
 
 

@@ -72,6 +72,20 @@ class Parameters:
         """Whole numbers from `low` on, separated by commas."""
         return tuple(self._integer(key, part, low) for part in self.text(key).split(","))
 
+    def table(
+        self, key: str, *, keys: tuple[float, float], values: tuple[float, float]
+    ) -> tuple[tuple[float, float], ...]:
+        """Pairs of numbers, `0.1: 0.25, 0.01: 0.4`, each within its bounds; none if it is not given."""
+        if key not in self:
+            return ()
+        rows = [part.split(":") for part in self.text(key).split(",")]
+        if any(len(row) != 2 for row in rows):
+            raise self.error(key, "must be pairs of numbers, for example 0.1: 0.25, 0.01: 0.4")
+        return tuple(
+            (self._number(key, left, *keys), self._number(key, right, *values))
+            for left, right in rows
+        )
+
     def _number(self, key: str, text: str, low: float, high: float) -> float:
         try:
             numerator, slash, denominator = text.partition("/")

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from mien_server.repository.folders import is_regular
+
 FieldPath: TypeAlias = tuple[str | int, ...]
 """Names, indices and keys of a map: ("input", 0, "dims"), ("parameters", "mean")."""
 
@@ -94,6 +96,8 @@ class ConfigText:
             ConfigError: likewise, or the file cannot be read.
         """
         try:
+            if not is_regular(path):
+                raise ConfigError(path, 1, "", "is no file")
             with path.open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)
             if len(data) > _MAX_BYTES:
@@ -104,6 +108,21 @@ class ConfigText:
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
             raise ConfigError(path, line, "", "is not UTF-8 text") from error
+
+    def model_name(self) -> str:
+        """The model's name, which is its folder's; `message` has it afterwards, too.
+
+        Raises:
+            ConfigError: the text gives another.
+        """
+        folder = self.path.parent.name
+        name = self.message.name or folder
+        if name != folder:
+            raise self.error(
+                ("name",), f"is {name!r}; must be the folder's name, {folder!r}, or left out"
+            )
+        self.message.name = folder
+        return folder
 
     def line(self, path: FieldPath, *, value: str = "") -> int:
         """The line of a field, or of the nearest thing around it that the file has.

@@ -1,52 +1,52 @@
-"""The model repository: which models there are, which versions of them serve, and why others do not."""
+"""The model repository: loads, replaces and unloads what its folders hold, while calls go on."""
 
+import contextlib
 import logging
-import re
+import random
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from mien_server.backends.devices import DeviceError
-from mien_server.backends.pytorch import LoadError
-from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
-from mien_server.models.interface import Task
+from mien_server.errors import Reason, Unmet
 from mien_server.repository.config import ConfigError, ModelConfig, read_config
-from mien_server.repository.loading import WarmupError, load_version
-from mien_server.repository.manifest import ManifestError
+from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.entry import LOADING, UNLOADED, UNLOADING, ModelEntry
+from mien_server.repository.folders import CONFIG, find_models, stamp_of_model, version_numbers
+from mien_server.repository.leases import LoadedVersion
+from mien_server.repository.loading import load_version, load_wanted
+from mien_server.repository.operations import Operations
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.versions import ReadyModel, State, VersionStatus
+from mien_server.repository.served import ServedModels
+from mien_server.repository.versions import State, VersionStatus
+from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 
-_log = logging.getLogger(__name__)
+ControlMode = Literal["none", "poll", "explicit"]
 
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_KIND: dict[Task, str] = {"detect": "a detector", "embed": "an embedding model"}
+_log = logging.getLogger(__name__)
 
 
 class RepositoryError(ValueError):
     """The repository itself cannot be used; the message says why and what to do."""
 
 
-@dataclass(slots=True)
-class _Model:
-    """One model folder. `reason` says why nothing of it can serve at all."""
+class ModelRepository(ServedModels):
+    """The models in one or more folders of Triton's layout.
 
-    folder: Path
-    root: Path
-    config: ModelConfig | None = None
-    reason: str = ""
-    versions: dict[int, VersionStatus] = field(default_factory=dict)
-
-
-class ModelRepository:
-    """The models in one or more folders of Triton's layout. Safe to read while versions are loaded.
+    Loads run in threads of their own, those of one model one after the other. A version that is replaced or
+    unloaded gets no new calls and is freed when its last one has ended.
 
     Args:
         paths: the folders; `<path>/<model>/config.pbtxt` and `<path>/<model>/<version>/…`.
         scheduler: where the versions' slots open.
         devices: what the models may run on.
+        mode: "explicit" allows `load` and `unload`; in "poll", somebody calls `poll` now and then.
         installable: models for which `mien-server models install` has weights.
+        draw: decides which calls go to a canary.
 
     Raises:
         RepositoryError: a path is no folder.
@@ -58,193 +58,295 @@ class ModelRepository:
         scheduler: Scheduler,
         devices: Sequence[AnyDevice],
         *,
+        mode: ControlMode = "none",
         installable: Collection[str] = (),
+        draw: random.Random | None = None,
     ) -> None:
+        super().__init__(draw)
         for path in paths:
             if not path.is_dir():
                 raise RepositoryError(f"model repository {path} is not a folder")
         self._paths = [path.resolve() for path in paths]
         self._scheduler = scheduler
         self._devices = devices
+        self._mode = mode
         self._installable = installable
-        self._models: dict[str, _Model] = {}
-        self._lock = threading.Lock()
+        self._operations = Operations()
+        self._freed = threading.Condition(self._lock)
+        self._closing = False
 
-    def load_all(self) -> None:
-        """Loads the versions that each model's policy wants. Blocking: call it off the event loop.
+    def start(self, names: Collection[str] | None = None) -> None:
+        """Loads what the models' version policies want. Blocking: call it off the event loop.
 
         A model or version that fails is UNAVAILABLE with its reason and does not stop the others.
 
+        Args:
+            names: of the models; None: all.
+
         Raises:
             DeviceError: a model is configured for a device that is not there. Nothing was loaded.
+            ModelNotFound: a name is no model's.
+            RepositoryError: a folder cannot be listed. Draining: it is closing.
         """
-        models = self._scan()
-        for name, model in models.items():
-            if model.config:
-                try:
-                    place(model.config.instance_groups, self._devices)
-                except DeviceError as error:
-                    raise DeviceError(f"model {name}: {error}") from error
-        self._models = models
-        for name, model in models.items():
-            if model.config:
-                self._load_wanted(name, model, model.config)
-            for status in self._statuses(name, model):
-                if status.state is not State.READY:
-                    # A model without weights is a choice, until somebody asks for it.
-                    level = logging.WARNING if status.version or not model.config else logging.INFO
-                    version = f" version {status.version}" if status.version else ""
-                    _log.log(level, "model %s%s is not ready: %s", name, version, status.reason)
+        self._look()
+        with self._lock:
+            entries = [self._find(name) for name in (self._models if names is None else names)]
+        for entry in entries:
+            with contextlib.suppress(ConfigError):  # its own load will say so
+                config = None if entry.folder.problem else read_config(entry.folder.path / CONFIG)
+                if isinstance(config, ModelConfig):
+                    self._check_devices(config)
+        wait([self._submit_load(entry.name) for entry in entries])
 
-    def load_version(self, name: str, version: int) -> ReadyModel:
-        """Loads one version, which does not serve yet, beside those that do. Blocking.
+    def load(self, name: str) -> Future[None]:
+        """Loads a model, or loads it again: what its config and files say now, beside what serves.
+
+        Returns:
+            a future that is done once the new versions get the calls. It fails with ModelNotFound; with
+            Unmet: MODEL_LOAD_FAILED, whose `__cause__` is the first cause (of what failed, the old version
+            serves on) or MODEL_CONTROL_REFUSED (an unload came in before it began); or with Draining.
 
         Raises:
-            ModelNotFound: there is no such model.
-            ModelNotReady: its configuration is broken.
-            ManifestError, LoadError, DeviceError, WarmupError: why the version cannot serve; the same
-                stands in the index.
+            Unmet: MODEL_CONTROL_REFUSED outside of the mode "explicit". Draining: it is closing.
         """
-        model = self._find(name, "")
-        config = self._config(name, model, "")
-        self._publish(model, VersionStatus(name, version, State.LOADING, "is being loaded"))
-        folder = model.folder / str(version)
-        try:
-            ready = load_version(
-                config, version, folder, model.root, self._scheduler, self._devices
-            )
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            self._publish(model, VersionStatus(name, version, State.UNAVAILABLE, reason))
-            raise
-        self._publish(model, VersionStatus(name, version, State.READY, model=ready))
-        return ready
+        self._require_explicit("load")
+        return self._submit_load(name)
 
-    def resolve(self, name: str, version: int = 0, *, task: Task, field: str = "") -> ReadyModel:
-        """The version that serves a request.
+    def unload(self, name: str) -> Future[None]:
+        """Takes a model from calls to come. Like Triton's, it does not wait for those that hold it.
 
-        Args:
-            name: of the model.
-            version: 0 is the highest that is ready.
-            task: what the model must be for.
-            field: the request's field that named the model, for errors.
+        Returns:
+            a future. It fails with ModelNotFound; with Unmet: MODEL_CONTROL_REFUSED (a load came in before
+            it began); or with Draining. To unload what is not loaded is no failure.
 
         Raises:
-            ModelNotFound: no such model or version; the message lists those there are.
-            ModelNotReady: it exists and does not serve; the message says why.
-            InvalidRequest: INVALID_OPTION, the model is for another task.
+            Unmet: MODEL_CONTROL_REFUSED outside of the mode "explicit". Draining: it is closing.
         """
-        model = self._find(name, field)
-        config = self._config(name, model, field)
-        if config.task != task:
-            fit = [other for other, m in self._models.items() if m.config and m.config.task == task]
-            raise InvalidRequest(
-                Reason.INVALID_OPTION,
-                f"model {name!r} is {_KIND[config.task]}, where {_KIND[task]} is needed:"
-                f" {', '.join(sorted(fit)) or 'there is none'}",
-                field=field,
-            )
-        versions = model.versions
-        if version:
-            if version not in versions:
-                known = ", ".join(map(str, sorted(versions))) or "none"
-                raise ModelNotFound(
-                    f"model {name!r} has no version {version}; its versions: {known}", field=field
-                )
-            chosen = [versions[version]]
-        else:
-            chosen = [versions[number] for number in sorted(versions, reverse=True)]
-        for status in chosen:
-            if status.model:
-                return status.model
-        reasons = "; ".join(f"version {status.version}: {status.reason}" for status in chosen)
-        raise ModelNotReady(f"model {name!r} is not ready: {reasons or model.reason}", field=field)
+        self._require_explicit("unload")
+        return self._submit_unload(name)
+
+    def poll(self) -> None:
+        """Loads the models that are new or have changed on disk and unloads those that are gone. Blocking.
+
+        A model that fails is tried once more at the next poll, and after that whenever its files change.
+
+        Raises:
+            RepositoryError: a folder cannot be listed; nothing was done. Draining: it is closing.
+        """
+        found = self._look()
+        with self._lock:
+            entries = list(self._models.values())
+        operations = []
+        for entry in entries:
+            if entry.name not in found:
+                operations.append(self._submit_unload(entry.name))
+            elif entry.retry or stamp_of_model(entry.folder) != entry.stamp:
+                operations.append(self._submit_load(entry.name))
+        wait(operations)
 
     def index(self) -> list[VersionStatus]:
-        """Every model and version with its state, by name and version."""
-        models = sorted(self._models.items())
-        return [status for name, model in models for status in self._statuses(name, model)]
-
-    def _scan(self) -> dict[str, _Model]:
-        models: dict[str, _Model] = {}
-        for root in self._paths:
-            for folder in sorted(root.iterdir()):
-                if not folder.is_dir() or folder.name.startswith("."):
-                    continue
-                model = _Model(folder, root)
-                if folder.name in models:
-                    other = models[folder.name].folder
-                    model.reason = f"it is in two repositories, {other} and {folder}: remove one"
-                else:
-                    try:
-                        model.config = read_config(folder / "config.pbtxt")
-                    except ConfigError as error:
-                        model.reason = str(error)
-                models[folder.name] = model
-        return models
-
-    def _load_wanted(self, name: str, model: _Model, config: ModelConfig) -> None:
+        """`statuses`, after looking which models there are. Blocking."""
         try:
-            available = _version_numbers(model.folder)
-        except OSError as error:
-            model.reason = f"{model.folder} cannot be read: {error.strerror}"
-            return
-        wanted = config.wanted_versions(available)
-        if not wanted:
-            model.reason = self._no_weights(name, model, config)
-        for version in wanted:
-            if version not in available:
-                reason = (
-                    f"version_policy names it, but {model.folder / str(version)} does not exist"
-                )
-                self._publish(model, VersionStatus(name, version, State.UNAVAILABLE, reason))
-                continue
-            try:
-                self.load_version(name, version)
-            except (ManifestError, LoadError, DeviceError, WarmupError):
-                continue  # the index has the reason, and `load_all` logs it
-            except Exception:
-                _log.exception("model %s version %d failed to load", name, version)
+            self._look()
+        except RepositoryError as error:
+            _log.warning("%s", error)
+        return self.statuses()
 
-    def _no_weights(self, name: str, model: _Model, config: ModelConfig) -> str:
-        if name in self._installable:
-            return f"it has no weights yet: run `mien-server models install {name}`"
+    def drained(self, timeout: float | None = None) -> bool:
+        """Waits until all that was replaced or unloaded is freed; False if time ran out."""
+        with self._lock:
+            return self._freed.wait_for(
+                lambda: not any(entry.retired for entry in self._models.values()), timeout
+            )
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Refuses loads that have not begun, ends those that run at their next step; False if time ran out.
+
+        What serves, serves on, so that accepted calls can finish.
+        """
+        self._closing = True
+        return self._operations.close(timeout)
+
+    def _look(self) -> Collection[str]:
+        """Takes in which models there are now.
+
+        Raises:
+            RepositoryError: a folder cannot be listed.
+        """
+        try:
+            found = find_models(self._paths)
+        except OSError as error:
+            raise RepositoryError(f"a model repository cannot be listed: {error}") from error
+        with self._lock:
+            for name, folder in found.items():
+                self._models.setdefault(name, ModelEntry(name, folder)).folder = folder
+            for name in self._models.keys() - found.keys():
+                entry = self._models[name]
+                if not (entry.serving or entry.retired or entry.busy):
+                    del self._models[name]
+        return found.keys()
+
+    def _require_explicit(self, what: str) -> None:
+        if self._mode != "explicit":
+            raise Unmet(
+                Reason.MODEL_CONTROL_REFUSED,
+                f"the server does not {what} models on request: its --model-control-mode is {self._mode},"
+                " not explicit",
+            )
+
+    def _check_devices(self, config: ModelConfig) -> None:
+        try:
+            place(config.instance_groups, self._devices)
+        except DeviceError as error:
+            raise DeviceError(f"model {config.name}: {error}") from error
+
+    def _submit_load(self, name: str) -> Future[None]:
+        return self._operations.submit(name, "load", partial(self._load, name))
+
+    def _submit_unload(self, name: str) -> Future[None]:
+        return self._operations.submit(name, "unload", partial(self._unload, name))
+
+    def _load(self, name: str) -> None:
+        try:
+            self._look()
+        except RepositoryError as error:
+            raise _load_failed(name, str(error)) from error
+        with self._lock:
+            entry = self._find(name)
+            entry.busy = True
+        stamp = stamp_of_model(entry.folder)
+        complete = False
+        try:
+            self._load_entry(entry)
+            complete = True
+        finally:
+            with self._lock:
+                entry.busy = False
+                entry.retry = not complete and stamp != entry.stamp
+                entry.stamp = stamp
+
+    def _load_entry(self, entry: ModelEntry) -> None:
+        folder = entry.folder
+        if folder.problem:
+            self._fail(entry, folder.problem)
+        try:
+            config = read_config(folder.path / CONFIG)
+            if isinstance(config, EnsembleConfig):
+                self._serve(entry, config, {}, {})
+                return
+            available = version_numbers(folder.path)
+        except (ConfigError, OSError) as error:
+            self._fail(entry, str(error), error)
+
+        def go_on() -> None:
+            if self._closing:
+                raise Draining("the server is shutting down")
+
+        def load(version: int) -> LoadedVersion:
+            go_on()
+            with self._lock:
+                entry.notes = {**entry.notes, version: LOADING}
+            return load_version(
+                config,
+                version,
+                folder.path / str(version),
+                folder.root,
+                self._scheduler,
+                self._devices,
+                current=entry.serving.get(version),
+                go_on=go_on,
+            )
+
+        loaded, failures = load_wanted(config, available, entry.serving, load)
+        if not loaded and not failures:
+            with self._lock:
+                entry.config = entry.config or config
+            self._fail(entry, self._no_weights(config, folder.path), missing=not entry.serving)
+        if loaded or not entry.serving:
+            self._serve(entry, config, loaded, failures)
+        else:
+            self._serve(entry, entry.config, entry.serving, failures)
+        if failures:
+            reasons = "; ".join(f"version {n}: {_reason(e)}" for n, e in failures.items())
+            _log.warning("model %s: %s", entry.name, reasons)
+            raise _load_failed(entry.name, reasons) from next(iter(failures.values()))
+
+    def _unload(self, name: str) -> None:
+        with self._lock:
+            entry = self._find(name)
+            entry.stamp = None  # if its folder comes back, polling loads it
+        config = entry.config if isinstance(entry.config, ModelConfig) else None
+        self._serve(entry, config, {}, {}, reason=UNLOADED[1])
+
+    def _serve(
+        self,
+        entry: ModelEntry,
+        config: ModelConfig | EnsembleConfig | None,
+        serving: Mapping[int, LoadedVersion],
+        failures: Mapping[int, Exception],
+        *,
+        reason: str = "",
+    ) -> None:
+        """Swaps what calls are given, in one step. What they are given no more is freed once unused."""
+        with self._lock:
+            replaced = [v for v in entry.serving.values() if v not in serving.values()]
+            entry.config, entry.serving = config, dict(serving)
+            entry.retired = [*entry.retired, *replaced]
+            entry.notes = dict.fromkeys((v.model.version for v in entry.retired), UNLOADING) | {
+                number: (State.UNAVAILABLE, _reason(error)) for number, error in failures.items()
+            }
+            entry.reason, entry.failed = reason, bool(failures)
+        for version in replaced:
+            # Whoever holds it last may be the event loop, and freeing takes its time.
+            free = threading.Thread(
+                target=self._free, args=(entry, version), name="mien-unload", daemon=True
+            )
+            version.retire(free.start)
+
+    def _free(self, entry: ModelEntry, version: LoadedVersion) -> None:
+        model = version.model
+        try:
+            version.close()
+            _log.info("model %s version %d is unloaded", model.name, model.version)
+        except Exception:
+            _log.exception("model %s version %d did not unload", model.name, model.version)
+        with self._lock:
+            entry.retired = [other for other in entry.retired if other is not version]
+            left = [other.model.version for other in entry.retired]
+            if entry.notes.get(model.version) == UNLOADING and model.version not in left:
+                entry.notes = {**entry.notes, model.version: UNLOADED}
+            self._freed.notify_all()
+
+    def _fail(
+        self,
+        entry: ModelEntry,
+        reason: str,
+        cause: Exception | None = None,
+        *,
+        missing: bool = False,
+    ) -> NoReturn:
+        """Ends a load that found nothing to load. What serves, serves on."""
+        # A model without weights is a choice, until somebody asks for it.
+        _log.log(logging.INFO if missing else logging.WARNING, "model %s: %s", entry.name, reason)
+        with self._lock:
+            entry.reason, entry.failed = reason, not missing
+            if not entry.serving:
+                entry.notes = {n: note for n, note in entry.notes.items() if note == UNLOADING}
+        raise _load_failed(entry.name, reason) from cause
+
+    def _no_weights(self, config: ModelConfig, folder: Path) -> str:
+        if config.name in self._installable:
+            return f"it has no weights yet: run `mien-server models install {config.name}`"
         source = f" (source: {config.source})" if config.source else ""
         return (
             f"it has no weights and none are shipped{source}: put {config.default_model_filename} and"
-            f" manifest.json into {model.folder / '1'}, see docs/models.md"
+            f" manifest.json into {folder / '1'}, see docs/models.md"
         )
 
-    def _find(self, name: str, field: str) -> _Model:
-        model = self._models.get(name)
-        if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"there is no model {name!r}; the models are: {known}", field=field)
-        return model
 
-    def _config(self, name: str, model: _Model, field: str) -> ModelConfig:
-        if model.config is None:
-            raise ModelNotReady(f"model {name!r} is not ready: {model.reason}", field=field)
-        return model.config
-
-    def _publish(self, model: _Model, status: VersionStatus) -> None:
-        # Readers never lock: they see the old mapping or the new one.
-        with self._lock:
-            model.versions = {**model.versions, status.version: status}
-
-    def _statuses(self, name: str, model: _Model) -> list[VersionStatus]:
-        if not model.versions:
-            return [VersionStatus(name, 0, State.UNAVAILABLE, model.reason)]
-        return [status for _, status in sorted(model.versions.items())]
+def _load_failed(name: str, reasons: str) -> Unmet:
+    return Unmet(Reason.MODEL_LOAD_FAILED, f"model {name!r} could not be loaded: {reasons}")
 
 
-def _version_numbers(folder: Path) -> list[int]:
-    numbers = []
-    for child in folder.iterdir():
-        if not child.is_dir() or child.name.startswith("."):
-            continue
-        if _VERSION.fullmatch(child.name):
-            numbers.append(int(child.name))
-        else:
-            _log.warning("%s is ignored: version folders are named 1, 2, 3, …", child)
-    return numbers
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,6 +1,7 @@
 """What a config's `input`, `output` and `model_warmup` say, checked against the task."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from mien_server.repository.pbtxt import ConfigText, FieldPath
 
 CROP_SIDE = 112
 """Side of an embedder's input, in pixels."""
+
+_MAX_WARMUP_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,14 @@ def read_warmup(
     )
 
 
+def read_specs(messages: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """Triton's `input` or `output` messages, as they are."""
+    return tuple(
+        TensorSpec(message.name, triton.DataType.Name(message.data_type), tuple(message.dims))
+        for message in messages
+    )
+
+
 def _read(
     text: ConfigText, kind: str, expected: tuple[TensorSpec, ...], task: Task
 ) -> tuple[TensorSpec, ...]:
@@ -116,7 +127,7 @@ def _read(
         raise text.error(
             (kind,), f"has {len(messages)} tensors; the task {task!r} has {len(expected)}: {wanted}"
         )
-    specs = tuple(_spec(message) for message in messages)
+    specs = read_specs(messages)
     for index, (spec, wanted_spec) in enumerate(zip(specs, expected, strict=True)):
         if not spec.name:
             raise text.error((kind, index), f'has no name; add name: "{wanted_spec.name}"')
@@ -133,10 +144,6 @@ def _read(
                 f"is {list(spec.dims)}; must be {list(wanted_spec.dims)}",
             )
     return specs
-
-
-def _spec(message: Any) -> TensorSpec:
-    return TensorSpec(message.name, triton.DataType.Name(message.data_type), tuple(message.dims))
 
 
 def _shape(spec: TensorSpec) -> str:
@@ -172,6 +179,11 @@ def _sample(
     if tuple(given.dims) not in possible:
         wanted = " or ".join(str(list(dims)) for dims in possible)
         raise text.error((*at, "dims"), f"is {list(given.dims)}; must be {wanted}")
+    if (size := message.batch_size * math.prod(given.dims)) > _MAX_WARMUP_BYTES:
+        raise text.error(
+            (*path, "batch_size"),
+            f"makes a batch of {size} bytes; must be at most {_MAX_WARMUP_BYTES}",
+        )
     if given.WhichOneof("input_data_type") is None:
         raise text.error(at, "has no data; add random_data: true or zero_data: true")
     return Warmup(

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from mien_server.repository.config import ModelConfig
 from mien_server.scheduling.slot import Slot
+
+if TYPE_CHECKING:
+    from mien_server.repository.leases import Shadow
 
 
 class State(StrEnum):
@@ -27,6 +31,7 @@ class ReadyModel:
         fingerprint: 16 hexadecimal digits over weights, preprocessing and alignment.
         config: the parsed config.pbtxt.
         slot: the queue in front of it.
+        shadow: what else gets the rows of this very call, to compare the answers; None: nothing.
     """
 
     name: str
@@ -34,6 +39,7 @@ class ReadyModel:
     fingerprint: str
     config: ModelConfig
     slot: Slot
+    shadow: "Shadow | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ class VersionStatus:
         name: the model's name.
         version: 1 or more; 0 stands for the model itself, where no version of it could be tried.
         state: of the version.
-        reason: why it is not READY and what to do about it, for people; else "".
+        reason: why it is not READY and what to do about it, for people. Of a READY version: why the last
+            attempt to replace it failed, or "".
         model: what serves, if READY.
     """
 

@@ -1,11 +1,18 @@
 """The shortest valid configurations, and a reader for variations of them."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mien_server.backends.devices import CpuDevice
 from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.repository import ControlMode, ModelRepository
+from mien_server.scheduling.scheduler import Scheduler
+from tests.unit.repository.folders import ARCHITECTURES, Open, configure
+
+SHIPPED = Path(__file__).resolve().parents[3] / "model_repository"
 
 _EMBEDDER = """\
 name: "model"
@@ -59,6 +66,65 @@ def read(tmp_path: Path) -> Callable[[str], ModelConfig]:
         path = tmp_path / "model" / "config.pbtxt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return read_config(path)
+        config = read_config(path)
+        assert isinstance(config, ModelConfig)
+        return config
 
     return parse
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The shipped configurations, without weights, and quick to load."""
+    root = tmp_path / "repository"
+    for name in ARCHITECTURES:
+        (root / name).mkdir(parents=True)
+        text = (SHIPPED / name / "config.pbtxt").read_text()
+        (root / name / "config.pbtxt").write_text(text[: text.index("model_warmup")])
+    configure(root, "retinaface", '"320, 640, 1024"', '"64, 128"')
+    # Random weights find faces everywhere, which would take long to sort out.
+    configure(root, "retinaface", '"0.5"', '"1"')
+    return root
+
+
+@pytest.fixture
+def scheduler(device: CpuDevice) -> Iterator[Scheduler]:
+    """A real one, on one core."""
+    scheduler = Scheduler([device])
+    yield scheduler
+    scheduler.close()
+
+
+@pytest.fixture
+def device() -> CpuDevice:
+    """One core of the processor."""
+    return CpuDevice(1)
+
+
+@pytest.fixture
+def open_repository(root: Path, scheduler: Scheduler, device: CpuDevice) -> Iterator[Open]:
+    """Loads everything, or the models named, in a repository that is closed at the end."""
+    opened: list[ModelRepository] = []
+
+    def load(
+        *paths: Path,
+        mode: ControlMode = "explicit",
+        names: tuple[str, ...] | None = None,
+        installable: tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> ModelRepository:
+        repository = ModelRepository(
+            paths or [root],
+            scheduler,
+            [device],
+            mode=mode,
+            installable=installable,
+            draw=random.Random(seed),  # noqa: S311
+        )
+        opened.append(repository)
+        repository.start(names)
+        return repository
+
+    yield load
+    for repository in opened:
+        assert repository.close(timeout=60)

@@ -194,6 +194,7 @@ def test_shipped_configs_are_valid_and_quiet(
     license_: str,
 ) -> None:
     config = read_config(SHIPPED / name / "config.pbtxt")
+    assert isinstance(config, ModelConfig)
     assert (config.name, config.task, config.license) == (name, task, license_)
     assert config.source
     assert config.warmup

@@ -18,6 +18,7 @@ BAD = [
     ('backend: "pytorch"', "", 1, "backend", "pytorch"),
     ("max_batch_size: 8", "", 1, "max_batch_size", "at least 1"),
     ("max_batch_size: 8", "max_batch_size: -1", 3, "max_batch_size", "at least 1"),
+    ("max_batch_size: 8", "max_batch_size: 2147483647", 3, "max_batch_size", "at most 4096"),
     (
         "max_batch_size: 8",
         'max_batch_size: 8\nplatform: "onnxruntime_onnx"',
@@ -309,6 +310,19 @@ def test_comments_strings_and_angle_brackets_do_not_move_lines(read: Read, embed
     with pytest.raises(ConfigError) as caught:
         read(text)
     assert (caught.value.line, caught.value.field) == (8, "dynamic_batching.preferred_batch_size")
+
+
+def test_warm_up_of_an_absurd_size_is_refused(read: Read, detector: str) -> None:
+    sample = """
+model_warmup {
+  name: "all at once" batch_size: 4000
+  inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 3, 640, 640 ] zero_data: true } }
+}
+"""
+    text = detector.replace("max_batch_size: 4", "max_batch_size: 4096 dynamic_batching { }")
+    with pytest.raises(ConfigError, match="makes a batch of 4915200000 bytes") as caught:
+        read(text + sample)
+    assert caught.value.field == "model_warmup[0].batch_size"
 
 
 def test_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:

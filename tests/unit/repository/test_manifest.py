@@ -111,6 +111,14 @@ def _set(*keys: str, value: object) -> Callable[[Path], None]:
     return damage
 
 
+def _pipe(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 def _list_also(name: str) -> Callable[[Path], None]:
     return _set("files", name, value={"sha256": "0" * 64, "size": 0})
 
@@ -123,10 +131,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest empty": (lambda f: (f / "manifest.json").write_text(""), "Invalid JSON"),
     "manifest truncated": (lambda f: os.truncate(f / "manifest.json", 40), "Invalid JSON"),
     "manifest a list": (lambda f: (f / "manifest.json").write_text("[]"), "an object"),
-    "manifest a folder": (
-        _folder,
-        "cannot be read",
-    ),
+    "manifest a folder": (_folder, "is no file"),
+    "manifest a pipe": (_pipe("manifest.json"), "is no file"),
+    "weights a pipe": (_pipe(WEIGHTS), "is missing or no file"),
+    "an absurd size": (_set("files", WEIGHTS, "size", value=1 << 60), "more than the"),
     "manifest too large": (
         lambda f: (f / "manifest.json").write_bytes(b" " * (1 << 20) + b"{}"),
         "1 MiB",

@@ -2,87 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from mien_server.backends.devices import CpuDevice, DeviceError
+from mien_server.backends.devices import DeviceError
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
-from mien_server.models.catalogue import FAMILIES
 from mien_server.models.interface import DetectorRow, EmbedderRow
-from mien_server.repository.manifest import ManifestError, describe, write_manifest
-from mien_server.repository.repository import ModelRepository, RepositoryError
+from mien_server.repository.repository import RepositoryError
 from mien_server.repository.versions import State
-from mien_server.scheduling.scheduler import Scheduler
-
-SHIPPED = Path(__file__).resolve().parents[3] / "model_repository"
-ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
-
-Open = Callable[..., ModelRepository]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The shipped configurations, without weights, and quick to load."""
-    root = tmp_path / "repository"
-    for name in ARCHITECTURES:
-        (root / name).mkdir(parents=True)
-        text = (SHIPPED / name / "config.pbtxt").read_text()
-        (root / name / "config.pbtxt").write_text(text[: text.index("model_warmup")])
-    configure(root, "retinaface", '"320, 640, 1024"', '"64, 128"')
-    # Random weights find faces everywhere, which would take long to sort out.
-    configure(root, "retinaface", '"0.5"', '"1"')
-    return root
-
-
-@pytest.fixture
-def open_repository(root: Path) -> Iterator[Open]:
-    """Loads everything with a real scheduler on one core."""
-    device = CpuDevice(1)
-    scheduler = Scheduler([device])
-
-    def load(*paths: Path, installable: tuple[str, ...] = ()) -> ModelRepository:
-        repository = ModelRepository(paths or [root], scheduler, [device], installable=installable)
-        repository.load_all()
-        return repository
-
-    yield load
-    scheduler.close()
-
-
-def add_version(root: Path, name: str, version: int, *, seed: int = 0, network: str = "") -> Path:
-    """Puts a network with random weights into a version folder."""
-    folder = root / name / str(version)
-    folder.mkdir()
-    torch.manual_seed(seed)
-    state = FAMILIES[network or ARCHITECTURES[name]].network().state_dict()
-    save_file(state, folder / "model.safetensors")
-    manifest = describe(
-        folder, source="test", license_="", created=datetime.now(UTC), importer="pytest"
-    )
-    write_manifest(folder, manifest)
-    return folder
-
-
-def configure(root: Path, name: str, old: str, new: str) -> None:
-    path = root / name / "config.pbtxt"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-
-
-def states(repository: ModelRepository) -> dict[tuple[str, int], State]:
-    return {(status.name, status.version): status.state for status in repository.index()}
-
-
-def reason(repository: ModelRepository, name: str, version: int = 0) -> str:
-    (found,) = (s for s in repository.index() if (s.name, s.version) == (name, version))
-    assert found.state is State.UNAVAILABLE
-    return found.reason
+from tests.unit.repository.folders import Open, add_version, configure, reason, states
 
 
 def test_ready_version_answers_through_its_slot(root: Path, open_repository: Open) -> None:
@@ -178,7 +108,7 @@ def test_specific_version_that_is_not_there_is_unavailable(
     configure(root, "retinaface", 'backend: "pytorch"', policy)
     repository = open_repository()
     assert states(repository)["retinaface", 1] is State.READY
-    assert "does not exist" in reason(repository, "retinaface", 5)
+    assert "it has no folder" in reason(repository, "retinaface", 5)
 
 
 def test_folders_that_are_no_versions_are_ignored_with_a_warning(
@@ -241,21 +171,6 @@ def test_absent_gpu_fails_the_start_before_anything_is_loaded(
 def test_missing_repository_is_an_error(tmp_path: Path, open_repository: Open) -> None:
     with pytest.raises(RepositoryError, match="nowhere is not a folder"):
         open_repository(tmp_path / "nowhere")
-
-
-def test_version_is_loaded_beside_the_one_that_serves(root: Path, open_repository: Open) -> None:
-    add_version(root, "retinaface", 1)
-    repository = open_repository()
-    old = repository.resolve("retinaface", task="detect")
-    folder = add_version(root, "retinaface", 2, seed=2)
-    (folder / "model.safetensors").rename(folder / "elsewhere")
-    with pytest.raises(ManifestError):
-        repository.load_version("retinaface", 2)
-    assert repository.resolve("retinaface", task="detect") is old
-    (folder / "elsewhere").rename(folder / "model.safetensors")
-    assert repository.load_version("retinaface", 2).version == 2
-    assert repository.resolve("retinaface", task="detect").version == 2
-    assert repository.resolve("retinaface", 1, task="detect") is old
 
 
 def test_fingerprint_depends_on_the_configured_normalisation(

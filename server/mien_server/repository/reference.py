@@ -1,0 +1,39 @@
+"""Makes the golden file of a version: what its weights answer in float32 on the processor."""
+
+from pathlib import Path
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.backends.precision import Precision
+from mien_server.repository.config import ModelConfig
+from mien_server.repository.golden import make_golden, write_golden_file
+from mien_server.repository.instances import load_instance
+
+
+def write_golden(config: ModelConfig, folder: Path) -> str:
+    """Writes the golden file into a version folder that has its weights and no manifest yet.
+
+    Blocking, for seconds: loads the weights.
+
+    Args:
+        config: of the model.
+        folder: the version folder.
+
+    Returns:
+        "", or why there is nothing to compare with and none was written.
+
+    Raises:
+        LoadError: the weights cannot be loaded.
+    """
+    # An ONNX graph computes in what it was exported in, and in nothing else.
+    precision: Precision = "fp32" if config.backend == "pytorch" else "auto"
+    instance = load_instance(config, folder, CpuDevice(), precision=precision)
+    try:
+        if instance.precision != "fp32":
+            return f"the weights are in {instance.precision}, not in fp32"
+        golden = make_golden(config, instance)
+    finally:
+        instance.close()
+    if golden is None:
+        return "it is sure of no face in two plain portraits: channel_order, mean or scale may be wrong"
+    write_golden_file(folder, golden)
+    return ""

@@ -1,0 +1,111 @@
+"""A repository with real weights that a test may write to, and the face pipeline on top of it."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.types import (
+    Call,
+    Embedding,
+    EncodedImage,
+    FacePolicy,
+    FaceSelection,
+    Limits,
+    ModelRef,
+    PhotoFaces,
+)
+from mien_server.repository.manifest import describe, write_manifest
+from mien_server.repository.repository import ModelRepository
+from mien_server.scheduling.scheduler import Scheduler
+
+SECONDS = 60
+LARGEST = FaceSelection(FacePolicy.LARGEST)
+
+
+@dataclass
+class Rig:
+    """A repository and its pipeline.
+
+    Attributes:
+        root: the repository's folder.
+    """
+
+    root: Path
+    repository: ModelRepository
+    pipeline: FacePipeline
+
+    async def detect(self, photo: bytes) -> PhotoFaces:
+        """The largest face."""
+        return await self.pipeline.detect(
+            EncodedImage(photo), detector=ModelRef(), selection=LARGEST, call=Call()
+        )
+
+    async def embed(self, photo: bytes) -> Embedding:
+        """The vector of the largest face."""
+        found = await self.pipeline.embed(
+            EncodedImage(photo),
+            detector=ModelRef(),
+            embedder=ModelRef(),
+            selection=LARGEST,
+            call=Call(),
+        )
+        embedding = found.faces[0].embedding
+        assert embedding is not None
+        return embedding
+
+
+def copy_repository(source: Path, target: Path) -> Path:
+    """The two shipped models with their real weights, to be written to."""
+    for name in ("retinaface", "sface"):
+        shutil.copytree(source / name, target / name)
+    return target
+
+
+@contextmanager
+def open_rig(root: Path, *, seed: int = 0) -> Iterator[Rig]:
+    """Loads all of a repository, and closes everything in the end."""
+    cpu = CpuDevice()
+    scheduler = Scheduler([cpu])
+    repository = ModelRepository(
+        [root],
+        scheduler,
+        [cpu],
+        mode="explicit",
+        draw=random.Random(seed),  # noqa: S311
+    )
+    repository.start()
+    pool = DecodePool(threads=cpu.cores)
+    pipeline = FacePipeline(
+        repository,
+        pool,
+        default_detector="retinaface",
+        default_embedder="sface",
+        limits=Limits(),
+    )
+    try:
+        yield Rig(root, repository, pipeline)
+    finally:
+        closed = repository.close(SECONDS)
+        pool.close()
+        scheduler.close()
+    assert closed
+
+
+def write_variant(source: Path, folder: Path, factor: float) -> Path:
+    """A version folder with the weights of another, all convolutions multiplied by a factor."""
+    state = load_file(source / "model.safetensors")
+    state = {key: value * factor if value.ndim == 4 else value for key, value in state.items()}
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    facts = describe(folder, source="", license_="", created=datetime.now(UTC), importer="pytest")
+    write_manifest(folder, facts)
+    return folder

@@ -1,0 +1,237 @@
+"""A version against its golden file: when it is loaded, and by `mien-server models check`."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.backends.precision import Precision
+from mien_server.cli import main
+from mien_server.evaluation_commands import PRECISIONS
+from mien_server.repository.golden import FILENAME as GOLDEN
+from mien_server.repository.manifest import FILENAME as MANIFEST
+from mien_server.repository.manifest import describe, read_manifest, write_manifest
+from mien_server.repository.repository import ModelRepository
+from mien_server.repository.versions import State, VersionStatus
+from mien_server.scheduling.scheduler import Scheduler
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def repository(model_repository_path: Path, tmp_path: Path) -> Path:
+    """A copy with real weights that a test may damage; small batches, to be quick."""
+    for name in ("sface", "retinaface"):
+        folder = tmp_path / name
+        shutil.copytree(model_repository_path / name, folder, ignore=shutil.ignore_patterns(".*"))
+        config = folder / "config.pbtxt"
+        text = config.read_text()
+        assert "max_batch_size: " in text
+        config.write_text(
+            text.replace("max_batch_size: 32", "max_batch_size: 4").replace(
+                "max_batch_size: 16", "max_batch_size: 4"
+            )
+        )
+    return tmp_path
+
+
+def _describe_again(folder: Path) -> None:
+    """Makes the manifest agree with the files."""
+    (folder / MANIFEST).unlink()
+    manifest = describe(
+        folder, source="a test", license_="none", created=datetime.now(UTC), importer="a test"
+    )
+    write_manifest(folder, manifest)
+
+
+def _perturb(folder: Path, tensor: str, share: float) -> None:
+    """Adds noise to one tensor, by a share of its spread."""
+    path = folder / WEIGHTS
+    state = load_file(path)
+    noise = torch.randn(state[tensor].shape, generator=torch.Generator().manual_seed(0))
+    state[tensor] += share * state[tensor].std() * noise
+    save_file(state, path)
+    _describe_again(folder)
+
+
+def _load(repository: Path, name: str) -> VersionStatus:
+    devices = [CpuDevice(1)]
+    scheduler = Scheduler(devices)
+    try:
+        models = ModelRepository([repository], scheduler, devices)
+        models.start([name])
+        (status,) = [each for each in models.statuses() if each.name == name]
+        return status
+    finally:
+        scheduler.close()
+
+
+def _check(capsys: pytest.CaptureFixture[str], repository: Path, *flags: str) -> tuple[int, Any]:
+    capsys.readouterr()
+    status = main(["models", "check", "--json", "--model-repository", str(repository), *flags])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["sface", "retinaface"])
+def test_installing_writes_a_golden_file_that_the_manifest_lists(
+    model_repository_path: Path, name: str
+) -> None:
+    folder = model_repository_path / name / "1"
+    entry = read_manifest(folder).files[GOLDEN]
+    assert entry.size == (folder / GOLDEN).stat().st_size < 700_000
+    assert _load(model_repository_path, name).state is State.READY
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("sface", "blocks.6.pointwise.conv.weight"),
+        ("sface", "fc.weight"),
+        ("retinaface", "fpn.merge1.0.weight"),
+        ("retinaface", "BboxHead.1.conv1x1.weight"),
+    ],
+)
+def test_a_version_with_one_perturbed_tensor_is_refused_with_both_figures(
+    repository: Path, name: str, tensor: str
+) -> None:
+    _perturb(repository / name / "1", tensor, share=0.5)
+    status = _load(repository, name)
+    assert status.state is State.UNAVAILABLE
+    assert "its answers have a cosine of 0." in status.reason
+    assert "below the bound of 0.99" in status.reason
+
+
+def test_a_version_whose_golden_file_is_damaged_is_refused(repository: Path) -> None:
+    golden = repository / "sface" / "1" / GOLDEN
+    data = bytearray(golden.read_bytes())
+    data[-1] ^= 1
+    golden.write_bytes(data)
+    assert "does not match its manifest" in _load(repository, "sface").reason
+    golden.write_bytes(b"{}")
+    _describe_again(golden.parent)
+    assert "is no golden file" in _load(repository, "sface").reason
+
+
+def test_a_version_without_golden_file_serves_and_check_says_how_to_make_one(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = repository / "sface" / "1"
+    source = read_manifest(folder).source
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / GOLDEN).unlink()
+    _describe_again(folder)
+    assert _load(repository, "sface").state is State.READY
+
+    status, report = _check(capsys, repository, "sface")
+    assert (status, report["passed"], report["cosine"]) == (0, None, None)
+    assert "has no golden file: `mien-server models check sface --make-golden`" in report["problem"]
+
+    status, report = _check(capsys, repository, "sface", "--make-golden")
+    assert (status, report["passed"], report["problem"]) == (0, True, "")
+    manifest = read_manifest(folder)
+    assert set(manifest.files) == {WEIGHTS, GOLDEN}
+    assert manifest.source == "a test" != source
+    assert (folder / WEIGHTS).read_bytes() == weights
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".1")]
+    assert _load(repository, "sface").state is State.READY
+
+
+def test_a_golden_file_stays_if_no_other_can_be_made(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = repository / "retinaface" / "config.pbtxt"
+    config.write_text(
+        config.read_text().replace('"104, 117, 123"', '"0"').replace('"1"', '"0.001"')
+    )
+    golden = (repository / "retinaface" / "1" / GOLDEN).read_bytes()
+    flags = ["--make-golden", "--model-repository", str(repository)]
+    assert main(["models", "check", "retinaface", *flags]) == 1
+    assert "no golden file can be made: it is sure of no face" in capsys.readouterr().err
+    assert (repository / "retinaface" / "1" / GOLDEN).read_bytes() == golden
+    assert read_manifest(repository / "retinaface" / "1").files[GOLDEN].size == len(golden)
+
+
+def test_a_golden_file_for_other_pixels_is_not_used(
+    repository: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = repository / "sface" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"RGB"', '"BGR"'))
+    assert _load(repository, "sface").state is State.READY
+    assert "was made for pixels prepared as RGB, mean 127.5" in caplog.text
+    _, report = _check(capsys, repository, "sface")
+    assert report["cosine"] is None
+    assert "is for pixels prepared as RGB" in report["problem"]
+
+
+def test_check_reports_cosine_speed_and_memory(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, report = _check(capsys, repository, "sface", "--precision", "bf16", "--cpu-cores", "1")
+    assert status == 0
+    named = {key: report[key] for key in ("model", "version", "device", "cores", "precision")}
+    assert named == {
+        "model": "sface",
+        "version": 1,
+        "device": "cpu",
+        "cores": 1,
+        "precision": "bf16",
+    }
+    cosine = report["cosine"]
+    assert 0.999 <= cosine["min"] <= cosine["median"] < 1
+    assert cosine["bound"] == 0.999
+    assert [speed["rows"] for speed in report["speeds"]] == [1, 2, 4]
+    for speed in report["speeds"]:
+        rate = 1000 * speed["rows"] / speed["milliseconds"]
+        assert speed["rows_per_second"] == pytest.approx(rate, rel=0.01)
+    assert report["memory"]["loaded_bytes"] > 5_000_000
+
+    assert main(["models", "check", "retinaface", "--model-repository", str(repository)]) == 0
+    table = capsys.readouterr().out
+    assert "retinaface version 1, fp32 on cpu, " in table
+    assert "cosine to fp32   min 1.000000" in table
+    assert "speed with pictures of 320 pixels a side" in table
+
+
+def test_check_ends_with_1_below_the_bound(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _perturb(repository / "sface" / "1", "fc.weight", share=0.5)
+    status, report = _check(capsys, repository, "sface")
+    assert (status, report["passed"]) == (1, False)
+    assert report["cosine"]["min"] < report["cosine"]["bound"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["arcface"], "there is no model 'arcface', only retinaface, sface"),
+        (["sface", "--version", "3"], "sface has no version 3, only [1]"),
+        (["sface", "--device", "tpu"], "there is no device 'tpu': give cpu, or cuda:0"),
+        (["sface", "--device", "cuda:9"], "there is no cuda:9"),
+        (["sface", "--precision", "fp16"], "precision fp16 needs a GPU"),
+        (["sface", "--precision", "int8"], "precision int8 needs quantised weights"),
+    ],
+)
+def test_what_cannot_be_checked_says_why(
+    repository: Path, capsys: pytest.CaptureFixture[str], flags: list[str], problem: str
+) -> None:
+    assert main(["models", "check", "--model-repository", str(repository), *flags]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_a_damaged_version_is_not_checked(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "sface" / "1" / WEIGHTS).write_bytes(b"half")
+    assert main(["models", "check", "sface", "--model-repository", str(repository)]) == 1
+    assert "has 4 bytes, its manifest says" in capsys.readouterr().err
+
+
+def test_every_precision_can_be_asked_for() -> None:
+    assert set(PRECISIONS) == set(Precision.__args__)  # type: ignore[attr-defined]

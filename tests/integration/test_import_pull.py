@@ -1,0 +1,320 @@
+"""`models pull` from a real HTTP server on this machine."""
+
+import hashlib
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from mien_server.models.catalogue import find_family
+from mien_server.repository.manifest import read_manifest
+from mien_server.weights.onnx_weights import WeightsError
+from mien_server.weights.packages import FetchError
+from mien_server.weights.progress import Progress
+from mien_server.weights.pull import pull
+from mien_server.weights.pull_https import download
+
+CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "retinaface" / "config.pbtxt"
+
+
+class Site(ThreadingHTTPServer):
+    """Serves files by path, with ranges; notes what was asked.
+
+    Attributes:
+        files: by path.
+        redirects: where other paths lead.
+        cut: bytes after which a connection breaks, the first time that a file is asked for.
+        ranges: whether ranges are honoured.
+        asked: path and range of each request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.cut: int | None = None
+        self.ranges = True
+        self.announced = True
+        self.asked: list[tuple[str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Site
+
+    def do_GET(self) -> None:
+        path, span = self.path.partition("?")[0], self.headers.get("Range")
+        self.server.asked.append((path, span))
+        if path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[path])
+            self.end_headers()
+            return
+        if path not in self.server.files:
+            self.send_error(404)
+            return
+        data = self.server.files[path]
+        start = int(span.removeprefix("bytes=").rstrip("-")) if span and self.server.ranges else 0
+        if start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if self.server.announced:
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        cut, self.server.cut = self.server.cut, None
+        self.wfile.write(data[start : start + cut] if cut else data[start:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """The test looks at `asked` instead."""
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def weights() -> bytes:
+    """A checkpoint of RetinaFace with the small backbone."""
+    torch.manual_seed(0)
+    buffer = io.BytesIO()
+    torch.save(find_family("retinaface_mobilenet0.25").network().state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "repository" / "retinaface").mkdir(parents=True)
+    (tmp_path / "repository" / "retinaface" / "config.pbtxt").write_bytes(CONFIG.read_bytes())
+    return tmp_path / "repository"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def versions(repository: Path) -> set[str]:
+    return {path.name for path in (repository / "retinaface").iterdir() if path.is_dir()}
+
+
+def yes(_: str) -> bool:
+    return True
+
+
+def test_file_is_fetched_checked_and_imported(
+    site: Site, weights: bytes, repository: Path, tmp_path: Path
+) -> None:
+    site.files["/models/final.pth"] = weights
+    asked_person, said = [], io.StringIO()
+
+    def accept(licence: str) -> bool:
+        asked_person.append(licence)
+        assert site.asked == [], "the licence comes before the download"
+        return True
+
+    (done,) = pull(
+        f"{site.url}/models/final.pth?token=secret",
+        repository,
+        None,
+        Progress(said),
+        accept=accept,
+        sha256=sha256(weights).upper(),
+        license_="MIT",
+        cache=tmp_path / "cache",
+    )
+
+    assert (done.model, done.version) == ("retinaface", 1)
+    manifest = read_manifest(done.folder)
+    assert manifest.license == "MIT"
+    assert manifest.source.startswith(f"{site.url}/models/final.pth; final.pth sha256 ")
+    assert asked_person == [f"{site.url}/models/final.pth: licence MIT"]
+    assert "secret" not in manifest.source + said.getvalue(), "a token is nobody else's business"
+
+
+def test_licence_that_is_not_accepted_stops_before_the_download(
+    site: Site, weights: bytes, repository: Path, tmp_path: Path
+) -> None:
+    site.files["/a.pth"] = weights
+    with pytest.raises(FetchError, match="not accepted: nothing was downloaded"):
+        pull(
+            f"{site.url}/a.pth",
+            repository,
+            "retinaface",
+            accept=lambda _: False,
+            sha256=sha256(weights),
+            cache=tmp_path / "cache",
+        )
+    assert site.asked == []
+    assert versions(repository) == set()
+
+
+def test_broken_download_continues_where_it_stopped(
+    site: Site, weights: bytes, repository: Path, tmp_path: Path
+) -> None:
+    site.files["/a.pth"], site.cut = weights, 700_000
+
+    def again() -> object:
+        return pull(
+            f"{site.url}/a.pth",
+            repository,
+            "retinaface",
+            Progress(io.StringIO()),
+            accept=yes,
+            sha256=sha256(weights),
+            cache=tmp_path / "cache",
+        )
+
+    with pytest.raises(
+        FetchError, match=r"broke off .*run it again, it continues where it stopped"
+    ):
+        again()
+    assert versions(repository) == set()
+    again()
+    assert versions(repository) == {"1"}
+    again()
+    assert versions(repository) == {"1", "2"}
+    assert site.asked == [("/a.pth", None), ("/a.pth", "bytes=700000-")], "then from the cache"
+
+
+@pytest.mark.parametrize("case", ["no ranges", "all of it is there", "no length"])
+def test_what_is_there_already_never_spoils_the_file(
+    site: Site, weights: bytes, tmp_path: Path, case: str
+) -> None:
+    site.files["/a.pth"] = weights
+    site.ranges, site.announced = case != "no ranges", case != "no length"
+    folder = tmp_path / "cache" / sha256(weights)
+    folder.mkdir(parents=True)
+    have = len(weights) if case == "all of it is there" else 1000
+    (folder / ".partial").write_bytes(weights[:have])
+    path = download(
+        f"{site.url}/a.pth", sha256(weights), tmp_path / "cache", Progress(io.StringIO())
+    )
+    assert path.read_bytes() == weights
+    assert path.name == "a.pth"
+
+
+def test_another_file_is_refused_and_nothing_of_it_is_kept(
+    site: Site, weights: bytes, repository: Path, tmp_path: Path
+) -> None:
+    site.files["/a.pth"] = b"something else"
+    with pytest.raises(FetchError, match=f"is not the expected file: sha256 {'[0-9a-f]' * 64}"):
+        pull(
+            f"{site.url}/a.pth",
+            repository,
+            "retinaface",
+            accept=yes,
+            sha256=sha256(weights),
+            cache=tmp_path / "cache",
+        )
+    assert versions(repository) == set()
+    kept = {path.name for path in (tmp_path / "cache" / sha256(weights)).iterdir()}
+    assert kept <= {".lock"}
+
+
+def test_file_with_the_right_hash_is_still_checked_like_any_other(
+    site: Site, repository: Path, tmp_path: Path
+) -> None:
+    site.files["/a.pth"] = page = b"<!doctype html>"
+    with pytest.raises(WeightsError, match="is a web page"):
+        pull(
+            f"{site.url}/a.pth",
+            repository,
+            "retinaface",
+            accept=yes,
+            sha256=sha256(page),
+            cache=tmp_path / "cache",
+        )
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_file_that_is_too_large_is_not_downloaded(
+    site: Site, tmp_path: Path, announced: bool
+) -> None:
+    site.files["/a.pth"], site.announced = bytes(5 << 20), announced
+    with pytest.raises(FetchError, match="larger than the 1,000,000 bytes allowed"):
+        download(f"{site.url}/a.pth", "0" * 64, tmp_path, Progress(io.StringIO()), limit=1_000_000)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 2_000_000
+
+
+def test_redirects_are_followed_but_only_to_encrypted_addresses(
+    site: Site, weights: bytes, tmp_path: Path
+) -> None:
+    site.files["/a.pth"] = weights
+    site.redirects |= {
+        "/moved": "/a.pth",
+        "/away": "http://example.com/a.pth",
+        "/file": "file:///etc/passwd",
+        "/round": "/round",
+    }
+
+    def fetch(path: str) -> Path:
+        return download(
+            f"{site.url}{path}", sha256(weights), tmp_path / path, Progress(io.StringIO())
+        )
+
+    assert fetch("/moved").read_bytes() == weights
+    with pytest.raises(FetchError, match=r"http://example\.com/a\.pth is not encrypted: use https"):
+        fetch("/away")
+    with pytest.raises(FetchError, match="is not allowed"):
+        fetch("/file")
+    with pytest.raises(FetchError, match="answered 302"):
+        fetch("/round")
+
+
+def test_error_of_the_site_is_passed_on(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=f"{site.url}/gone.pth answered 404"):
+        download(f"{site.url}/gone.pth", "0" * 64, tmp_path, Progress(io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("source", "checksum", "message"),
+    [
+        ("http://example.com/a.pth", "0" * 64, "is not encrypted: use https"),
+        ("https://example.com/a.pth?k=secret", None, r"example\.com/a\.pth needs --sha256"),
+        ("https://me:secret@example.com/a.pth", "0" * 64, "has credentials in it"),
+        ("https:///a.pth", "0" * 64, "is no https address"),
+        ("https://[::1/a.pth", "0" * 64, "is no address"),
+        ("file:///etc/passwd", "0" * 64, "is no source: hf:owner/name"),
+        ("backbone.pth", None, "comes in with `mien-server models import`"),
+        ("ftp://example.com/a.pth", "0" * 64, "is no source"),
+        ("https://example.com/a.pth", "abc", "is no sha256: it has 64 hexadecimal digits"),
+        ("hf:backbone", None, "must be hf:owner/name or hf:owner/name/file"),
+        ("modelscope:../x/y", None, "must be modelscope:owner/name"),
+    ],
+)
+def test_source_that_is_none_is_refused(
+    source: str, checksum: str | None, message: str, repository: Path
+) -> None:
+    with pytest.raises(FetchError, match=message) as refused:
+        pull(source, repository, "retinaface", accept=yes, sha256=checksum)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "library"),
+    [("hf:owner/name", "huggingface_hub"), ("modelscope:owner/name", "modelscope_hub")],
+)
+def test_missing_hub_library_is_named_with_its_extra(
+    source: str, library: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        FetchError, match=rf"needs the library {library}: pip install 'mien\[hubs\]'"
+    ):
+        pull(source, repository, "retinaface", accept=yes)

@@ -1,0 +1,123 @@
+"""`models import` and `models pull` from the command line, and serving what they brought."""
+
+import os
+import pty
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mien
+from tests.unit.weights.public_networks import public_network
+from tools.local_server import PROGRAM, local_server
+
+Sample = Callable[[str], Path]
+
+
+def mien_server(*arguments: object, repository: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), *map(str, arguments), "--model-repository", str(repository)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={key: value for key, value in os.environ.items() if not key.startswith("MIEN_")},
+    )
+
+
+@pytest.fixture
+def repository(model_repository_path: Path, tmp_path: Path) -> Path:
+    """The real models, which this test may add to."""
+    root = tmp_path / "repository"
+    for model in ("retinaface", "sface", "arcface"):
+        (root / model).mkdir(parents=True)
+        for path in (model_repository_path / model).iterdir():
+            if path.suffix == ".pbtxt" or path.is_dir():
+                (root / model / path.name).parent.mkdir(exist_ok=True)
+                subprocess.run(["cp", "-r", path, root / model], check=True)
+    return root
+
+
+@pytest.mark.timeout(400)
+def test_imported_arcface_serves_beside_sface(
+    repository: Path, tmp_path: Path, sample: Sample
+) -> None:
+    network = public_network("iresnet50")
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+
+    done = mien_server(
+        "models", "import", "arcface", tmp_path / "backbone.pth", repository=repository
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "'iresnet50' on backend 'pytorch', 475 tensors, 43,590,848 parameters" in done.stderr
+    assert "arcface version 1 is imported" in done.stderr
+    assert f"next: mien-server models check arcface --model-repository {repository}" in done.stderr
+    flags = ["--model-repository", str(repository)]
+    with (
+        local_server(tmp_path / "server.log", flags=flags) as server,
+        mien.Client(server.address, timeout=120) as client,
+    ):
+        photo = sample("person_a_1")
+        by_name = {name: client.embed(photo, embedder=name) for name in ("arcface", "sface")}
+        assert {k: v.embedding.values.shape for k, v in by_name.items()} == {
+            "arcface": (512,),
+            "sface": (128,),
+        }
+        assert by_name["arcface"].embedding.model.version == 1
+        alike = client.verify(photo, photo, embedder="arcface")
+        assert alike.matched
+        assert alike.similarity == pytest.approx(1, abs=1e-3)
+
+        crop = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+        served = client.embed(crop, embedder="arcface", aligned=True).embedding
+        with torch.inference_mode():
+            x = torch.from_numpy(crop).permute(2, 0, 1)[None].float()
+            expected = network((x - 127.5) / 127.5)[0].numpy()
+        assert served.values @ expected / np.linalg.norm(expected) > 0.999
+
+
+def test_refusal_is_one_message_and_a_status(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "backbone.pth").write_bytes(b"")
+    done = mien_server(
+        "models", "import", "arcface", tmp_path / "backbone.pth", repository=repository
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("mien-server: backbone.pth is empty: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pull_asks_on_a_terminal_and_refuses_without_one(repository: Path) -> None:
+    pull = ["models", "pull", "https://127.0.0.1:1/a.pth", "arcface", "--sha256", "0" * 64]
+    done = mien_server(*pull, repository=repository)
+    assert done.returncode == 1
+    assert "licence not stated at an address" in done.stderr
+    assert "add --accept-license" in done.stderr
+
+    leader, terminal = pty.openpty()
+    os.write(leader, b"no\n")
+    asked = subprocess.run(
+        [PROGRAM, *pull, "--model-repository", str(repository)],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    os.close(leader)
+    os.close(terminal)
+    assert asked.returncode == 1
+    assert "Do you accept it? [y/N]" in asked.stdout
+    assert "the licence was not accepted: nothing was downloaded" in asked.stderr
+
+    accepted = mien_server(*pull, "--accept-license", repository=repository)
+    assert accepted.returncode == 1
+    assert "https://127.0.0.1:1/a.pth could not be reached" in accepted.stderr, (
+        "it went on to download"
+    )

@@ -1,0 +1,182 @@
+"""The modes of model control, with the real server as a process."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from mien.v1 import face_pb2, face_pb2_grpc
+from tests.integration.repository_rig import copy_repository, write_variant
+from tools.local_server import PROGRAM, LocalServer, ServerFailed, local_server
+
+SECONDS = 60
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MIEN_")}
+
+
+@pytest.fixture
+def root(tmp_path: Path, model_repository_path: Path) -> Path:
+    """The two shipped models with their real weights, to be written to."""
+    return copy_repository(model_repository_path, tmp_path / "repository")
+
+
+class Client:
+    """Calls to one server, with the health that it shows."""
+
+    def __init__(self, server: LocalServer, channel: grpc.Channel) -> None:
+        self.server = server
+        self._faces = face_pb2_grpc.FaceServiceStub(channel)
+        self._models: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._health: Any = health_pb2_grpc.HealthStub(channel)
+
+    def version_of_embed(self, photo: bytes) -> int:
+        """The version of the embedding model that answers."""
+        request = face_pb2.EmbedRequest(image=face_pb2.Image(encoded=photo))
+        return self._faces.Embed(request, timeout=SECONDS).embedder.version
+
+    def load(self, name: str) -> None:
+        self._models.RepositoryModelLoad(
+            service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=SECONDS
+        )
+
+    def unload(self, name: str) -> None:
+        self._models.RepositoryModelUnload(
+            service_pb2.RepositoryModelUnloadRequest(model_name=name), timeout=SECONDS
+        )
+
+    def index(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """State and reason by model and version."""
+        found = self._models.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=SECONDS)
+        return {(m.name, m.version): (m.state, m.reason) for m in found.models}
+
+    def serving(self) -> bool:
+        answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextmanager
+def serving(root: Path, *flags: str) -> Iterator[Client]:
+    log = root.parent / "server.log"
+    with (
+        local_server(
+            log, flags=["--model-repository", str(root), *flags], environment=ENVIRONMENT
+        ) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        yield Client(server, channel)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Waits until something holds that a poll or the next look at readiness brings about."""
+    give_up = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_explicit_server_starts_empty_and_loads_on_request(root: Path, photo: bytes) -> None:
+    with serving(root, "--model-control-mode", "explicit") as client:
+        assert client.index() == {
+            ("retinaface", ""): ("UNKNOWN", "nobody has asked for it to be loaded"),
+            ("sface", ""): ("UNKNOWN", "nobody has asked for it to be loaded"),
+        }
+        with pytest.raises(grpc.RpcError) as caught:
+            client.version_of_embed(photo)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        client.load("sface")
+        client.load("retinaface")
+        assert client.version_of_embed(photo) == 1
+        write_variant(root / "sface" / "1", root / "sface" / "2", 1.01)
+        client.load("sface")
+        assert client.version_of_embed(photo) == 2
+        client.unload("sface")
+        with pytest.raises(grpc.RpcError) as caught:
+            client.version_of_embed(photo)
+        assert "has been unloaded" in str(caught.value.details())
+        assert client.serving(), "an unloaded model is none that ought to serve"
+
+
+def test_explicit_server_loads_the_models_named(root: Path, photo: bytes) -> None:
+    flags = ["--load-model", "retinaface", "--load-model", "sface"]
+    with serving(root, "--model-control-mode", "explicit", *flags) as client:
+        assert client.version_of_embed(photo) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model-control-mode", "explicit", "--load-model", "nobody"], "there is no model"),
+        (["--model-control-mode", "explicit", "--load-model", "sface"], "does not match"),
+        (["--load-model", "sface"], "--load-model (MIEN_LOAD_MODEL)"),
+        (["--model-control-mode", "always"], "--model-control-mode (MIEN_MODEL_CONTROL_MODE)"),
+        (["--model-control-mode", "poll", "--repository-poll-secs", "0"], "--repository-poll-secs"),
+    ],
+)
+def test_what_cannot_hold_ends_the_start(root: Path, flags: list[str], said: str) -> None:
+    with (root / "sface" / "1" / "model.safetensors").open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(b"\x7f")
+    with pytest.raises(ServerFailed, match="no start, status") as caught, serving(root, *flags):
+        pass
+    assert said in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_models_are_not_controlled_in_the_default_mode(root: Path, photo: bytes) -> None:
+    with serving(root) as client:
+        for refused in (client.load, client.unload):
+            with pytest.raises(grpc.RpcError) as caught:
+                refused("sface")
+            assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert "--model-control-mode is none" in str(caught.value.details())
+        assert client.version_of_embed(photo) == 1
+
+
+def test_polling_server_follows_the_folders(root: Path, photo: bytes) -> None:
+    with serving(root, "--model-control-mode", "poll", "--repository-poll-secs", "0.1") as client:
+        assert client.version_of_embed(photo) == 1
+        folder = write_variant(root / "sface" / "1", root / "sface" / "3", 1.01)
+        eventually(lambda: client.version_of_embed(photo) == 3)
+        weights = (folder / "model.safetensors").read_bytes()
+        shutil.copytree(folder, root / "sface" / "4")
+        os.truncate(root / "sface" / "4" / "model.safetensors", 1000)
+        eventually(lambda: "its manifest says" in client.index().get(("sface", "4"), ("", ""))[1])
+        assert client.version_of_embed(photo) == 3
+        (root / "sface" / "4" / "model.safetensors").write_bytes(weights)
+        eventually(lambda: client.version_of_embed(photo) == 4)
+        (root / "sface").rename(root.parent / "sface")
+        eventually(lambda: not client.serving())
+        (root.parent / "sface").rename(root / "sface")
+        eventually(client.serving)
+        assert client.version_of_embed(photo) == 4
+
+
+def test_sigterm_while_models_load_exits_0(root: Path) -> None:
+    with (root / "sface" / "config.pbtxt").open("a") as file:
+        file.write(
+            'model_warmup { name: "for ever" batch_size: 1 count: 1000000 inputs { key: "face" value'
+            " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
+        )
+    command = [str(PROGRAM), "serve", "--grpc-port", "0", "--model-repository", str(root)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "for ever" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        said += process.stdout.readlines()
+        assert process.wait(SECONDS) == 0, said
+    assert not any("Traceback" in line for line in said)

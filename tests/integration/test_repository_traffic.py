@@ -1,0 +1,198 @@
+"""Canary and shadow with real weights, through the pipeline; every call and every copy is counted."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mien_server.models.interface import Detections
+from mien_server.pipeline.mirroring import MOST_WAITING, same_faces, same_vector
+from mien_server.pipeline.types import Call, EncodedImage, ModelRef
+from mien_server.repository.traffic import ShadowStatistics
+from tests.integration.repository_rig import (
+    LARGEST,
+    SECONDS,
+    Rig,
+    copy_repository,
+    open_rig,
+    write_variant,
+)
+from tests.unit.repository.folders import keep_versions, parameter, seal
+
+
+@pytest.fixture
+def root(tmp_path: Path, model_repository_path: Path) -> Path:
+    return copy_repository(model_repository_path, tmp_path / "repository")
+
+
+@pytest.fixture
+def photos(portraits: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in portraits]
+
+
+@contextmanager
+def shadowed(root: Path, name: str, factor: float) -> Iterator[Rig]:
+    """Version 1, and beside it as its shadow a version 2 with other convolutions."""
+    write_variant(root / name / "1", root / name / "2", factor)
+    keep_versions(root, name, 2)
+    parameter(root, name, "shadow_version", 2)
+    with open_rig(root) as rig:
+        yield rig
+
+
+def counted(rig: Rig, name: str) -> ShadowStatistics:
+    return rig.repository.traffic(name).shadows.get(2, ShadowStatistics())
+
+
+async def settled(rig: Rig, name: str, rows: int) -> ShadowStatistics:
+    """The counts once the shadow has done with so many rows."""
+    give_up = time.monotonic() + SECONDS
+    while True:
+        counts = counted(rig, name)
+        if counts.compared + counts.failed + counts.dropped >= rows:
+            return counts
+        assert time.monotonic() < give_up, counts
+        await asyncio.sleep(0.01)
+
+
+async def test_canary_answers_its_share_of_the_calls(root: Path, photos: list[bytes]) -> None:
+    write_variant(root / "sface" / "1", root / "sface" / "2", 1.01)
+    keep_versions(root, "sface", 2)
+    parameter(root, "sface", "canary_version", 2)
+    parameter(root, "sface", "canary_percent", 30)
+    answered: Counter[int] = Counter()
+    with open_rig(root) as rig:
+        prints = {v: rig.repository.resolve("sface", v).fingerprint for v in (1, 2)}
+        for turn in range(6):
+            embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos))
+            for embedding in embeddings:
+                assert embedding.model.fingerprint == prints[embedding.model.version]
+                answered[embedding.model.version] += 1
+            assert rig.repository.traffic("sface").routed == answered, turn
+    assert answered.total() == 36
+    assert 2 <= answered[2] <= 20, "30 % of 36 is 11, three standard deviations are 8"
+
+
+async def test_embedding_of_the_canary_compares_whichever_version_is_drawn(
+    root: Path, photos: list[bytes]
+) -> None:
+    write_variant(root / "sface" / "1", root / "sface" / "2", 1.01)
+    keep_versions(root, "sface", 2)
+    parameter(root, "sface", "canary_version", 2)
+    parameter(root, "sface", "canary_percent", 50)
+    with open_rig(root) as rig:
+        made_by: set[int] = set()
+        while len(made_by) < 2:
+            embedding = await rig.embed(photos[0])
+            made_by.add(embedding.model.version)
+            for _ in range(4):
+                compared = await rig.pipeline.verify(
+                    embedding,
+                    EncodedImage(photos[0]),
+                    detector=ModelRef(),
+                    embedder=ModelRef("sface"),
+                    selection=LARGEST,
+                    threshold=None,
+                    call=Call(),
+                )
+                assert compared.similarity > 0.999
+
+
+@pytest.mark.parametrize(("name", "factor", "agreed"), [("sface", 1.0, 6), ("sface", -1.0, 0)])
+async def test_shadow_is_compared_and_never_returned(
+    root: Path, photos: list[bytes], name: str, factor: float, agreed: int
+) -> None:
+    with shadowed(root, name, factor) as rig:
+        for number, photo in enumerate(photos):
+            embedding = await rig.embed(photo)
+            assert embedding.model.version == 1
+            await settled(rig, name, number + 1)
+        assert rig.repository.traffic(name).routed == {1: 6}
+        assert counted(rig, name) == ShadowStatistics(compared=6, agreed=agreed)
+
+
+@pytest.mark.parametrize(("factor", "agree"), [(1.0, True), (0.0, False)])
+async def test_shadow_detector_is_compared_by_its_boxes(
+    root: Path, photos: list[bytes], factor: float, agree: bool
+) -> None:
+    with shadowed(root, "retinaface", factor) as rig:
+        for number, photo in enumerate(photos):
+            assert (await rig.detect(photo)).faces
+            await settled(rig, "retinaface", number + 1)
+        counts = counted(rig, "retinaface")
+        assert counts.dropped == counts.failed == 0
+        assert counts.agreed == (counts.compared if agree else 0)
+        assert counts.compared >= 6
+
+
+async def test_shadow_that_cannot_answer_harms_no_call(root: Path, photos: list[bytes]) -> None:
+    with shadowed(root, "sface", 1.0) as rig:
+        candidate = rig.repository.resolve("sface", 2).slot
+        instance = candidate.instances[0].instance
+        instance.compute = lambda batch: 1 / 0  # type: ignore[method-assign]
+        for number, photo in enumerate(photos):
+            assert (await rig.embed(photo)).model.version == 1
+            await settled(rig, "sface", number + 1)
+        assert counted(rig, "sface") == ShadowStatistics(failed=6)
+
+
+async def test_copies_are_dropped_when_there_is_other_work(root: Path, photos: list[bytes]) -> None:
+    with shadowed(root, "sface", 1.0) as rig:
+        rounds = 4
+        for _ in range(rounds):
+            embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos * 4))
+            assert {embedding.model.version for embedding in embeddings} == {1}
+            assert rig.repository.resolve("sface", 2).slot.pending <= MOST_WAITING
+        counts = await settled(rig, "sface", rounds * 24)
+        assert counts.compared + counts.dropped == rounds * 24
+        assert counts.agreed == counts.compared
+        assert counts.dropped > 0
+
+
+async def test_retired_shadow_finishes_its_copies_and_is_freed(
+    root: Path, photos: list[bytes]
+) -> None:
+    with shadowed(root, "sface", 1.0) as rig:
+        for _ in range(3):
+            await rig.embed(photos[0])
+            state = load_file(root / "sface" / "1" / "model.safetensors")
+            save_file(state, root / "sface" / "2" / "model.safetensors", {"copy": str(time.time())})
+            seal(root / "sface" / "2")
+            await asyncio.wrap_future(rig.repository.load("sface"))
+            assert await asyncio.to_thread(rig.repository.drained, SECONDS)
+        counts = await settled(rig, "sface", 3)
+        assert counts.failed == 0
+
+
+def test_vectors_agree_by_their_direction() -> None:
+    vector = np.random.default_rng(0).standard_normal(128).astype(np.float32)
+    assert same_vector(vector, 3 * vector)
+    assert not same_vector(vector, -vector)
+    assert not same_vector(vector, np.zeros(128, np.float32))
+    assert not same_vector(vector, np.full(128, np.nan, np.float32))
+    assert not same_vector(vector, vector[::-1].copy())
+
+
+def test_faces_agree_if_each_has_its_box() -> None:
+    def found(*boxes: tuple[float, float, float, float]) -> Detections:
+        count = len(boxes)
+        return Detections(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.ones(count, np.float32),
+            np.zeros((count, 5, 2), np.float32),
+        )
+
+    one, two = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 40.0, 30.0)
+    assert same_faces(found(), found())
+    assert same_faces(found(one, two), found(two, one))
+    assert same_faces(found(one), found((0.0, 0.0, 10.0, 11.0)))
+    assert not same_faces(found(one), found())
+    assert not same_faces(found(), found(one))
+    assert not same_faces(found(one), found(two))
+    assert not same_faces(found(one), found((0.0, 0.0, 10.0, 14.0)))

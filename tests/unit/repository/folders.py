@@ -1,0 +1,79 @@
+"""Repositories on disk for tests: networks with random weights, and what the index says of them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mien_server.models.catalogue import FAMILIES
+from mien_server.repository.manifest import describe, write_manifest
+from mien_server.repository.repository import ModelRepository
+from mien_server.repository.versions import State, VersionStatus
+
+ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
+
+Open = Callable[..., ModelRepository]
+
+
+def add_version(
+    root: Path, name: str, version: int, *, seed: int = 0, network: str = "", nudge: float = 0.0
+) -> Path:
+    """Puts a network with random weights into a version folder; `nudge` moves them all a little."""
+    folder = root / name / str(version)
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    state = FAMILIES[network or ARCHITECTURES[name]].network().state_dict()
+    if nudge:
+        state = {k: v * (1 + nudge) if v.is_floating_point() else v for k, v in state.items()}
+    (folder / "manifest.json").unlink(missing_ok=True)
+    save_file(state, folder / "model.safetensors")
+    seal(folder)
+    return folder
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of what is in a version folder."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    write_manifest(
+        folder,
+        describe(folder, source="test", license_="", created=datetime.now(UTC), importer="pytest"),
+    )
+
+
+def configure(root: Path, name: str, old: str, new: str) -> None:
+    """Replaces a piece of a config.pbtxt."""
+    path = root / name / "config.pbtxt"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def keep_versions(root: Path, name: str, count: int) -> None:
+    """Has the highest `count` versions served."""
+    policy = f"version_policy {{ latest {{ num_versions: {count} }} }}"
+    configure(root, name, 'backend: "pytorch"', f'backend: "pytorch" {policy}')
+
+
+def parameter(root: Path, name: str, key: str, value: object) -> None:
+    """Adds a parameter to a config.pbtxt."""
+    with (root / name / "config.pbtxt").open("a") as file:
+        file.write(f'\nparameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
+
+
+def states(repository: ModelRepository) -> dict[tuple[str, int], State]:
+    """The state of each line of the index."""
+    return {(status.name, status.version): status.state for status in repository.index()}
+
+
+def line(repository: ModelRepository, name: str, version: int = 0) -> VersionStatus:
+    """One line of the index."""
+    (found,) = (s for s in repository.index() if (s.name, s.version) == (name, version))
+    return found
+
+
+def reason(repository: ModelRepository, name: str, version: int = 0) -> str:
+    """Why a model or version is unavailable."""
+    found = line(repository, name, version)
+    assert found.state is State.UNAVAILABLE
+    return found.reason
