@@ -1,4 +1,4 @@
-"""The command `mien`: detect, embed and verify from a shell."""
+"""The command `mien`: detect, embed, verify, and a server's models, from a shell."""
 
 import argparse
 import errno
@@ -17,6 +17,7 @@ from mien.client import DEFAULT_TIMEOUT, Client
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
 from mien.images import read_encoded
 from mien.messages import FacePolicy
+from mien.models_cli import LOAD_TIMEOUT, add_models_command
 from mien.tables import detect_table, embed_table, timing_table, verify_table
 from mien.timing import StageTiming
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parse(argv)
     try:
-        with _client(arguments) as client:
+        with arguments.connect(arguments) as client:
             arguments.run(client, arguments)
         print(end="", flush=True)
     except BrokenPipeError:
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _client(arguments: argparse.Namespace) -> Client:
     parser: argparse.ArgumentParser = arguments.parser
+    timeout = DEFAULT_TIMEOUT if arguments.timeout is None else arguments.timeout
     try:
-        return Client(arguments.address, timeout=arguments.timeout)
+        return Client(arguments.address, timeout=timeout)
     except ValueError as error:
         parser.error(str(error))
 
@@ -175,16 +177,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help=f"how long to wait for an answer (default: {DEFAULT_TIMEOUT:g})",
+        help=f"how long to wait for an answer (default: {DEFAULT_TIMEOUT:g}; to load: {LOAD_TIMEOUT:g})",
     )
     common.add_argument(
         "--json", action="store_true", help="print one JSON document; errors, too, on stderr"
     )
-    common.add_argument("--timing", action="store_true", help="print the server's stages, too")
+    timed = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    timed.add_argument("--timing", action="store_true", help="print the server's stages, too")
 
     parser = argparse.ArgumentParser(
         prog="mien",
-        parents=[common],
+        parents=[common, timed],
         description="Finds faces, embeds them, and tells whether two are the same person.",
         epilog='A photo "-" is read from standard input. Exit status: 0 for an answer ("different"'
         " is one), 1 for a failure, 2 for a wrong command line.",
@@ -197,8 +200,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     def command(
         name: str, run: Callable[[Client, argparse.Namespace], None], help_text: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[common], help=help_text, description=help_text)
-        sub.set_defaults(run=run, parser=sub)
+        sub = commands.add_parser(
+            name, parents=[common, timed], help=help_text, description=help_text
+        )
+        sub.set_defaults(run=run, parser=sub, connect=_client)
         sub.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
         return sub
 
@@ -221,7 +226,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     verify.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
 
-    defaults = argparse.Namespace(address=None, timeout=DEFAULT_TIMEOUT, json=False, timing=False)
+    add_models_command(commands, common)
+
+    defaults = argparse.Namespace(address=None, timeout=None, json=False, timing=False)
     return parser.parse_args(argv, defaults)
 
 

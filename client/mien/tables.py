@@ -12,7 +12,7 @@ def detect_table(name: str, result: DetectResult) -> str:
     rows = [[str(i), *_located(face)] for i, face in enumerate(result.faces, 1)]
     return _paragraphs(
         head,
-        _aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
+        aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
         f"detector  {model_line(result.detector)}",
     )
 
@@ -32,7 +32,7 @@ def embed_table(name: str, result: EmbedResult) -> str:
     header = ["#", "score", "x1", "y1", "x2", "y2", "norm", "dims", "embedding"]
     return _paragraphs(
         head,
-        _aligned(header, rows, left={8}) if rows else "",
+        aligned(header, rows, left={8}) if rows else "",
         f"embedder  {model_line(result.embedder)}",
     )
 
@@ -53,7 +53,7 @@ def verify_table(result: VerifyResult) -> str:
 def timing_table(timing: Sequence[StageTiming]) -> str:
     """The server's stages."""
     rows = [[stage.name, f"{stage.milliseconds:.2f}", str(stage.batch or "")] for stage in timing]
-    return _aligned(["stage", "ms", "batch"], rows, left={0})
+    return aligned(["stage", "ms", "batch"], rows, left={0})
 
 
 def model_line(model: ModelIdentity) -> str:
@@ -77,7 +77,7 @@ def _paragraphs(*parts: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _aligned(
+def aligned(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Container[int] = ()
 ) -> str:
     """Columns two spaces apart, set to the right but for those in `left`."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mien_server.backends import memory
 from mien_server.errors import MienError
 from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import ListenError, RpcServer
+from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from mien_server.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
+
+ALL_MODELS = "*"
+"""What `--load-model` takes for every model."""
+
+READINESS_SECONDS = 1.0
+"""How long the health service may lag behind the models."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -47,8 +55,10 @@ def serve(settings: Settings) -> int:
 
 async def _serve(settings: Settings) -> int:
     started = time.monotonic()
+    memory.use_one_arena()
     stop = _stop_on_signals()
-    check_weights(settings.model_repository, (settings.default_detector, settings.default_embedder))
+    if settings.model_control_mode == "none":
+        check_weights(settings.model_repository, _default_models(settings))
     admission = Admission(
         max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
     )
@@ -63,23 +73,31 @@ async def _serve(settings: Settings) -> int:
         raise StartError(str(error)) from error
 
     from mien_server.rpc.faces import FaceService
+    from mien_server.rpc.inference import InferenceService
 
     engine = _build(settings)
     try:
-        faces = FaceService(engine.pipeline, default_deadline=settings.default_deadline_secs)
-        await server.start(faces, reflect=settings.reflection)
+        deadline = settings.default_deadline_secs
+        faces = FaceService(engine.pipeline, default_deadline=deadline)
+        inference = InferenceService(
+            engine.repository,
+            engine.pipeline,
+            engine.pool,
+            admission,
+            ready=lambda: server.ready,
+            default_deadline=deadline,
+        )
+        await server.start(faces, inference=inference, reflect=settings.reflection)
+        await _load_unless_stopped(engine.repository, settings, stop)
         if not stop.is_set():
-            await _load(engine.repository, settings)
             admission.open()
-        if not stop.is_set():
-            await _announce(server, engine.repository, settings, started)
-        await stop.wait()
+            await _keep_up_until_stopped(server, engine.repository, settings, started, stop)
         finished = await server.stop(
             lame_duck=settings.lame_duck_secs, grace=settings.exit_timeout_secs
         )
     finally:
         await server.close()
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(engine.close, settings.exit_timeout_secs)
     return 0 if finished else 1
 
 
@@ -99,8 +117,9 @@ def check_weights(repositories: Sequence[Path], models: Sequence[str]) -> None:
         if not any(any(folder.glob("*/manifest.json")) for folder in folders):
             flags = f"{flag_of('model_repository')} {folders[0].parent}"
             raise StartError(
-                f"model {name!r} has no weights in {folders[0]}. Install those that are shipped with"
-                f" `mien-server models install {flags}`; docs/models.md says how to bring your own."
+                f"model {name!r} has no weights in {folders[0]}. Install those of the default models"
+                f" with `mien-server models install {flags}`, of another shipped one by adding its name;"
+                " docs/models.md says how to bring your own."
             )
 
 
@@ -129,8 +148,9 @@ class _Engine:
     pool: "DecodePool"
     pipeline: "FacePipeline"
 
-    def close(self) -> None:
-        """Stops the threads; blocks until what they run is done."""
+    def close(self, timeout: float) -> None:
+        """Stops the threads; blocks until what they run is done, of a load for `timeout` seconds only."""
+        self.repository.close(timeout)
         self.pool.close()
         self.scheduler.close()
 
@@ -146,6 +166,7 @@ def _build(settings: Settings) -> _Engine:
     from mien_server.scheduling.scheduler import Scheduler
     from mien_server.weights.sources import SHIPPED
 
+    memory.keep_imports()
     cpu = CpuDevice(settings.cpu_cores or None)
     gpus = [CudaDevice(index) for index in range(torch.cuda.device_count())]
     devices: list[CpuDevice | CudaDevice] = [cpu, *gpus]
@@ -156,7 +177,11 @@ def _build(settings: Settings) -> _Engine:
     )
     try:
         repository = ModelRepository(
-            settings.model_repository, scheduler, devices, installable=SHIPPED
+            settings.model_repository,
+            scheduler,
+            devices,
+            mode=settings.model_control_mode,
+            installable=SHIPPED,
         )
     except RepositoryError as error:
         scheduler.close()
@@ -180,40 +205,104 @@ def _build(settings: Settings) -> _Engine:
     return _Engine(scheduler, repository, pool, pipeline)
 
 
-async def _load(repository: "ModelRepository", settings: Settings) -> None:
-    """Loads every model off the loop; the two defaults must serve.
+def _default_models(settings: Settings) -> tuple[str, str]:
+    return (settings.default_detector, settings.default_embedder)
+
+
+async def _load_unless_stopped(
+    repository: "ModelRepository", settings: Settings, stop: asyncio.Event
+) -> None:
+    """Loads models off the loop; a signal ends it after the version that is being loaded.
 
     Raises:
-        StartError: one of them does not, or a model is configured for a device that is not there.
+        StartError: as `_load` does, unless a signal came.
+    """
+    stopped = asyncio.create_task(stop.wait())
+    loading = asyncio.create_task(asyncio.to_thread(_load, repository, settings))
+    await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if stop.is_set():
+        await asyncio.to_thread(repository.close)
+        await asyncio.wait((loading,))
+        loading.exception()  # nobody asks for it any more
+    else:
+        await loading
+
+
+def _load(repository: "ModelRepository", settings: Settings) -> None:
+    """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
+
+    Raises:
+        StartError: a model does not, or is configured for a device that is not there.
     """
     from mien_server.backends.devices import DeviceError
+    from mien_server.repository.repository import RepositoryError
 
     try:
-        await asyncio.to_thread(repository.load_all)
-        repository.resolve(settings.default_detector, task="detect")
-        repository.resolve(settings.default_embedder, task="embed")
-    except DeviceError as error:
+        match settings.model_control_mode:
+            case "none":
+                repository.start()
+                repository.resolve(settings.default_detector, task="detect")
+                repository.resolve(settings.default_embedder, task="embed")
+            case "poll":
+                repository.start()
+            case "explicit":
+                names = None if ALL_MODELS in settings.load_model else settings.load_model
+                repository.start(names)
+                for name, reason in repository.unready(names or (), strict=False).items():
+                    raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
+    except (DeviceError, RepositoryError) as error:
         raise StartError(str(error)) from error
     except MienError as error:
         raise StartError(error.message) from error
 
 
-async def _announce(
+async def _keep_up_until_stopped(
+    server: RpcServer,
+    repository: "ModelRepository",
+    settings: Settings,
+    started: float,
+    stop: asyncio.Event,
+) -> None:
+    """Keeps the health service true and, in the mode poll, the models up to date."""
+    tasks = [asyncio.create_task(_watch_readiness(server, repository, settings, started))]
+    if settings.model_control_mode == "poll":
+        tasks.append(asyncio.create_task(_poll(repository, settings.repository_poll_secs)))
+    await stop.wait()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_readiness(
     server: RpcServer, repository: "ModelRepository", settings: Settings, started: float
 ) -> None:
-    versions = [status for status in repository.index() if status.version]
-    facts = {
-        "address": server.address,
-        "models": ",".join(f"{v.name}:{v.version}" for v in versions if v.model),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    failed = [f"{v.name}:{v.version}" for v in versions if not v.model]
-    if failed and settings.strict_readiness:
-        logger.error(
-            "not ready, for not every installed version is (%s)",
-            flag_of("strict_readiness"),
-            extra=facts | {"failed": ",".join(failed)},
-        )
-        return
-    await server.set_ready(True)
-    logger.info("ready", extra=facts)
+    needed = () if settings.model_control_mode == "explicit" else _default_models(settings)
+    told: dict[str, str] | None = None
+    while True:
+        unready = repository.unready(needed, strict=settings.strict_readiness)
+        if unready != told:
+            told = unready
+            if unready:
+                why = "; ".join(f"{name}: {reason}" for name, reason in unready.items())
+                logger.error("not ready: %s", why, extra={"address": server.address})
+            else:
+                serving = [f"{v.name}:{v.version}" for v in repository.statuses() if v.model]
+                seconds = round(time.monotonic() - started, 1)
+                facts = {"address": server.address, "models": ",".join(serving)}
+                logger.info("ready", extra=facts | {"seconds": seconds})
+            await server.set_ready(not unready)
+        await asyncio.sleep(READINESS_SECONDS)
+
+
+async def _poll(repository: "ModelRepository", seconds: float) -> None:
+    from mien_server.repository.repository import RepositoryError
+
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await asyncio.to_thread(repository.poll)
+        except (RepositoryError, Draining) as error:
+            logger.warning("no poll: %s", error)
+        except Exception:
+            logger.exception("a poll failed; the next one follows")

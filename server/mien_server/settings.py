@@ -82,11 +82,30 @@ class Settings(BaseSettings):
     default_embedder: str = _setting(
         "sface", "Models", "The embedding model of calls that name none.", min_length=1
     )
+    model_control_mode: Literal["none", "poll", "explicit"] = _setting(
+        "none",
+        "Models",
+        "none: all models are loaded at the start. poll: and followed as their folders change."
+        " explicit: those that `--load-model` names, and then on request.",
+    )
+    load_model: Annotated[tuple[str, ...], NoDecode] = _setting(
+        (),
+        "Models",
+        "A model to load at the start under `--model-control-mode explicit`; `*`: all. Repeat the flag"
+        " for several; in the variable, separate them by commas.",
+    )
+    repository_poll_secs: float = _setting(
+        15.0,
+        "Models",
+        "Seconds between two looks at the repository under `--model-control-mode poll`.",
+        gt=0,
+        le=86400,
+    )
     strict_readiness: bool = _setting(
         True,
         "Models",
-        "Whether the server is ready only if every installed model is. false: the default detector"
-        " and embedder are enough.",
+        "Whether the server is ready only while every model that it has tried to load serves. false:"
+        " the default detector and embedder are enough, or under `--model-control-mode explicit` none.",
     )
 
     max_message_bytes: int = _setting(
@@ -167,6 +186,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         return value.split(os.pathsep) if isinstance(value, str) else value
+
+    @field_validator("load_model", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named_models_are_loaded(self) -> Self:
+        if self.load_model and self.model_control_mode != "explicit":
+            mode = _names("model_control_mode")
+            raise ValueError(
+                f"{_names('load_model')}: only {mode} explicit picks models, not"
+                f" {self.model_control_mode}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
@@ -250,7 +284,7 @@ def default_text(info: FieldInfo) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return os.pathsep.join(str(part) for part in value)
+        return os.pathsep.join(str(part) for part in value) or "none"
     return str(value)
 
 

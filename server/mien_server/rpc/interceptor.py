@@ -22,6 +22,15 @@ RETRY_AFTER_SECONDS = 1.0
 INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 """Services that answer whatever the load, and while the server drains."""
 
+UNCOUNTED = frozenset(
+    f"/inference.GRPCInferenceService/{method}"
+    for method in (
+        *("ServerLive", "ServerReady", "ModelReady"),
+        *("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"),
+    )
+)
+"""Methods that look at the server and cost it nothing: they, too, answer at any time."""
+
 _OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -98,7 +107,7 @@ class Admission:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every unary method of the services that do the work.
+    """Wraps every unary method of the services that do the work. Streams count their requests themselves.
 
     A request is counted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
     whatever a method raises becomes the status that `rpc/status.py` names.
@@ -134,12 +143,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _guarded(
         self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
     ) -> Callable[..., Any]:
+        counted = method not in UNCOUNTED
+
         async def answer(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.perf_counter()
             admitted = False
             try:
-                self._admission.enter(len(raw))
-                admitted = True
+                if counted:
+                    self._admission.enter(len(raw))
+                    admitted = True
                 response = await run(_parsed(parse, raw), context)
                 logger.debug("call answered", extra=_facts(method, started))
             except asyncio.CancelledError:
@@ -149,7 +161,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except Exception as error:
                 fault = fault_of(error)
-                _log(error, fault, _facts(method, started))
+                log_fault(error, fault, _facts(method, started))
                 await context.abort(fault.code, fault.message, fault.trailing_metadata())
             else:
                 return response
@@ -173,7 +185,8 @@ def _facts(method: str, started: float) -> dict[str, object]:
     return {"method": method, "ms": round(1e3 * (time.perf_counter() - started), 2)}
 
 
-def _log(error: Exception, fault: Fault, facts: dict[str, object]) -> None:
+def log_fault(error: Exception, fault: Fault, facts: dict[str, object]) -> None:
+    """Logs what a caller was told, as loudly as it concerns the operator."""
     facts |= {"code": fault.code.name, "reason": fault.reason}
     if fault.incident:
         facts["incident"] = fault.incident

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,6 +17,7 @@ from mien_server.rpc.interceptor import Admission, CallInterceptor
 logger = logging.getLogger(__name__)
 
 SERVICE = face_pb2.DESCRIPTOR.services_by_name["FaceService"].full_name
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 MIN_PING_INTERVAL_MS = 10_000
 """Clients may send keepalive pings this often, also without calls; gRPC's own limit is 5 minutes."""
@@ -33,13 +35,19 @@ class ListenError(Exception):
 
 
 class RpcServer:
-    """Serves `FaceService`, health and reflection on one port. To be made and used in one event loop.
+    """Serves the face calls, Triton's protocol, health and reflection on one port.
+
+    To be made and used in one event loop.
 
     Args:
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
         max_message_bytes: of requests and responses.
         admission: the calls in progress, and their limits.
+
+    Attributes:
+        address: host:port, as it listens.
+        ready: what the health service says.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class RpcServer:
         admission: Admission,
     ) -> None:
         self._admission = admission
+        self.ready = False
+        self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=(CallInterceptor(admission),),
@@ -81,20 +91,39 @@ class RpcServer:
             ) from error
         return f"{host}:{bound}"
 
-    async def start(self, faces: face_pb2_grpc.FaceServiceServicer, *, reflect: bool) -> None:
-        """Starts to answer; the health service says NOT_SERVING until `set_ready`."""
+    async def start(
+        self,
+        faces: face_pb2_grpc.FaceServiceServicer,
+        *,
+        inference: Any = None,
+        reflect: bool,
+    ) -> None:
+        """Starts to answer; the health service says NOT_SERVING until `set_ready`.
+
+        Args:
+            faces: `mien.v1.FaceService`.
+            inference: `inference.GRPCInferenceService`, of tritonclient's stubs, or None.
+            reflect: whether to serve reflection.
+        """
         face_pb2_grpc.add_FaceServiceServicer_to_server(faces, self._server)
+        if inference is not None:
+            # Its stubs take half a second to import, and what is wrong at the start is told sooner.
+            from tritonclient.grpc import service_pb2_grpc
+
+            self._services.append(INFERENCE_SERVICE)
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         await self.set_ready(False)
         await self._server.start()
 
     async def set_ready(self, ready: bool) -> None:
-        """What the health service says, of the server ("") and of `FaceService`."""
+        """What the health service says, of the server ("") and of its services."""
+        self.ready = ready
         status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE):
+        for name in ("", *self._services):
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
 
     async def stop(self, *, lame_duck: float, grace: float) -> bool:
@@ -103,6 +132,7 @@ class RpcServer:
         Returns:
             False if calls had to be cancelled because `grace` seconds ran out.
         """
+        self.ready = False
         await self._health.enter_graceful_shutdown()
         if lame_duck:
             logger.info("lame duck", extra={"seconds": lame_duck})

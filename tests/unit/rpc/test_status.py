@@ -39,7 +39,7 @@ def test_every_scheduling_error_has_a_row(kind: type[Exception]) -> None:
 def test_errors_page_lists_every_reason() -> None:
     page = ERRORS_PAGE.read_text("utf-8")
     own = (status.QUEUE_FULL, status.DRAINING, status.BACKEND_ERROR, status.INTERNAL)
-    for reason in (*Reason, *own, status.DEADLINE_EXCEEDED):
+    for reason in (*Reason, *own, status.DEADLINE_EXCEEDED, status.UNIMPLEMENTED):
         assert f"| `{reason}` |" in page, reason
 
 

@@ -1,0 +1,58 @@
+"""ModelStreamInfer: requests of one stream run side by side, their answers leave in order."""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as triton
+
+from mien_server.rpc.interceptor import log_fault
+from mien_server.rpc.status import fault_of
+
+WINDOW = 32
+"""Requests of one stream that may be under way; the next is read when the oldest has been answered."""
+
+FINAL_RESPONSE = "triton_final_response"
+"""Parameter of an answer after which none follows to the same request: here, of every one."""
+
+
+async def answer_stream(
+    requests: AsyncIterable[Any],
+    write: Callable[[Any], Awaitable[None]],
+    infer: Callable[[Any], Awaitable[Any]],
+) -> None:
+    """Answers the requests of a stream, each with one `inference.ModelStreamInferResponse`.
+
+    What `infer` raises becomes the answer's `error_message`, as Triton's, with the request's id in
+    `infer_response`; the stream goes on.
+
+    Args:
+        requests: `inference.ModelInferRequest`, until the caller has sent its last.
+        write: sends an answer.
+        infer: the `inference.ModelInferResponse` to a request.
+    """
+    answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
+
+    async with asyncio.TaskGroup() as group:
+
+        async def read() -> None:
+            async for request in requests:
+                await answers.put(group.create_task(_answer(request, infer)))
+            await answers.put(None)
+
+        group.create_task(read())
+        while (answer := await answers.get()) is not None:
+            await write(await answer)
+
+
+async def _answer(request: Any, infer: Callable[[Any], Awaitable[Any]]) -> Any:
+    try:
+        response = await infer(request)
+    except Exception as error:
+        fault = fault_of(error)
+        log_fault(error, fault, {"method": "ModelStreamInfer", "request": request.id})
+        return triton.ModelStreamInferResponse(
+            error_message=fault.message, infer_response=triton.ModelInferResponse(id=request.id)
+        )
+    response.parameters[FINAL_RESPONSE].bool_param = True
+    return triton.ModelStreamInferResponse(infer_response=response)
