@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mien_server.models.interface import Family
+from mien_server.models.interface import Family, NoNetwork
 
 _NAMES_SHOWN = 8
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -26,10 +26,16 @@ def load_network(family: Family, path: Path) -> nn.Module:
 
     Raises:
         LoadError: the file is unreadable or no safetensors file, or its keys, shapes or types are not
-            exactly the network's.
+            exactly the network's; or the family has no network in PyTorch.
     """
-    with torch.device("meta"):
-        network = family.network()
+    try:
+        with torch.device("meta"):
+            network = family.network()
+    except NoNetwork as error:
+        raise LoadError(
+            f"architecture {family.name!r} has no network in PyTorch ({error}): write backend:"
+            ' "onnxruntime" in config.pbtxt'
+        ) from error
     expected = network.state_dict()
     state = _read(path, expected, family.name)
     network.load_state_dict(state, assign=True)
@@ -48,7 +54,7 @@ def check_finite(network: nn.Module, explanation: str) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     ]
     if bad:
-        raise LoadError(f"NaN or infinity in {_names(bad)}: {explanation}")
+        raise LoadError(f"NaN or infinity in {first_names(bad)}: {explanation}")
 
 
 def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -56,7 +62,7 @@ def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[st
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
             found = {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
-            problems = _differences(found, expected)
+            problems = differences(found, expected)
             if problems:
                 raise LoadError(
                     f"{path} does not hold the weights of architecture {architecture!r}"
@@ -74,8 +80,13 @@ def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[st
         ) from error
 
 
-def _differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Tensor]) -> list[str]:
-    """What distinguishes the keys, shapes and types found from those expected, by kind."""
+def differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Tensor]) -> list[str]:
+    """What distinguishes a checkpoint from a network: one sentence per kind, with counts and names.
+
+    Args:
+        found: shape and safetensors' name of the type ("F32") of each tensor, by key.
+        expected: the network's own state_dict.
+    """
     common = [key for key in expected if key in found]
     kinds = {
         "missing": [key for key in expected if key not in found],
@@ -91,9 +102,10 @@ def _differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Te
             if (found[key][1] in _FLOATS) != expected[key].is_floating_point()
         ],
     }
-    return [f"{len(names)} {kind}: {_names(names)}" for kind, names in kinds.items() if names]
+    return [f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names]
 
 
-def _names(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -155,8 +155,15 @@ def cuda_engine(
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     network = network.to(device.torch_device)
     sizes = capture_sizes(max_batch_size)
+    if not capturable(network):
+        sides = ()
     lanes = [CudaLane(network, sides, sizes) for _ in range(count)]
     return CudaEngine(lanes, sides, sizes, _pinned)
+
+
+def capturable(network: PixelNetwork) -> bool:
+    """Whether a network runs the same operators whatever it sees, as it does unless it says otherwise."""
+    return bool(getattr(network.network, "CAPTURABLE", True))
 
 
 def capture_sizes(max_batch_size: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ PyTorch's inter-op pool, so its size does not matter. `bench/cpu_threads.py` rep
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +36,17 @@ class CpuDevice:
         self.cores = available_cores() if cores is None else cores
         self.executors = self.cores
         self.torch_device = torch.device("cpu")
+        self._batch = threading.local()
+
+    @property
+    def granted(self) -> int:
+        """Cores of the batch that the calling thread runs; all of them on a thread that no batch began on."""
+        cores: int = getattr(self._batch, "cores", self.cores)
+        return cores
 
     def begin(self, cores: int) -> None:
         """Lets operators of the calling thread use `cores` threads (at least 1)."""
+        self._batch.cores = cores
         # Asking first is not only cheaper: a thread's first question makes it take over the number that
         # any thread set last. Were it asked by the first operator, it would undo what is set here.
         if torch.get_num_threads() != cores:

@@ -7,8 +7,9 @@ import torch
 
 from mien_server.backends.checkpoint import LoadError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
+"""What networks in PyTorch compute in."""
 
 DTYPES: dict[ResolvedPrecision, torch.dtype] = {
     "fp32": torch.float32,
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 def resolve_precision(
     wanted: Precision, device_type: str, *, native_bf16: bool
 ) -> ResolvedPrecision:
-    """What "auto" means on a device, and whether it can do what is wanted.
+    """What "auto" means for a network in PyTorch on a device, and whether that can do what is wanted.
 
     Args:
         wanted: `precision` of config.pbtxt.
@@ -30,8 +31,13 @@ def resolve_precision(
         native_bf16: whether the CPU multiplies bfloat16; see `cpu_multiplies_bf16`.
 
     Raises:
-        LoadError: fp16 on a CPU, where it would be slower than fp32.
+        LoadError: fp16 on a CPU, where it would be slower than fp32; or int8.
     """
+    if wanted == "int8":
+        raise LoadError(
+            "precision int8 needs quantised weights on backend onnxruntime: make them with"
+            " `mien-server models quantize`"
+        )
     if wanted == "auto":
         if device_type == "cuda":
             return "fp16"

@@ -6,75 +6,24 @@ TorchScript is deprecated.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from mien_server.backends import memory
 from mien_server.backends.checkpoint import LoadError, check_finite, load_network
 from mien_server.backends.cpu import CpuEngine
 from mien_server.backends.cuda import cuda_engine
 from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.backends.instance import Engine, LoadedInstance
 from mien_server.backends.network import PixelNetwork
 from mien_server.backends.precision import (
     DTYPES,
     Precision,
-    ResolvedPrecision,
     cpu_multiplies_bf16,
     resolve_precision,
 )
 from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import ArrayF32, Family, FamilyOptions, ImageU8, Normalisation
+from mien_server.models.interface import Family, FamilyOptions, Normalisation
 
-__all__ = ["LoadError", "Precision", "PyTorchInstance", "load"]
-
-
-class Engine(Protocol):
-    """Runs a network on one kind of device. Its batches are opaque to everyone else."""
-
-    def stage(self, images: Sequence[ImageU8]) -> Any:
-        """Images [H, W, 3] of one shape to one batch."""
-        ...
-
-    def run(self, batch: Any) -> tuple[ArrayF32, ...]:
-        """The network's outputs for a staged batch, batch first."""
-        ...
-
-
-class PyTorchInstance:
-    """A loaded network on a device: `scheduling.interface.Instance`. Safe under several threads.
-
-    Attributes:
-        precision: what it computes in: "auto" resolved.
-    """
-
-    def __init__(
-        self, engine: Engine, family: Family, options: FamilyOptions, precision: ResolvedPrecision
-    ) -> None:
-        self.precision = precision
-        self._engine = engine
-        self._family = family
-        self._options = options
-
-    def collate(self, rows: Sequence[Any]) -> Any:
-        """Stacks rows of equal shape: anything with an `image`, [H, W, 3] uint8 RGB.
-
-        Raises:
-            ValueError: the images' shapes differ.
-            TypeError: an image is not uint8.
-        """
-        return self._engine.stage([row.image for row in rows])
-
-    def compute(self, batch: Any) -> tuple[ArrayF32, ...]:
-        """The network's raw outputs, float32, batch first."""
-        return self._engine.run(batch)
-
-    def split(self, outputs: tuple[ArrayF32, ...], rows: Sequence[Any]) -> list[Any]:
-        """The family's results, one per row."""
-        return self._family.results(outputs, rows, self._options)
-
-    def close(self) -> None:
-        """Frees the network's memory. The last batch must have run; none can follow."""
-        del self._engine
-        memory.release()
+__all__ = ["LoadError", "Precision", "load"]
 
 
 def load(
@@ -88,7 +37,7 @@ def load(
     sides: Sequence[int],
     max_batch_size: int,
     count: int = 1,
-) -> PyTorchInstance:
+) -> LoadedInstance:
     """Loads one version of a model onto one device. Takes seconds: call it off the event loop.
 
     Call it once per device and place the result there: `PlacedInstance(instance, device.name, count)`.
@@ -127,4 +76,4 @@ def load(
     else:
         engine = CpuEngine(pixel_network)
     memory.release()
-    return PyTorchInstance(engine, family, options, resolved)
+    return LoadedInstance(engine, family, options, resolved)

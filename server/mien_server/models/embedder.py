@@ -4,7 +4,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from mien_server.models.interface import ArrayF32, EmbedderRow, FamilyOptions, Task
+from mien_server.models.interface import (
+    ArrayF32,
+    EmbedderRow,
+    Family,
+    FamilyOptions,
+    NoNetwork,
+    Task,
+)
 
 
 class EmbedderFamily:
@@ -17,8 +24,22 @@ class EmbedderFamily:
         self._build = build
 
     def network(self) -> nn.Module:
-        """A new network with random weights, in eval mode."""
+        """A new network with random weights, in eval mode.
+
+        Raises:
+            NoNetwork: it is a family of ONNX graphs.
+        """
         return self._build().eval()
+
+    def arrange(self, shapes: Sequence[tuple[int, ...]], side: int) -> Sequence[int]:  # noqa: ARG002
+        """The only output there is.
+
+        Raises:
+            ValueError: there are several, or it is no vector.
+        """
+        if [len(shape) for shape in shapes] != [1]:
+            raise ValueError("an embedder gives one output, [dimensions]")
+        return (0,)
 
     def results(
         self,
@@ -28,3 +49,10 @@ class EmbedderFamily:
     ) -> list[ArrayF32]:
         """Each row's vector [dimensions] float32, as the network gave it: not normalised."""
         return [vector for vector, _ in zip(outputs[0], rows, strict=True)]
+
+
+def _graphs_only() -> nn.Module:
+    raise NoNetwork("any embedder's graph, of whatever layers")
+
+
+FAMILIES: tuple[Family, ...] = (EmbedderFamily("embedder", _graphs_only),)

@@ -1,8 +1,8 @@
 """What a model family must provide so that a backend can run it and the pipeline can use it.
 
-A family is one module here and one `config.pbtxt`: it names its network (for the pytorch backend) and
-turns the network's raw outputs into results. Backends do everything else: stacking rows, normalising,
-moving, running.
+A family is one module here, which lists it in `FAMILIES`, and one `config.pbtxt`. It names its network
+(for the pytorch backend), knows its outputs again in somebody else's graph (for onnxruntime) and turns raw
+outputs into results. Backends do everything else: stacking rows, normalising, moving, running.
 """
 
 from collections.abc import Sequence
@@ -82,6 +82,10 @@ class FamilyOptions:
     nms_threshold: float = 0.4
 
 
+class NoNetwork(Exception):
+    """A family that exists as an ONNX graph only."""
+
+
 class Family(Protocol):
     """One model family: a network and what its outputs mean. Stateless, safe to share by threads.
 
@@ -95,7 +99,24 @@ class Family(Protocol):
     def network(self) -> nn.Module:
         """A new network with random weights and the public checkpoints' key names, in eval mode.
 
-        Its forward takes [N, 3, H, W] float and returns a tensor or a tuple of tensors, batch first.
+        Its forward takes [N, 3, H, W] float and returns a tensor or a tuple of tensors, batch first. If
+        what it runs depends on what it sees, it says so by an attribute `CAPTURABLE = False`: GPUs then
+        run it without CUDA graphs.
+
+        Raises:
+            NoNetwork: there is none in PyTorch.
+        """
+        ...
+
+    def arrange(self, shapes: Sequence[tuple[int, ...]], side: int) -> Sequence[int]:
+        """Which outputs of an ONNX graph `results` takes: their indices, in the order of `network`'s.
+
+        Args:
+            shapes: of the graph's outputs for one image, without the batch's axis.
+            side: of that square image, in pixels.
+
+        Raises:
+            ValueError: it is no graph of this family; the message says what it must give.
         """
         ...
 

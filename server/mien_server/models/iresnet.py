@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mien_server.models.embedder import EmbedderFamily
+from mien_server.models.interface import Family
 
 DIMENSIONS = 512
 WIDTHS = (64, 128, 256, 512)
@@ -83,7 +84,7 @@ class IResNet(nn.Module):
         return embedding
 
 
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     EmbedderFamily("iresnet18", lambda: IResNet((2, 2, 2, 2))),
     EmbedderFamily("iresnet34", lambda: IResNet((3, 4, 6, 3))),
     EmbedderFamily("iresnet50", lambda: IResNet((3, 4, 14, 3))),

@@ -15,10 +15,11 @@ from mien_server.models.interface import (
     ArrayF32,
     Detections,
     DetectorRow,
+    Family,
     FamilyOptions,
     Task,
 )
-from mien_server.models.retinaface_decode import ANCHORS_PER_CELL, decode
+from mien_server.models.retinaface_decode import ANCHORS_PER_CELL, decode, priors
 
 
 def _conv(
@@ -248,6 +249,20 @@ class RetinaFaceFamily:
         """A new network with random weights, in eval mode."""
         return self._build().eval()
 
+    def arrange(self, shapes: Sequence[tuple[int, ...]], side: int) -> Sequence[int]:
+        """loc, conf and landmarks, by what they hold for each prior.
+
+        Raises:
+            ValueError: the outputs are not those three, for every prior of the image.
+        """
+        count = len(priors(side))
+        wanted = [(count, values) for values in (4, 2, 10)]
+        if sorted(shapes) != sorted(wanted):
+            raise ValueError(
+                f"RetinaFace gives loc [{count}, 4], conf [{count}, 2] and landmarks [{count}, 10]"
+            )
+        return [shapes.index(shape) for shape in wanted]
+
     def results(
         self, outputs: Sequence[ArrayF32], rows: Sequence[DetectorRow], options: FamilyOptions
     ) -> list[Detections]:
@@ -272,7 +287,7 @@ class RetinaFaceFamily:
         )
 
 
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     RetinaFaceFamily(
         "retinaface_mobilenet0.25", lambda: RetinaFace(MobileNet025(), width=64, slope=0.1)
     ),

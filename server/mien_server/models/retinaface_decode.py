@@ -1,13 +1,11 @@
-"""From RetinaFace's raw outputs to faces: priors, decoding and non-maximum suppression."""
+"""From RetinaFace's raw outputs to faces: priors and decoding."""
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from mien_server.models.detections import candidates, detections
 from mien_server.models.interface import ArrayF32, Detections
 
 STEPS = (8, 16, 32)
@@ -17,10 +15,6 @@ SIZES = ((16, 32), (64, 128), (256, 512))
 ANCHORS_PER_CELL = 2
 CENTRE_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
-CANDIDATES = 5000
-"""Best-scored priors of a photo that suppression looks at."""
-FACES = 750
-"""Most faces of a photo."""
 
 
 @lru_cache(maxsize=16)
@@ -71,7 +65,7 @@ def decode(
         raise ValueError(
             f"the outputs speak of {loc.shape[1]} priors, a canvas of {side} pixels has {len(anchors)}"
         )
-    row, prior = _candidates(scores, np.asarray(min_scores, dtype=np.float32))
+    row, prior = candidates(scores, min_scores)
     centre, size = anchors[prior, :2], anchors[prior, 2:]
     offsets = loc[row, prior]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -80,42 +74,6 @@ def decode(
         boxes = np.concatenate([middle - half, middle + half], axis=1)
         points = landmarks[row, prior].reshape(-1, 5, 2)
         points = centre[:, None] + points * CENTRE_VARIANCE * size[:, None]
-    valid = np.isfinite(boxes).all(axis=1) & np.isfinite(points).all(axis=(1, 2))
-    valid &= (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-    row, boxes, points = row[valid], boxes[valid], points[valid]
-    confidence = np.minimum(scores[row, prior[valid]], 1)
-    ends = np.searchsorted(row, np.arange(len(loc) + 1))
-    found = []
-    for start, end in pairwise(ends):
-        kept = start + suppress(boxes[start:end], confidence[start:end], nms_threshold)[:FACES]
-        found.append(Detections(boxes[kept], confidence[kept], points[kept]))
-    return found
-
-
-def suppress(boxes: ArrayF32, scores: ArrayF32, threshold: float) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression of one photo's boxes.
-
-    Args:
-        boxes: [n, 4], corners.
-        scores: [n], above 0.
-        threshold: boxes that overlap a better, kept one by more than this IoU are dropped.
-
-    Returns:
-        Indices of the boxes kept, by falling score; among equals the first comes first.
-    """
-    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    # Each photo by itself, not cv2.dnn.NMSBoxesBatched: that moves photos apart by the largest
-    # coordinate of the whole batch, so one absurd box would blur the coordinates of all the others.
-    kept = cv2.dnn.NMSBoxes(corner_and_size, scores, 0.0, threshold)  # type: ignore[arg-type]
-    return np.asarray(kept, dtype=np.int64)
-
-
-def _candidates(
-    scores: ArrayF32, min_scores: ArrayF32
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Photo and prior of the best scores above each photo's own: photo by photo, by falling score."""
-    row, prior = np.nonzero((scores > min_scores[:, None]) & (scores < np.inf))
-    order = np.lexsort((-scores[row, prior], row))
-    row, prior = row[order], prior[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    return row[rank < CANDIDATES], prior[rank < CANDIDATES]
+    return detections(
+        row, boxes, scores[row, prior], points, photos=len(loc), nms_threshold=nms_threshold
+    )

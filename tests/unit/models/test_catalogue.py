@@ -17,6 +17,9 @@ def test_every_family_is_found_by_its_name() -> None:
         "iresnet50": "embed",
         "iresnet100": "embed",
         "sface": "embed",
+        "embedder": "embed",
+        "scrfd": "detect",
+        "mtcnn": "detect",
     }
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mien_server.models.catalogue import find_family
+from mien_server.models.detections import FACES, suppress
 from mien_server.models.interface import ArrayF32, Detections, DetectorRow, FamilyOptions
-from mien_server.models.retinaface_decode import FACES, decode, priors, suppress
+from mien_server.models.retinaface_decode import decode, priors
 
 SIDE = 64
 COUNT = 2 * (8 * 8 + 4 * 4 + 2 * 2)

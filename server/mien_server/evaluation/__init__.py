@@ -1,0 +1,1 @@
+"""Measures models: against their own golden file, and against labelled photos."""

@@ -1,0 +1,142 @@
+"""How well a detector and an embedder tell people apart, on labelled pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mien_server.evaluation.engine import Engine, EvaluationError, run_all
+from mien_server.evaluation.metrics import (
+    FARS,
+    Accuracy,
+    Operation,
+    Rates,
+    Roc,
+    accuracy_by_folds,
+    best_threshold,
+    operation,
+    rates_at,
+    roc,
+)
+from mien_server.evaluation.pairs import Pairs, Picture
+from mien_server.pipeline.compare import cosine
+from mien_server.pipeline.types import (
+    AlignedFace,
+    Call,
+    EncodedImage,
+    FacePolicy,
+    FaceSelection,
+    ModelRef,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A picture without an answer, and why."""
+
+    picture: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What an evaluation found.
+
+    Attributes:
+        genuine, impostor: pairs of one and of two people that were compared.
+        left_out: pairs that were not, since one of their pictures failed.
+        failures: the pictures that did.
+        accuracy: by cross-validation; None: insufficient data.
+        operations: for each false accept rate.
+        best: what the threshold with the most pairs right does.
+        configured: what the model's match_threshold does; None: it has none.
+        roc: of the pairs compared.
+        similarity: of each pair that was compared, [k].
+        same: whether it is of one person, [k].
+    """
+
+    genuine: int
+    impostor: int
+    left_out: int
+    failures: Sequence[Failure]
+    accuracy: Accuracy | None
+    operations: Sequence[Operation]
+    best: Rates
+    configured: Rates | None
+    roc: Roc
+    similarity: NDArray[np.float64]
+    same: NDArray[np.bool_]
+
+
+def verify_pairs(engine: Engine, pairs: Pairs, *, aligned: bool) -> Verification:
+    """Embeds every picture once and compares the pairs as Verify would: the largest face of each.
+
+    Args:
+        engine: with an embedder, and a detector unless the pictures are crops.
+        pairs: what to compare.
+        aligned: whether the pictures are crops of 112x112 that need no detection.
+
+    Raises:
+        EvaluationError: after leaving out pictures that fail, one of the two kinds of pairs is missing.
+    """
+    vectors, failures = _embed(engine, pairs.pictures, aligned=aligned)
+    similarity = np.array(
+        [
+            np.nan if (a := vectors[i]) is None or (b := vectors[j]) is None else cosine(a, b)
+            for i, j in zip(pairs.left, pairs.right, strict=True)
+        ]
+    )
+    known = ~np.isnan(similarity)
+    scores, same = similarity[known], pairs.same[known]
+    if len(np.unique(same)) < 2:
+        first = f"; {failures[0].picture}: {failures[0].reason}" if failures else ""
+        raise EvaluationError(
+            f"{pairs.source} leaves {same.sum()} pairs of one person and {(~same).sum()} of two: both"
+            f" kinds are needed ({len(failures)} pictures failed{first})"
+        )
+    threshold = engine.models["embed"].config.match_threshold
+    return Verification(
+        genuine=int(same.sum()),
+        impostor=int((~same).sum()),
+        left_out=int((~known).sum()),
+        failures=failures,
+        accuracy=accuracy_by_folds(scores, same, pairs.folds[known]),
+        operations=[operation(scores, same, far) for far in FARS],
+        best=rates_at(scores, same, best_threshold(scores, same)),
+        configured=None if threshold is None else rates_at(scores, same, threshold),
+        roc=roc(scores, same),
+        similarity=scores,
+        same=same,
+    )
+
+
+def _embed(
+    engine: Engine, pictures: Sequence[Picture], *, aligned: bool
+) -> tuple[list[NDArray[np.float32] | None], list[Failure]]:
+    # The defaults of the pipeline are the models of the evaluation; a version is named.
+    refs = {task: ModelRef(model.name, model.version) for task, model in engine.models.items()}
+    selection = FaceSelection(FacePolicy.LARGEST)
+
+    async def embed(picture: Picture) -> NDArray[np.float32]:
+        image = EncodedImage(picture.read())
+        found = await engine.pipeline.embed(
+            AlignedFace(image) if aligned else image,
+            detector=refs.get("detect", ModelRef()),
+            embedder=refs["embed"],
+            selection=selection,
+            call=Call(),
+        )
+        embedding = found.faces[0].embedding
+        assert embedding is not None  # noqa: S101 - that is what was asked for
+        return embedding.values
+
+    vectors: list[NDArray[np.float32] | None] = []
+    failures = []
+    for picture, result in zip(pictures, run_all(pictures, embed, label="embedding"), strict=True):
+        if isinstance(result, Exception):
+            failures.append(Failure(picture.name, str(result)))
+            vectors.append(None)
+        else:
+            vectors.append(result)
+    return vectors, failures

@@ -1,0 +1,304 @@
+"""`mien-server models check` and `mien-server evaluate`."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mien_server.model_commands import CommandFailed
+from mien_server.settings import load_settings
+
+if TYPE_CHECKING:
+    from mien_server.evaluation.engine import Engine
+    from mien_server.evaluation.pairs import Pairs
+    from mien_server.evaluation.verification import Verification
+    from mien_server.models.interface import Task
+    from mien_server.pipeline.types import ModelRef
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+"""Those of `backends.precision`, which takes seconds to import."""
+
+_MOST_PAIRS = 0.0
+"""Stands for the threshold with the most pairs right, where a false accept rate could be named."""
+
+
+def add_check(models: Any) -> argparse.ArgumentParser:
+    """Adds `models check`; the caller adds the settings that it takes."""
+    parser: argparse.ArgumentParser = models.add_parser(
+        "check",
+        help="is a version what it should be, and how fast is it",
+        description="Run a version against its golden file: cosine to fp32, speed by batch size, memory."
+        " The exit status is 1 if the cosine is below its bound.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the model")
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="[the highest that version_policy asks for]"
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, … [the configured one]")
+    parser.add_argument("--precision", choices=PRECISIONS, help="[the configured one]")
+    parser.add_argument(
+        "--make-golden",
+        action="store_true",
+        help="first write the golden file, anew if there is one",
+    )
+    _add_json(parser)
+    parser.set_defaults(command=_check)
+    return parser
+
+
+def add_verification(evaluate: Any) -> argparse.ArgumentParser:
+    """Adds `evaluate verification`; the caller adds the settings that it takes."""
+    parser: argparse.ArgumentParser = evaluate.add_parser(
+        "verification",
+        help="accuracy and TAR at FAR on labelled pairs",
+        description="Embed the pictures of labelled pairs as a server would, and see how well their"
+        " similarities tell people apart.",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="LFW's pairs.txt, InsightFace's .bin, or CSV of path,path,label",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="of the pictures [that of FILE]")
+    parser.add_argument(
+        "--format",
+        dest="kind",
+        choices=("lfw", "bin", "csv"),
+        help="of FILE [told from its suffix]",
+    )
+    parser.add_argument(
+        "--aligned",
+        action=argparse.BooleanOptionalAction,
+        help="whether the pictures are crops of 112x112 [only those of a .bin]",
+    )
+    _add_model(parser, "embedder")
+    _add_model(parser, "detector")
+    parser.add_argument("--roc", type=Path, metavar="PNG", help="draw the ROC")
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="",
+        metavar="FAR",
+        help="write match_threshold and thresholds_by_far into the embedder's config.pbtxt: the threshold"
+        " that keeps FAR, or without FAR the one with the most pairs right",
+    )
+    _add_json(parser)
+    parser.set_defaults(command=_verification)
+    return parser
+
+
+def add_detection(evaluate: Any) -> argparse.ArgumentParser:
+    """Adds `evaluate detection`; the caller adds the settings that it takes."""
+    parser: argparse.ArgumentParser = evaluate.add_parser(
+        "detection",
+        help="average precision on WIDER FACE",
+        description="Find the faces of labelled photos as a server would, and compute the average precision"
+        " on WIDER FACE's subsets easy, medium and hard.",
+    )
+    parser.add_argument(
+        "--labels", type=Path, required=True, metavar="FILE", help="wider_face_val_bbx_gt.txt"
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="WIDER_val/images"
+    )
+    parser.add_argument(
+        "--subsets",
+        type=Path,
+        metavar="PATH",
+        help="the folder of wider_{easy,medium,hard}_val.mat (needs SciPy), or a JSON file of the same"
+        " [by the faces' heights, which is not official]",
+    )
+    _add_model(parser, "detector")
+    _add_json(parser)
+    parser.set_defaults(command=_detection)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, role: str) -> None:
+    parser.add_argument(
+        f"--{role}",
+        metavar="NAME[:N]",
+        help=f"and which version of it [the server's default {role}]",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+
+
+def _check(
+    name: str,
+    version: int | None,
+    device: str | None,
+    precision: Any,
+    make_golden: bool,
+    as_json: bool,
+    **flags: object,
+) -> int:
+    settings = load_settings(flags)
+    from mien_server.evaluation.check import check_version, find_target
+    from mien_server.evaluation.engine import EvaluationError
+    from mien_server.evaluation.reports import check_document, check_text
+    from mien_server.repository.pbtxt import ConfigError
+    from mien_server.weights.golden import renew_golden
+    from mien_server.weights.onnx_weights import WeightsError
+    from mien_server.weights.progress import Progress
+
+    try:
+        target = find_target(settings.model_repository, name, version)
+        if make_golden:
+            weights = target.config.default_model_filename
+            renew_golden(target.repository, target.folder, weights, Progress())
+            target = find_target(settings.model_repository, name, target.version)
+        check = check_version(
+            target, device=device, precision=precision, cores=settings.cpu_cores or None
+        )
+    except (EvaluationError, WeightsError, ConfigError, OSError) as error:
+        raise CommandFailed(str(error)) from error
+    _print(check_document(check) if as_json else check_text(check))
+    return 0 if check.passed else 1
+
+
+def _verification(
+    pairs: Path,
+    images: Path | None,
+    kind: Any,
+    aligned: bool | None,
+    embedder: str | None,
+    detector: str | None,
+    roc: Path | None,
+    calibrate: str | None,
+    as_json: bool,
+    **flags: object,
+) -> int:
+    settings = load_settings(flags)
+    far = _calibration_far(calibrate)
+    from mien_server.evaluation.engine import EvaluationError, engine
+    from mien_server.evaluation.pairs import DatasetError, read_pairs
+    from mien_server.evaluation.reports import verification_document, verification_text
+    from mien_server.evaluation.verification import verify_pairs
+
+    try:
+        data = read_pairs(pairs, images, kind)
+        crops = data.aligned if aligned is None else aligned
+        wanted: dict[Task, ModelRef] = {"embed": _ref(embedder or settings.default_embedder)}
+        if not crops:
+            wanted["detect"] = _ref(detector or settings.default_detector)
+        with engine(settings, wanted) as running:
+            found = verify_pairs(running, data, aligned=crops)
+        report = verification_document if as_json else verification_text
+        _print(report(running, data, found))
+        if roc is not None:
+            _draw(roc, running, data, found)
+        if far is not None:
+            _calibrate(settings.model_repository, running, data, found, far)
+    except (EvaluationError, DatasetError, OSError) as error:
+        raise CommandFailed(str(error)) from error
+    return 0
+
+
+def _detection(
+    labels: Path,
+    images: Path,
+    subsets: Path | None,
+    detector: str | None,
+    as_json: bool,
+    **flags: object,
+) -> int:
+    settings = load_settings(flags)
+    from mien_server.evaluation.detection import detect_faces
+    from mien_server.evaluation.engine import EvaluationError, engine
+    from mien_server.evaluation.pairs import DatasetError
+    from mien_server.evaluation.reports import detection_document, detection_text
+    from mien_server.evaluation.wider import read_wider
+
+    try:
+        data = read_wider(labels, images, subsets)
+        with engine(settings, {"detect": _ref(detector or settings.default_detector)}) as running:
+            found = detect_faces(running, data)
+    except (EvaluationError, DatasetError, OSError) as error:
+        raise CommandFailed(str(error)) from error
+    _print(
+        detection_document(running, data, found)
+        if as_json
+        else detection_text(running, data, found)
+    )
+    return 0
+
+
+def _ref(text: str) -> "ModelRef":
+    from mien_server.pipeline.types import ModelRef
+
+    name, _, version = text.partition(":")
+    if version and not (version.isdecimal() and int(version)):
+        raise CommandFailed(f"{text!r} must be a model's name, or NAME:N for its version N")
+    return ModelRef(name, int(version or 0))
+
+
+def _calibration_far(text: str | None) -> float | None:
+    """The false accept rate to keep; `_MOST_PAIRS`; None: do not calibrate."""
+    if text is None or text == "":
+        return None if text is None else _MOST_PAIRS
+    try:
+        far = float(text)
+    except ValueError:
+        far = math.nan
+    if not 0 < far < 1:
+        raise CommandFailed(f"--calibrate {text}: must be a false accept rate between 0 and 1")
+    return far
+
+
+def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -> None:
+    from mien_server.evaluation.metrics import lowest_far
+    from mien_server.evaluation.reports import accuracy_text, pairs_text, verification_title
+    from mien_server.evaluation.roc_picture import roc_picture
+
+    picture = roc_picture(
+        found.roc,
+        found.operations,
+        sure_from=lowest_far(found.impostor),
+        title=verification_title(running),
+        subtitle=f"pairs: {pairs_text(data, found)}; accuracy {accuracy_text(found.accuracy)}",
+    )
+    picture.save(path, format="PNG")
+    print(f"the ROC is in {path}", file=sys.stderr)
+
+
+def _calibrate(
+    repositories: Sequence[Path],
+    running: "Engine",
+    data: "Pairs",
+    found: "Verification",
+    far: float,
+) -> None:
+    from mien_server.evaluation.calibration import calibrate
+    from mien_server.evaluation.engine import EvaluationError
+    from mien_server.evaluation.metrics import operation
+    from mien_server.repository.folders import CONFIG, find_models
+
+    threshold, rule = found.best.threshold, "most pairs right"
+    if far != _MOST_PAIRS:
+        kept = operation(found.similarity, found.same, far)
+        if kept.threshold is None:
+            raise EvaluationError(
+                f"not calibrated: FAR {far:g} needs {kept.needed:,} pairs of two people, not"
+                f" {found.impostor:,}"
+            )
+        threshold, rule = kept.threshold, f"FAR {far:g}"
+    model = running.models["embed"]
+    config = find_models(repositories)[model.name].path / CONFIG
+    note = (
+        f"with version {model.version} on {found.genuine:,} + {found.impostor:,} pairs of"
+        f" {data.source}: {rule}"
+    )
+    calibrate(config, threshold, found.operations, note)
+    print(f"{config} is calibrated", file=sys.stderr)
+
+
+def _print(report: str | dict[str, Any]) -> None:
+    print(report if isinstance(report, str) else json.dumps(report, indent=2))

@@ -1,0 +1,335 @@
+"""Brings a person's own weights into a model repository, as a new version of a model."""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.folders import CONFIG, leads_out, version_numbers
+from mien_server.repository.manifest import sha256_of
+from mien_server.weights.golden import add_golden
+from mien_server.weights.onnx_weights import WeightsError
+from mien_server.weights.packs import files_of
+from mien_server.weights.progress import Progress
+from mien_server.weights.recognise import recognise
+from mien_server.weights.recognised import Recognised
+from mien_server.weights.templates import config_text, input_parameters
+from mien_server.weights.version_folder import LOCK, turn, write_tensors, write_version
+
+AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_VERSION = 10**18 - 1
+
+
+class ImportRefused(Exception):
+    """Nothing was imported; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A version that is now in the repository.
+
+    Attributes:
+        model: its name.
+        version: its number.
+        folder: the version folder.
+        recognised: what its weights are.
+    """
+
+    model: str
+    version: int
+    folder: Path
+    recognised: Recognised
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """One file, and all that it can be imported as."""
+
+    path: Path
+    kinds: list[Recognised]
+
+
+def import_weights(
+    repository: Path,
+    model: str | None,
+    path: Path,
+    progress: Progress | None = None,
+    *,
+    version: int | None = None,
+    license_: str | None = None,
+    source: str | None = None,
+) -> list[Imported]:
+    """Recognises a checkpoint, checks all of it, and writes it as a new version.
+
+    A version that is there is never touched. Of a folder or a zip archive, everything that is recognised
+    and fits is imported.
+
+    Args:
+        repository: a model repository.
+        model: its folder there. One that does not exist is made, with a config.pbtxt for the network; the
+            networks of a folder or archive then become `<model>-<file>` each. None: the only model there
+            is whose config.pbtxt asks for this network.
+        path: a PyTorch, safetensors or ONNX file, a folder or a zip archive.
+        progress: whom to tell.
+        version: the version's number; None: one more than the highest.
+        license_: of the weights, for the manifest; None: what is known of such weights.
+        source: where they come from, for the manifest and to tell what their content does not; None: the
+            file's name.
+
+    Returns:
+        what was imported, at least one.
+
+    Raises:
+        ImportRefused: the repository, name or version cannot be used, or nothing fits the model.
+        WeightsError: the file is none that is recognised, or is damaged; the message says what to do.
+        ConfigError: the model's config.pbtxt cannot be read.
+    """
+    progress = progress or Progress()
+    if not (path.is_file() or path.is_dir()):
+        raise ImportRefused(f"{path} is no file and no folder")
+    try:
+        _check_names(repository, model, version)
+        with files_of(path) as files:
+            found = _read(path, files, source or "", progress)
+            targets = _targets(repository, model, found, progress, pack=files is not None)
+            return [
+                _import(
+                    repository,
+                    name,
+                    checkpoint,
+                    kind,
+                    progress,
+                    version=version,
+                    license_=license_ or kind.license,
+                    source=source or path.name,
+                )
+                for name, checkpoint, kind in targets
+            ]
+    except OSError as error:
+        raise ImportRefused(f"cannot import {path} into {repository}: {error}") from error
+
+
+def _check_names(repository: Path, model: str | None, version: int | None) -> None:
+    if not repository.is_dir():
+        raise ImportRefused(f"model repository {repository} is not a folder")
+    if model is not None and not _NAME.fullmatch(model):
+        raise ImportRefused(
+            f"{model!r} is no name for a model: letters, digits, '-', '_' and '.' make its folder"
+        )
+    if model is not None and leads_out(repository / model, repository):
+        raise ImportRefused(f"{repository / model} is a link that leads out of the repository")
+    if version is not None and not 1 <= version <= _MAX_VERSION:
+        raise ImportRefused(f"version {version} must be a whole number from 1 on")
+
+
+def _read(
+    path: Path, files: list[Path] | None, source: str, progress: Progress
+) -> list[_Checkpoint]:
+    if files is None:
+        return [_Checkpoint(path, recognise(path, source))]
+    found = []
+    for file in files:
+        try:
+            found.append(_Checkpoint(file, recognise(file, source)))
+        except WeightsError as error:
+            progress.say(f"skipped: {error}")
+    if not found:
+        raise WeightsError(
+            f"nothing in {path.name} is a checkpoint that mien can use"
+            f" ({len(files)} files, each skipped for the reason above)"
+        )
+    return found
+
+
+def _targets(
+    repository: Path,
+    model: str | None,
+    found: list[_Checkpoint],
+    progress: Progress,
+    *,
+    pack: bool,
+) -> list[tuple[str, _Checkpoint, Recognised]]:
+    """Which of the checkpoints goes into which model, as what."""
+    if model is None:
+        model = _only_model(repository, found)
+    config = repository / model / CONFIG
+    if not config.is_file():
+        if len(found) == 1:
+            return [(model, found[0], found[0].kinds[0])]
+        stems = [re.sub(r"[^A-Za-z0-9._-]", "_", each.path.stem) for each in found]
+        if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+            raise ImportRefused(
+                f"several files are called {', '.join(twice)}: import them one by one"
+            )
+        return [
+            (f"{model}-{stem}", each, each.kinds[0])
+            for stem, each in zip(stems, found, strict=True)
+        ]
+    wanted = read_config(config)
+    fitting = [(each, kind) for each in found if (kind := _fitting(wanted, each.kinds))]
+    for each in found:
+        if all(each is not other for other, _ in fitting) and pack:
+            progress.say(
+                f"skipped: {each.path.name} is {each.kinds[0].kind}, not for {model}: import it under"
+                " another name"
+            )
+    if not fitting:
+        raise ImportRefused(_mismatch(config, wanted, found))
+    if len(fitting) > 1:
+        names = ", ".join(each.path.name for each, _ in fitting)
+        raise ImportRefused(f"several files fit {model} ({names}): import one of them by itself")
+    return [(model, *fitting[0])]
+
+
+def _only_model(repository: Path, found: list[_Checkpoint]) -> str:
+    names = []
+    for config in sorted(repository.glob(f"*/{CONFIG}")):
+        wanted = read_config(config)
+        if any(_fitting(wanted, each.kinds) for each in found):
+            names.append(config.parent.name)
+    if len(names) != 1:
+        there = f"{len(names)} models fit ({', '.join(names)})" if names else "no model fits"
+        raise ImportRefused(
+            f"{there} {found[0].kinds[0].kind} in {repository}: name the model that it shall be"
+        )
+    return names[0]
+
+
+def _fitting(wanted: AnyConfig, kinds: list[Recognised]) -> Recognised | None:
+    if not isinstance(wanted, ModelConfig):
+        return None
+    settings = (wanted.architecture, wanted.backend)
+    return next((k for k in kinds if (k.architecture, k.backend) == settings), None)
+
+
+def _mismatch(config: Path, wanted: AnyConfig, found: list[_Checkpoint]) -> str:
+    kinds = " or ".join(kind.kind for each in found for kind in each.kinds)
+    asks = "is an ensemble"
+    if isinstance(wanted, ModelConfig):
+        asks = f"says architecture {wanted.architecture!r} on backend {wanted.backend!r}"
+    return (
+        f"{', '.join(each.path.name for each in found)} is {kinds}, but {config} {asks}: import it under"
+        " another name, which makes a new model, or change that file"
+    )
+
+
+def _import(
+    repository: Path,
+    model: str,
+    checkpoint: _Checkpoint,
+    kind: Recognised,
+    progress: Progress,
+    *,
+    version: int | None,
+    license_: str,
+    source: str,
+) -> Imported:
+    digest = sha256_of(checkpoint.path)
+    progress.say(
+        f"{checkpoint.path.name}: {kind.title}, {kind.kind}, {kind.tensors} tensors,"
+        f" {kind.parameters:,} parameters"
+    )
+    progress.say(f"sha256 {digest}")
+    into = repository / model
+    with _folder(into), turn(into, progress), _configured(into, kind, progress, license_, source):
+        config = read_config(into / CONFIG)
+        if not isinstance(config, ModelConfig) or not _fitting(config, [kind]):
+            raise ImportRefused(_mismatch(into / CONFIG, config, [checkpoint]))
+        for note in (*kind.notes, *_check_config(into / CONFIG, config, kind)):
+            progress.say(f"note: {note}")
+        progress.say(f"licence: {license_}")
+        number = _free_version(into, version)
+
+        def fill(staging: Path) -> None:
+            _write(kind, staging / config.default_model_filename)
+            add_golden(into, staging, progress)
+
+        manifest = write_version(
+            into / str(number),
+            fill,
+            source=f"{source}; {checkpoint.path.name} sha256 {digest}",
+            license_=license_,
+            command="models import",
+        )
+    size = sum(entry.size for entry in manifest.files.values())
+    progress.say(f"{model} version {number} is imported ({size / 1e6:.1f} MB)")
+    return Imported(model, number, into / str(number), kind)
+
+
+@contextlib.contextmanager
+def _folder(model: Path) -> Iterator[None]:
+    """Makes a model's folder if it is not there; takes it back if then nothing comes of it."""
+    if model.is_dir():
+        yield
+        return
+    model.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        (model / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another import has put something there
+            model.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _configured(
+    model: Path, kind: Recognised, progress: Progress, license_: str, source: str
+) -> Iterator[None]:
+    """Writes a model's config.pbtxt if there is none; takes it back if then nothing comes of it."""
+    config = model / CONFIG
+    if config.is_file():
+        yield
+        return
+    partial = model / f".{CONFIG}.partial"
+    text = config_text(model.name, kind, license_=license_, source=source)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(config)
+    progress.say(f"{config} is new: read it through")
+    try:
+        yield
+    except BaseException:
+        config.unlink()
+        raise
+
+
+def _free_version(folder: Path, version: int | None) -> int:
+    numbers = version_numbers(folder)
+    if version is None:
+        return max(numbers, default=0) + 1
+    if version in numbers:
+        raise ImportRefused(
+            f"{folder / str(version)} exists and is left as it is: choose another --version, or leave it"
+            f" out for {max(numbers) + 1}"
+        )
+    return version
+
+
+def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str]:
+    """Where a config.pbtxt says something else than the network's publisher."""
+    if kind.dimensions and config.outputs[0].dims != (kind.dimensions,):
+        raise ImportRefused(
+            f"these weights give {kind.dimensions} dimensions, but {path} says output dims"
+            f" {list(config.outputs[0].dims)}: change it, or import them under another name"
+        )
+    if config.normalisation == kind.normalisation:
+        return []
+    wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
+    return [
+        f"{path} prepares pixels in another way than these weights' publisher does, {wanted}: change it"
+        " there, unless you know better"
+    ]
+
+
+def _write(kind: Recognised, path: Path) -> None:
+    if isinstance(kind.weights, Path):
+        shutil.copyfile(kind.weights, path)
+    else:
+        write_tensors(path, kind.weights)

@@ -1,0 +1,104 @@
+"""Writes a version folder of a model repository: whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors.torch import save
+from torch import Tensor
+
+from mien_server.repository.manifest import Manifest, describe, write_manifest
+from mien_server.weights.progress import Progress
+
+LOCK = ".install.lock"
+"""The file in a model's folder that is locked while a version is written."""
+
+
+@contextlib.contextmanager
+def turn(model: Path, progress: Progress) -> Iterator[None]:
+    """Holds a model's folder for this process; the lock ends with the process, however that ends."""
+    lock = FileLock(model / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"waiting for another installation into {model}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_version(
+    folder: Path, fill: Callable[[Path], None], *, source: str, license_: str, command: str
+) -> Manifest:
+    """Makes a version folder, or replaces the one that is there, in one rename.
+
+    Whatever moment the process ends at, the folder is whole or absent. Call it within `turn`.
+
+    Args:
+        folder: the version folder.
+        fill: writes its files into the empty folder that it is given.
+        source: where the weights came from, for people.
+        license_: who may use them for what.
+        command: the command of mien-server that makes it, `models install`.
+
+    Returns:
+        the manifest of what was written.
+
+    Raises:
+        OSError: the repository cannot be written.
+    """
+    with _staged(folder) as staging:
+        fill(staging)
+        for path in staging.iterdir():
+            _sync(path)
+        manifest = describe(
+            staging,
+            source=source,
+            license_=license_,
+            created=datetime.now(UTC),
+            importer=f"mien-server {distribution_version('mien')} {command}",
+        )
+        write_manifest(staging, manifest)
+    return manifest
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file that others than its owner may read, unlike safetensors' `save_file`."""
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    path.write_bytes(save(contiguous, metadata={"format": "pt"}))
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes its place in one rename once the block is done."""
+    staging = folder.with_name(f".{folder.name}.installing")
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    for leftover in (staging, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        _sync(staging)
+        if folder.exists():
+            folder.rename(replaced)
+        staging.rename(folder)
+        _sync(folder.parent)
+    finally:
+        for leftover in (staging, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a folder's entries are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,90 @@
+"""What the tests of importing share."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mien_server.backends.checkpoint import load_network
+from mien_server.models.catalogue import find_family
+from mien_server.repository.config import ModelConfig, read_config
+from mien_server.weights.importer import Imported, import_weights
+from mien_server.weights.progress import Progress
+from mien_server.weights.recognised import Recognised
+from tests.unit.weights.public_networks import public_input
+
+CONFIGS = Path(__file__).resolve().parents[3] / "model_repository"
+
+Import = Callable[..., tuple[list[Imported], str]]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A model repository with the shipped configurations, without weights."""
+    root = tmp_path / "repository"
+    for config in CONFIGS.glob("*/config.pbtxt"):
+        (root / config.parent.name).mkdir(parents=True)
+        shutil.copy(config, root / config.parent.name)
+    return root
+
+
+@pytest.fixture
+def bring(repository: Path) -> Import:
+    """Imports into the repository; returns what was imported and what was said."""
+
+    def run(
+        model: str | None,
+        path: Path,
+        *,
+        version: int | None = None,
+        license_: str | None = None,
+        source: str | None = None,
+    ) -> tuple[list[Imported], str]:
+        said = io.StringIO()
+        done = import_weights(
+            repository,
+            model,
+            path,
+            Progress(said),
+            version=version,
+            license_=license_,
+            source=source,
+        )
+        return done, said.getvalue()
+
+    return run
+
+
+def config_of(model: Path) -> ModelConfig:
+    """A model's config.pbtxt, read as the server reads it."""
+    config = read_config(model / "config.pbtxt")
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def largest_difference(network: nn.Module, recognised: Recognised) -> float:
+    """How far the outputs of the network that will be served are from those of the public one."""
+    assert isinstance(recognised.weights, dict)
+    served = find_family(recognised.architecture).network()
+    served.load_state_dict(recognised.weights, strict=True)
+    return _difference(network, served, recognised.architecture)
+
+
+def difference_as_served(network: nn.Module, imported: Imported) -> float:
+    """The same of a version that was imported, read from its folder as a server does it."""
+    recognised = imported.recognised
+    family = find_family(recognised.architecture)
+    served = load_network(family, imported.folder / recognised.filename)
+    return _difference(network, served, recognised.architecture)
+
+
+def _difference(network: nn.Module, served: nn.Module, architecture: str) -> float:
+    x = public_input(architecture)
+    with torch.inference_mode():
+        outputs = [network(x), served(x)]
+    before, after = (out if isinstance(out, tuple) else (out,) for out in outputs)
+    return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,188 @@
+"""ONNX files: IResNet is read into PyTorch, other embedders and SCRFD are kept as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from mien_server.models.interface import Normalisation
+from mien_server.repository.manifest import read_manifest, sha256_of
+from mien_server.repository.pbtxt import ConfigText
+from mien_server.weights.onnx_weights import WeightsError
+from mien_server.weights.recognise import recognise
+from tests.unit.weights.conftest import CONFIGS, Import, difference_as_served, largest_difference
+from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd
+from tests.unit.weights.public_networks import public_input, public_network
+
+
+@pytest.fixture(scope="module")
+def iresnet18() -> nn.Module:
+    return public_network("iresnet18")
+
+
+def test_arcface_with_folded_batch_norms_computes_the_same_in_pytorch(
+    tmp_path: Path, bring: Import
+) -> None:
+    architecture = "iresnet50"
+    network = public_network(architecture)
+    path = exported(network, tmp_path / "w600k.onnx")
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"BatchNormalization", "Conv", "PRelu"} <= kinds, "an export like InsightFace's"
+
+    (done,), said = bring("mine", path)
+
+    assert done.recognised.kind == f"architecture '{architecture}' on backend 'pytorch'"
+    assert "ArcFace IResNet as an ONNX graph" in said
+    assert difference_as_served(network, done) <= 1e-4
+    session = onnxruntime.InferenceSession(path)
+    x = public_input(architecture)
+    (by_graph,) = session.run(None, {"input.1": x.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(by_graph, network(x).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [0, 4])
+def test_batch_norms_that_were_not_folded_are_read_too(
+    iresnet18: nn.Module, batch: int, tmp_path: Path
+) -> None:
+    path = exported(iresnet18, tmp_path / "unfolded.onnx", folded=False, batch=batch)
+    best = recognise(path)[0]
+    assert best.architecture == "iresnet18"
+    assert largest_difference(iresnet18, best) <= 1e-4
+
+
+def test_epsilon_of_the_graph_counts(iresnet18: nn.Module, tmp_path: Path) -> None:
+    network = public_network("iresnet18")
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.eps = 1e-2
+    best = recognise(exported(network, tmp_path / "eps.onnx"))[0]
+    assert largest_difference(network, best) <= 1e-4
+    assert largest_difference(iresnet18, best) > 1e-3
+
+
+def test_half_precision_graph_becomes_float32(iresnet18: nn.Module, tmp_path: Path) -> None:
+    path = exported(iresnet18, tmp_path / "float.onnx")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    path.write_bytes(model.SerializeToString())
+    best = recognise(path)[0]
+    assert "were float16 and are float32 now" in " ".join(best.notes)
+    assert largest_difference(iresnet18, best) <= 0.05
+
+
+def test_strides_of_another_network_are_not_taken_for_iresnet(
+    iresnet18: nn.Module, tmp_path: Path
+) -> None:
+    path = exported(iresnet18, tmp_path / "other.onnx")
+    model = onnx.load(path)
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    pads = next(each for each in conv.attribute if each.name == "pads")
+    pads.ints[:] = [2, 2, 0, 0]
+    path.write_bytes(model.SerializeToString())
+    assert [each.backend for each in recognise(path)] == ["onnxruntime"]
+
+
+def test_iresnet_may_also_stay_an_onnx_graph(
+    iresnet18: nn.Module, tmp_path: Path, repository: Path, bring: Import
+) -> None:
+    path = exported(iresnet18, tmp_path / "r18.onnx")
+    config = (CONFIGS / "arcface" / "config.pbtxt").read_text()
+    config = config.replace('"arcface"', '"kept"').replace('"pytorch"', '"onnxruntime"')
+    (repository / "kept").mkdir()
+    (repository / "kept" / "config.pbtxt").write_text(config.replace('"iresnet50"', '"embedder"'))
+
+    (done,), _ = bring("kept", path)
+
+    assert (done.folder / "model.onnx").read_bytes() == path.read_bytes()
+
+
+def test_other_embedder_is_kept_for_onnxruntime(
+    tmp_path: Path, repository: Path, bring: Import
+) -> None:
+    path = one_layer(tmp_path / "w600k_mbf.onnx", ["None", 3, 112, 112], outputs=128)
+
+    (done,), said = bring("mbf", path)
+
+    assert done.recognised.kind == "architecture 'embedder' on backend 'onnxruntime'"
+    assert "an ONNX embedder of 128 dimensions" in said
+    assert (done.folder / "model.onnx").read_bytes() == path.read_bytes()
+    manifest = read_manifest(done.folder)
+    assert manifest.files["model.onnx"].sha256 == sha256_of(path)
+    message = ConfigText.read(repository / "mbf" / "config.pbtxt").message
+    assert message.backend == "onnxruntime"
+    assert list(message.output[0].dims) == [128]
+    assert message.parameters["scale"].string_value == "1/127.5"
+
+
+def test_embedder_that_normalises_by_itself_gets_plain_pixels(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", 3, 112, 112])
+    y = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 64])
+    nodes = [
+        helper.make_node("Sub", ["data", "mean"], ["a"]),
+        helper.make_node("Mul", ["a", "scale"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["out"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array(127.5, np.float32), "mean"),
+        numpy_helper.from_array(np.array(1 / 128, np.float32), "scale"),
+        numpy_helper.from_array(np.ones((3, 64), np.float32), "w"),
+    ]
+    path = saved(helper.make_graph(nodes, "g", [x], [y], weights), tmp_path / "older.onnx")
+    (found,) = recognise(path)
+    assert found.normalisation == Normalisation("RGB", (0, 0, 0), 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "batch", "rows", "buckets"),
+    [("?", 1, 1, "320, 640, 1024"), (640, 1, 1, "640"), ("?", 8, 8, "320, 640, 1024")],
+)
+def test_scrfd_is_recognised_by_its_nine_outputs(
+    side: int | str,
+    batch: int,
+    rows: int,
+    buckets: str,
+    tmp_path: Path,
+    repository: Path,
+    bring: Import,
+) -> None:
+    (done,), _ = bring("scrfd", scrfd(tmp_path / "det_10g.onnx", side=side, batch=batch))
+    assert done.recognised.kind == "architecture 'scrfd' on backend 'onnxruntime'"
+    assert done.recognised.task == "detect"
+    message = ConfigText.read(repository / "scrfd" / "config.pbtxt").message
+    assert message.max_batch_size == rows
+    assert message.parameters["buckets"].string_value == buckets
+    assert message.parameters["scale"].string_value == "1/128"
+    assert list(message.input[0].dims) == [3, -1, -1]
+
+
+def test_shapes_that_outputs_do_not_state_are_inferred(tmp_path: Path) -> None:
+    path = scrfd(tmp_path / "det.onnx")
+    model = onnx.load(path)
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    (found,) = recognise(path)
+    assert found.architecture == "scrfd"
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [(["n", 3, 192, 192], 212), (["n", 3, 96, 96], 3), (["n", 3, 112, 112], 3)],
+)
+def test_landmark_and_attribute_networks_are_refused(
+    shape: list[int | str], outputs: int, tmp_path: Path
+) -> None:
+    path = one_layer(tmp_path / "genderage.onnx", shape, outputs)
+    with pytest.raises(WeightsError, match="landmark and age-and-gender models have no use here"):
+        recognise(path)
