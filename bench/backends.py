@@ -5,7 +5,7 @@ single core's time is that of the thread, so that other work on the machine coun
 pictures: normalising is part of it, the families' post-processing is not. The best of some rounds counts,
 in which the candidates take turns.
 
-    python -m bench.backends [--rounds 8] [--networks sface iresnet50] [--batch-sizes 1 4]
+    python -m bench.backends [--rounds 6] [--networks sface iresnet50] [--batch-sizes 1 4]
 """
 
 import argparse
@@ -87,7 +87,7 @@ def seconds_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()

@@ -101,7 +101,7 @@ def test_explicit_server_starts_empty_and_loads_on_request(root: Path, photo: by
         client.unload("sface")
         with pytest.raises(grpc.RpcError) as caught:
             client.version_of_embed(photo)
-        assert "has been unloaded" in str(caught.value.details())
+        assert "model 'sface' is not ready: version 2: it " in str(caught.value.details())
         assert client.serving(), "an unloaded model is none that ought to serve"
 
 

@@ -261,7 +261,7 @@ class ModelRepository(ServedModels):
         if not loaded and not failures:
             with self._lock:
                 entry.config = entry.config or config
-            self._fail(entry, self._no_weights(config, folder.path), missing=not entry.serving)
+            self._fail(entry, self._no_weights(config), missing=not entry.serving)
         if loaded or not entry.serving:
             self._serve(entry, config, loaded, failures)
         else:
@@ -334,13 +334,13 @@ class ModelRepository(ServedModels):
                 entry.notes = {n: note for n, note in entry.notes.items() if note == UNLOADING}
         raise _load_failed(entry.name, reason) from cause
 
-    def _no_weights(self, config: ModelConfig, folder: Path) -> str:
+    def _no_weights(self, config: ModelConfig) -> str:
         if config.name in self._installable:
             return f"it has no weights yet: run `mien-server models install {config.name}`"
         source = f" (source: {config.source})" if config.source else ""
         return (
-            f"it has no weights and none are shipped{source}: put {config.default_model_filename} and"
-            f" manifest.json into {folder / '1'}, see docs/models.md"
+            f"it has no weights and none are shipped{source}: run"
+            f" `mien-server models import {config.name} FILE`, see docs/models.md"
         )
 
 
