@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -10,16 +11,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.cli import main
+from mien_server.models.catalogue import find_family
+from mien_server.models.folding import fold_batch_norms
 from mien_server.models.interface import ArrayF32, DetectorRow, EmbedderRow, ImageU8
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.config import ModelConfig, read_config
 from mien_server.repository.golden import PrecisionError, check_golden, read_golden
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import read_manifest, verify_version
+from mien_server.repository.manifest import (
+    describe,
+    read_manifest,
+    verify_version,
+    write_manifest,
+)
 from mien_server.weights.quantise import QuantiseError, quantise
+from mien_server.weights.quantise_graph import export
 
 SIDE = 640
 
@@ -126,22 +136,29 @@ def test_a_face_alone_or_among_others_gives_the_same_answer(
     assert ((together * alone).sum(axis=1) >= 1 - 1e-5).all()
 
 
-def test_quantising_again_makes_the_next_version(quantised: Path, calibration: Path) -> None:
-    assert quantise(quantised, "sface", calibration).version == 2
-
-
 def test_a_model_on_onnxruntime_gets_it_as_its_next_version(
-    quantised: Path, original: Path, calibration: Path, tmp_path: Path
+    quantised: Path, calibration: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "models"
-    shutil.copytree(quantised / "sface-int8", root / "own")
-    config = root / "own" / "config.pbtxt"
-    config.write_text(
-        config.read_text().replace('"sface-int8"', '"own"').replace('"int8"', '"auto"')
+    (root / "own" / "1").mkdir(parents=True)
+    config = (quantised / "sface-int8" / "config.pbtxt").read_text()
+    config = config.replace('"sface-int8"', '"own"').replace('"int8"', '"auto"')
+    (root / "own" / "config.pbtxt").write_text(config)
+    weights = quantised / "sface" / "1" / "model.safetensors"
+    network = fold_batch_norms(load_network(find_family("sface"), weights))
+    (root / "own" / "1" / "model.onnx").write_bytes(export(network, 112))
+    about = {"source": "exported", "license_": "", "importer": "pytest"}
+    write_manifest(
+        root / "own" / "1", describe(root / "own" / "1", created=datetime.now(UTC), **about)
     )
+
+    done = quantise(root, "own", calibration)
+
+    assert (done.model, done.version, done.folder) == ("own", 2, root / "own" / "2")
+    assert load(root, "own", 2).precision == "int8"
+    assert {path.name for path in root.iterdir()} == {"own"}
     with pytest.raises(QuantiseError, match="computes in int8; quantise the fp32 version"):
-        quantise(root, "own", calibration, version=1)
-    assert not (root / "own-int8").exists()
+        quantise(root, "own", calibration)
 
 
 def test_weights_that_are_not_the_golden_files_are_refused_at_load(

@@ -71,8 +71,12 @@ def read_graph(path: Path) -> Graph:
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     own = {function.domain for function in model.functions}
-    used = {node.domain for graph in _graphs(model) for node in graph.node}
-    if foreign := sorted(used - own - _DOMAINS):
+    nodes = [node for graph in _graphs(model) for node in graph.node]
+    if any(node.op_type == "Loop" for node in nodes):
+        raise LoadError(
+            f"{path} has a loop, which may never end: no network of this kind needs one"
+        )
+    if foreign := sorted({node.domain for node in nodes} - own - _DOMAINS):
         raise LoadError(
             f"{path} needs operators of {', '.join(foreign)}: only those of ONNX and onnxruntime run here"
         )

@@ -135,7 +135,8 @@ def _open(
     path: str, options: onnxruntime.SessionOptions, providers: Sequence[object]
 ) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
+        # Its fallback would try again without CUDA.
+        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise LoadError(f"onnxruntime cannot run the graph: {first_line(error)}") from error
 

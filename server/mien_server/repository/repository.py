@@ -8,14 +8,20 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeAlias
 
 from mien_server.backends.devices import DeviceError
 from mien_server.errors import Reason, Unmet
 from mien_server.repository.config import ConfigError, ModelConfig, read_config
 from mien_server.repository.ensembles import EnsembleConfig
 from mien_server.repository.entry import LOADING, UNLOADED, UNLOADING, ModelEntry
-from mien_server.repository.folders import CONFIG, find_models, stamp_of_model, version_numbers
+from mien_server.repository.folders import (
+    CONFIG,
+    Stamp,
+    find_models,
+    stamp_of_model,
+    version_numbers,
+)
 from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.loading import load_version, load_wanted
 from mien_server.repository.operations import Operations
@@ -26,6 +32,11 @@ from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 
 ControlMode = Literal["none", "poll", "explicit"]
+
+AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
+
+_Ahead: TypeAlias = tuple[Stamp, AnyConfig]
+"""A config that has been read already, and the stamp of the files from before."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,12 +102,17 @@ class ModelRepository(ServedModels):
         self._look()
         with self._lock:
             entries = [self._find(name) for name in (self._models if names is None else names)]
+        ahead: dict[str, _Ahead] = {}
         for entry in entries:
+            if entry.folder.problem:
+                continue
+            stamp = stamp_of_model(entry.folder)
             with contextlib.suppress(ConfigError):  # its own load will say so
-                config = None if entry.folder.problem else read_config(entry.folder.path / CONFIG)
+                config = read_config(entry.folder.path / CONFIG)
                 if isinstance(config, ModelConfig):
                     self._check_devices(config)
-        wait([self._submit_load(entry.name) for entry in entries])
+                ahead[entry.name] = (stamp, config)
+        wait([self._submit_load(entry.name, ahead.get(entry.name)) for entry in entries])
 
     def load(self, name: str) -> Future[None]:
         """Loads a model, or loads it again: what its config and files say now, beside what serves.
@@ -200,13 +216,13 @@ class ModelRepository(ServedModels):
         except DeviceError as error:
             raise DeviceError(f"model {config.name}: {error}") from error
 
-    def _submit_load(self, name: str) -> Future[None]:
-        return self._operations.submit(name, "load", partial(self._load, name))
+    def _submit_load(self, name: str, ahead: _Ahead | None = None) -> Future[None]:
+        return self._operations.submit(name, "load", partial(self._load, name, ahead))
 
     def _submit_unload(self, name: str) -> Future[None]:
         return self._operations.submit(name, "unload", partial(self._unload, name))
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str, ahead: _Ahead | None) -> None:
         try:
             self._look()
         except RepositoryError as error:
@@ -214,10 +230,10 @@ class ModelRepository(ServedModels):
         with self._lock:
             entry = self._find(name)
             entry.busy = True
-        stamp = stamp_of_model(entry.folder)
+        stamp, config = ahead or (stamp_of_model(entry.folder), None)
         complete = False
         try:
-            self._load_entry(entry)
+            self._load_entry(entry, config)
             complete = True
         finally:
             with self._lock:
@@ -225,12 +241,12 @@ class ModelRepository(ServedModels):
                 entry.retry = not complete and stamp != entry.stamp
                 entry.stamp = stamp
 
-    def _load_entry(self, entry: ModelEntry) -> None:
+    def _load_entry(self, entry: ModelEntry, config: AnyConfig | None) -> None:
         folder = entry.folder
         if folder.problem:
             self._fail(entry, folder.problem)
         try:
-            config = read_config(folder.path / CONFIG)
+            config = config or read_config(folder.path / CONFIG)
             if isinstance(config, EnsembleConfig):
                 self._serve(entry, config, {}, {})
                 return
@@ -281,7 +297,7 @@ class ModelRepository(ServedModels):
     def _serve(
         self,
         entry: ModelEntry,
-        config: ModelConfig | EnsembleConfig | None,
+        config: AnyConfig | None,
         serving: Mapping[int, LoadedVersion],
         failures: Mapping[int, Exception],
         *,

@@ -55,6 +55,14 @@ def with_an_operator_of_its_own() -> onnx.ModelProto:
     )
 
 
+def with_a_loop() -> onnx.ModelProto:
+    kinds = {"count": TensorProto.INT64, "go_on": TensorProto.BOOL, "state": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, []) for name, kind in kinds.items()]
+    body = helper.make_graph([], "body", inputs, inputs[1:])
+    loop = helper.make_node("Loop", ["", "yes", "vector"], ["embedding"], body=body)
+    return graphs.embedder(tail=[loop], yes=np.array(True))
+
+
 def with_a_weight_that_is_not_a_number() -> onnx.ModelProto:
     tail = [helper.make_node("Add", ["vector", "shift"], ["embedding"])]
     return graphs.embedder(tail=tail, shift=np.array([np.nan] * 8, np.float32))
@@ -99,6 +107,7 @@ def of_grey_pixels() -> onnx.ModelProto:
         (with_a_constant_elsewhere, "in another file"),
         (with_a_branch_elsewhere, "keeps tensor 'branch_weights' in another file"),
         (with_an_operator_of_its_own, "needs operators of evil.example"),
+        (with_a_loop, "has a loop, which may never end"),
         (with_a_weight_that_is_not_a_number, "NaN or infinity in shift"),
         (with_a_truncated_weight, "tensor 'projection' is malformed"),
         (with_two_inputs, "takes pixels float .*, more float .*; it must take one image"),

@@ -3,18 +3,24 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from mien_server.models.catalogue import FAMILIES
+from mien_server.models.interface import EmbedderRow
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.repository import ModelRepository
-from mien_server.repository.versions import State, VersionStatus
+from mien_server.repository.versions import ReadyModel, State, VersionStatus
 
 ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
 
 Open = Callable[..., ModelRepository]
+
+SECONDS = 60
+"""That anything may take before a test fails."""
 
 
 def add_version(
@@ -77,3 +83,9 @@ def reason(repository: ModelRepository, name: str, version: int = 0) -> str:
     found = line(repository, name, version)
     assert found.state is State.UNAVAILABLE
     return found.reason
+
+
+def embed(model: ReadyModel) -> Any:
+    """What an embedder makes of a black crop."""
+    crop = np.zeros((112, 112, 3), np.uint8)
+    return model.slot.submit([EmbedderRow(crop)]).result(SECONDS).results[0]

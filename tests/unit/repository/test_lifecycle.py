@@ -1,33 +1,30 @@
 """Versions are replaced beside those that serve, held by their calls, and freed after the last one."""
 
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mien_server.backends.pytorch import LoadError
-from mien_server.errors import MienError, ModelNotFound, ModelNotReady, Reason, Unmet
-from mien_server.models.interface import EmbedderRow
-from mien_server.repository import loading
+from mien_server.errors import MienError, ModelNotReady, Reason, Unmet
 from mien_server.repository.loading import WarmupError
 from mien_server.repository.manifest import ManifestError
 from mien_server.repository.pbtxt import ConfigError
 from mien_server.repository.repository import ModelRepository
-from mien_server.repository.versions import ReadyModel, State
+from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 from tests.unit.repository.folders import (
+    SECONDS,
     Open,
     add_version,
     configure,
+    embed,
     keep_versions,
     line,
     parameter,
@@ -35,38 +32,6 @@ from tests.unit.repository.folders import (
     seal,
     states,
 )
-
-CROP = np.zeros((112, 112, 3), np.uint8)
-SECONDS = 60
-
-
-class Gate:
-    """Holds loads back until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Semaphore(0)
-        self.open = threading.Event()
-        self.passed = 0
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """From now on, every version waits at the gate before it is loaded."""
-    gate = Gate()
-
-    def wait_and_load(*arguments: Any, **options: Any) -> Any:
-        gate.reached.release()
-        assert gate.open.wait(SECONDS)
-        gate.passed += 1
-        return loading.load_version(*arguments, **options)
-
-    monkeypatch.setattr("mien_server.repository.repository.load_version", wait_and_load)
-    yield gate
-    gate.open.set()
-
-
-def embed(model: ReadyModel) -> Any:
-    return model.slot.submit([EmbedderRow(CROP)]).result(SECONDS).results[0]
 
 
 def failure(repository: ModelRepository, name: str) -> MienError:
@@ -260,205 +225,6 @@ def test_unloaded_model_is_not_ready_and_can_be_loaded_again(
     assert repository.unready([], strict=True) == {}, "nobody wants it any more"
     repository.load("sface").result(SECONDS)
     assert embed(repository.resolve("sface")).shape == (128,)
-
-
-def test_state_is_loading_while_it_loads_and_lookups_do_not_wait(
-    root: Path, open_repository: Open, gate: Gate
-) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=())
-    assert line(repository, "sface").state is State.UNKNOWN
-    loading = repository.load("sface")
-    assert gate.reached.acquire(timeout=SECONDS)
-    assert line(repository, "sface", 1).state is State.LOADING
-    with pytest.raises(ModelNotReady, match="version 1: it is being loaded"):
-        repository.resolve("sface")
-    gate.open.set()
-    loading.result(SECONDS)
-    assert line(repository, "sface", 1).state is State.READY
-
-
-def test_of_the_operations_that_wait_the_newest_wins(
-    root: Path, open_repository: Open, gate: Gate
-) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=())
-    running = repository.load("sface")
-    assert gate.reached.acquire(timeout=SECONDS)
-    first = repository.unload("sface")
-    second = repository.load("sface")
-    same = repository.load("sface")
-    last = repository.unload("sface")
-    for superseded in (first, second, same):
-        with pytest.raises(Unmet, match=r"a later \w+ took its place") as caught:
-            superseded.result(SECONDS)
-        assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
-    assert not last.done(), "the one that runs is not disturbed"
-    gate.open.set()
-    running.result(SECONDS)
-    last.result(SECONDS)
-    assert repository.drained(SECONDS)
-    assert gate.passed == 1
-    assert reason(repository, "sface", 1) == "it has been unloaded"
-
-
-def test_loads_that_wait_share_one_load(root: Path, open_repository: Open, gate: Gate) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=())
-    running = repository.load("sface")
-    assert gate.reached.acquire(timeout=SECONDS)
-    waiting = [repository.load("sface") for _ in range(10)]
-    gate.open.set()
-    for future in (running, *waiting):
-        future.result(SECONDS)
-    assert gate.passed == 2
-
-
-def test_operations_of_one_model_never_overlap(root: Path, open_repository: Open) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=("sface",))
-    callers = 3
-
-    def hammer(seed: int) -> None:
-        for turn in range(12):
-            operation = repository.unload if (seed + turn) % 2 else repository.load
-            error = operation("sface").exception(SECONDS)
-            assert error is None or "took its place" in str(error)
-
-    threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    repository.load("sface").result(SECONDS)
-    assert repository.drained(SECONDS)
-    assert embed(repository.resolve("sface")).shape == (128,)
-    assert states(repository)["sface", 1] is State.READY
-
-
-def test_slow_model_does_not_hold_up_another(root: Path, open_repository: Open, gate: Gate) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=())
-    slow = repository.load("sface")
-    assert gate.reached.acquire(timeout=SECONDS)
-    repository.unload("retinaface").result(SECONDS)
-    assert not slow.done()
-
-
-def test_shutdown_ends_loading_after_the_version_under_way(
-    root: Path, open_repository: Open, gate: Gate, scheduler: Scheduler
-) -> None:
-    add_version(root, "sface", 1)
-    add_version(root, "sface", 2)
-    keep_versions(root, "sface", 2)
-    repository = open_repository(names=())
-    running = repository.load("sface")
-    assert gate.reached.acquire(timeout=SECONDS)
-    waiting = repository.unload("sface")
-    assert not repository.close(timeout=0.05), "it says that a load still runs"
-    with pytest.raises(Draining):
-        waiting.result(SECONDS)
-    with pytest.raises(Draining):
-        repository.load("sface")
-    gate.open.set()
-    assert repository.close(SECONDS)
-    with pytest.raises(Draining):
-        running.result(SECONDS)
-    assert gate.passed == 1
-    assert scheduler._core.slots == [], "what it had loaded is freed"
-
-
-def test_files_that_change_while_they_are_read_are_not_served(
-    root: Path, open_repository: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_version(root, "sface", 1)
-    warm_up = loading.warm_up
-
-    def overwrite(*arguments: Any) -> None:
-        warm_up(*arguments)
-        add_version(root, "sface", 1, seed=3)
-
-    monkeypatch.setattr(loading, "warm_up", overwrite)
-    repository = open_repository(names=("sface",))
-    assert "changed while it was being loaded" in reason(repository, "sface", 1)
-
-
-@pytest.mark.parametrize(
-    "name", ["../sface", "..", ".", "", "/etc", "sface/1", "sface\0", "nobody"]
-)
-def test_name_is_no_path(root: Path, open_repository: Open, name: str) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(names=())
-    with pytest.raises(ModelNotFound, match="the models are: arcface, retinaface, sface"):
-        repository.load(name).result(SECONDS)
-    with pytest.raises(ModelNotFound):
-        repository.unload(name).result(SECONDS)
-
-
-def test_linked_model_outside_of_the_repository_is_refused(
-    tmp_path: Path, root: Path, open_repository: Open
-) -> None:
-    add_version(root, "sface", 1)
-    (root / "sface").rename(tmp_path / "outside")
-    (root / "sface").symlink_to(tmp_path / "outside")
-    (root / "arcface" / "config.pbtxt").rename(tmp_path / "config.pbtxt")
-    (root / "arcface" / "config.pbtxt").symlink_to(tmp_path / "config.pbtxt")
-    repository = open_repository()
-    for name in ("sface", "arcface"):
-        assert "leads out of the repository" in reason(repository, name)
-
-
-def test_pickle_named_safetensors_is_refused_in_the_index(
-    root: Path, open_repository: Open
-) -> None:
-    folder = add_version(root, "sface", 1)
-    torch.save({"weight": torch.zeros(1)}, folder / "model.safetensors")
-    seal(folder)
-    assert "not in the safetensors format" in reason(open_repository(), "sface", 1)
-
-
-def test_onnx_for_the_pytorch_backend_is_refused_in_the_index(
-    root: Path, open_repository: Open
-) -> None:
-    folder = add_version(root, "sface", 1)
-    (folder / "model.safetensors").rename(folder / "model.onnx")
-    seal(folder)
-    repository = open_repository()
-    assert "does not list model.safetensors" in reason(repository, "sface", 1)
-
-
-def test_onnx_with_its_data_elsewhere_is_refused_in_the_index(
-    tmp_path: Path, root: Path, open_repository: Open
-) -> None:
-    configure(root, "sface", 'backend: "pytorch"', 'backend: "onnxruntime"')
-    data = np.zeros((4, 3), np.float32)
-    (tmp_path / "weights.bin").write_bytes(data.tobytes())
-    weights = onnx.numpy_helper.from_array(data, "weights")
-    weights.ClearField("raw_data")
-    weights.data_location = onnx.TensorProto.EXTERNAL
-    weights.external_data.add(key="location", value=str(tmp_path / "weights.bin"))
-    face = onnx.helper.make_tensor_value_info("face", onnx.TensorProto.FLOAT, [None, 3, 112, 112])
-    vector = onnx.helper.make_tensor_value_info("vector", onnx.TensorProto.FLOAT, [4, 3])
-    node = onnx.helper.make_node("Identity", ["weights"], ["vector"])
-    graph = onnx.helper.make_graph([node], "graph", [face], [vector], initializer=[weights])
-    folder = root / "sface" / "1"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    seal(folder)
-    assert "in another file" in reason(open_repository(), "sface", 1)
-
-
-@pytest.mark.parametrize("mode", ["none", "poll"])
-def test_models_are_controlled_on_request_only_in_the_explicit_mode(
-    root: Path, open_repository: Open, mode: str
-) -> None:
-    add_version(root, "sface", 1)
-    repository = open_repository(mode=mode)
-    for operation in (repository.load, repository.unload):
-        with pytest.raises(Unmet, match=f"--model-control-mode is {mode}, not explicit") as caught:
-            operation("sface")
-        assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
-    assert repository.resolve("sface").version == 1
 
 
 def test_model_that_appears_later_is_in_the_index_and_loads(

@@ -38,7 +38,7 @@ def test_model_without_weights_says_which_command_installs_them(
     with pytest.raises(ModelNotReady, match="run `mien-server models install retinaface`"):
         repository.resolve("retinaface", task="detect")
     assert "docs/models.md" in reason(repository, "arcface")
-    assert str(root / "arcface" / "1") in reason(repository, "arcface")
+    assert "mien-server models import arcface FILE" in reason(repository, "arcface")
 
 
 def test_broken_models_do_not_stop_the_others(root: Path, open_repository: Open) -> None:
@@ -166,6 +166,16 @@ def test_absent_gpu_fails_the_start_before_anything_is_loaded(
     configure(root, "sface", "kind: KIND_AUTO", "kind: KIND_GPU gpus: [ 93 ]")
     with pytest.raises(DeviceError, match=r"model sface: .*cuda:93"):
         open_repository()
+
+
+def test_field_without_effect_is_warned_of_once(
+    root: Path, open_repository: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(root, "sface", 'backend: "pytorch"', 'backend: "pytorch" optimization { }')
+    with caplog.at_level(logging.WARNING):
+        open_repository()
+    said = [line for line in caplog.messages if "optimization has no effect" in line]
+    assert len(said) == 1
 
 
 def test_missing_repository_is_an_error(tmp_path: Path, open_repository: Open) -> None:

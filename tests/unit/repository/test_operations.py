@@ -1,0 +1,225 @@
+"""Loads and unloads run beside the calls, one after the other, and end when the server does."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mien_server.errors import ModelNotReady, Reason, Unmet
+from mien_server.repository import loading
+from mien_server.repository.versions import State
+from mien_server.scheduling.errors import Draining
+from mien_server.scheduling.scheduler import Scheduler
+from tests.unit.repository.folders import (
+    SECONDS,
+    Open,
+    add_version,
+    embed,
+    keep_versions,
+    line,
+    reason,
+    states,
+)
+
+
+class Gate:
+    """Holds loads back until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.passed = 0
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """From now on, every version waits at the gate before it is loaded."""
+    gate = Gate()
+
+    def wait_and_load(*arguments: Any, **options: Any) -> Any:
+        gate.reached.release()
+        assert gate.open.wait(SECONDS)
+        gate.passed += 1
+        return loading.load_version(*arguments, **options)
+
+    monkeypatch.setattr("mien_server.repository.repository.load_version", wait_and_load)
+    yield gate
+    gate.open.set()
+
+
+def test_state_is_loading_while_it_loads_and_lookups_do_not_wait(
+    root: Path, open_repository: Open, gate: Gate
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=())
+    assert line(repository, "sface").state is State.UNKNOWN
+    loading = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    assert line(repository, "sface", 1).state is State.LOADING
+    with pytest.raises(ModelNotReady, match="version 1: it is being loaded"):
+        repository.resolve("sface")
+    gate.open.set()
+    loading.result(SECONDS)
+    assert line(repository, "sface", 1).state is State.READY
+
+
+def test_of_the_operations_that_wait_the_newest_wins(
+    root: Path, open_repository: Open, gate: Gate
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=())
+    running = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    first = repository.unload("sface")
+    second = repository.load("sface")
+    same = repository.load("sface")
+    last = repository.unload("sface")
+    for superseded in (first, second, same):
+        with pytest.raises(Unmet, match=r"a later \w+ took its place") as caught:
+            superseded.result(SECONDS)
+        assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
+    assert not last.done(), "the one that runs is not disturbed"
+    gate.open.set()
+    running.result(SECONDS)
+    last.result(SECONDS)
+    assert repository.drained(SECONDS)
+    assert gate.passed == 1
+    assert reason(repository, "sface", 1) == "it has been unloaded"
+
+
+def test_loads_that_wait_share_one_load(root: Path, open_repository: Open, gate: Gate) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=())
+    running = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    waiting = [repository.load("sface") for _ in range(10)]
+    gate.open.set()
+    for future in (running, *waiting):
+        future.result(SECONDS)
+    assert gate.passed == 2
+
+
+def test_operations_of_one_model_never_overlap(root: Path, open_repository: Open) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=("sface",))
+    callers = 3
+
+    def hammer(seed: int) -> None:
+        for turn in range(12):
+            operation = repository.unload if (seed + turn) % 2 else repository.load
+            error = operation("sface").exception(SECONDS)
+            assert error is None or "took its place" in str(error)
+
+    threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    repository.load("sface").result(SECONDS)
+    assert repository.drained(SECONDS)
+    assert embed(repository.resolve("sface")).shape == (128,)
+    assert states(repository)["sface", 1] is State.READY
+
+
+def test_every_lease_is_answered_while_the_model_comes_and_goes(
+    root: Path, open_repository: Open
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=("sface",))
+    stop = threading.Event()
+    answers: list[int] = []
+    faults: list[Exception] = []
+
+    def call_on() -> None:
+        while not stop.is_set():
+            try:
+                with repository.lease("sface") as model:
+                    answers.append(embed(model).shape[0])
+            except ModelNotReady:
+                stop.wait(0.001)
+            except Exception as error:
+                faults.append(error)
+                return
+
+    callers = [threading.Thread(target=call_on) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for turn in range(10):
+        repository.unload("sface").result(SECONDS)
+        add_version(root, "sface", 1, seed=turn)
+        repository.load("sface").result(SECONDS)
+        with repository.lease("sface") as model:
+            embed(model)
+    stop.set()
+    for caller in callers:
+        caller.join()
+    assert faults == []
+    assert set(answers) == {128}
+    assert repository.drained(SECONDS)
+
+
+def test_slow_model_does_not_hold_up_another(root: Path, open_repository: Open, gate: Gate) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=())
+    slow = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    repository.unload("retinaface").result(SECONDS)
+    assert not slow.done()
+
+
+def test_shutdown_ends_loading_after_the_version_under_way(
+    root: Path, open_repository: Open, gate: Gate, scheduler: Scheduler
+) -> None:
+    add_version(root, "sface", 1)
+    add_version(root, "sface", 2)
+    keep_versions(root, "sface", 2)
+    repository = open_repository(names=())
+    running = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    waiting = repository.unload("sface")
+    assert not repository.close(timeout=0.05), "it says that a load still runs"
+    with pytest.raises(Draining):
+        waiting.result(SECONDS)
+    with pytest.raises(Draining):
+        repository.load("sface")
+    gate.open.set()
+    assert repository.close(SECONDS)
+    with pytest.raises(Draining):
+        running.result(SECONDS)
+    assert gate.passed == 1
+    assert scheduler._core.slots == [], "what it had loaded is freed"
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_models_are_controlled_on_request_only_in_the_explicit_mode(
+    root: Path, open_repository: Open, mode: str
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(mode=mode)
+    for operation in (repository.load, repository.unload):
+        with pytest.raises(Unmet, match=f"--model-control-mode is {mode}, not explicit") as caught:
+            operation("sface")
+        assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
+    assert repository.resolve("sface").version == 1
+
+
+def test_shutdown_ends_a_warm_up_at_its_next_batch(
+    root: Path, open_repository: Open, monkeypatch: pytest.MonkeyPatch, scheduler: Scheduler
+) -> None:
+    add_version(root, "sface", 1)
+    with (root / "sface" / "config.pbtxt").open("a") as file:
+        file.write(
+            'model_warmup { name: "for ever" batch_size: 1 count: 1000000 inputs { key: "face" value'
+            " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
+        )
+    repository = open_repository(names=())
+    warming = threading.Event()
+    monkeypatch.setattr(loading._log, "info", lambda *arguments: warming.set())
+    running = repository.load("sface")
+    assert warming.wait(SECONDS)
+    assert repository.close(SECONDS)
+    with pytest.raises(Draining):
+        running.result(SECONDS)
+    assert scheduler._core.slots == []
