@@ -23,7 +23,7 @@ POLICIES = {
 
 
 def closed_loop(slot: Slot, concurrency: int, seconds: float) -> list[float]:
-    """Latencies in seconds of the calls that `concurrency` callers made within `seconds`."""
+    """Latencies in seconds of the calls that `concurrency` callers began and ended within `seconds`."""
     latencies: list[float] = []
     ends = time.monotonic() + seconds
     row = crop()
@@ -32,7 +32,8 @@ def closed_loop(slot: Slot, concurrency: int, seconds: float) -> list[float]:
         while time.monotonic() < ends:
             start = time.perf_counter()
             slot.submit([row]).result()
-            latencies.append(time.perf_counter() - start)
+            if time.monotonic() < ends:
+                latencies.append(time.perf_counter() - start)
 
     callers = [threading.Thread(target=caller) for _ in range(concurrency)]
     for thread in callers:
