@@ -2,6 +2,7 @@
 
 import random as stdlib_random
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,9 +171,7 @@ def test_outputs_of_another_canvas_are_refused() -> None:
         SCRFD.results(encode([[]]), [DetectorRow(canvas, 0.5)], FamilyOptions())
 
 
-def test_it_has_no_network_in_pytorch(tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_it_has_no_network_in_pytorch() -> None:
     with pytest.raises(
         LoadError, match=r"'scrfd' has no network in PyTorch .*backend: \"onnxruntime\""
     ):
