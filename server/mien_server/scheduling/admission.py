@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mien_server.scheduling.device_state import DeviceState
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
+from mien_server.scheduling.estimate import with_headroom
 from mien_server.scheduling.request import Request
 from mien_server.scheduling.slot import Slot
 
@@ -68,7 +69,10 @@ class Admission:
             raise QueueFull(f"{full}; try again later", retry_after=_retry_after(wait))
         if request.deadline is not None and len(state.queue):
             wait = self._expected_wait(slot, request.level, now)
-            if now + wait + state.estimate.fastest(rows, request.shape, now) > request.deadline:
+            # It will run in the company of those that wait already, and take as long as they all do.
+            company = min(policy.usual_batch_size, state.queue.rows + rows)
+            compute = state.estimate.typical(max(company, rows), request.shape, now)
+            if now + with_headroom(wait + compute) > request.deadline:
                 raise QueueFull(
                     f"the queue of {slot} is about {wait * 1e3:.0f} ms long and the deadline cannot be"
                     " met; try again later",

@@ -9,15 +9,16 @@ before those beyond it, then the nearer deadline, then the older call.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from mien_server.scheduling.admission import Admission
 from mien_server.scheduling.batch_run import BatchRun
-from mien_server.scheduling.batching import Batch, form_batch
+from mien_server.scheduling.batching import Batch, CloseReason, form_batch
 from mien_server.scheduling.deadlines import DeadlineHeap
 from mien_server.scheduling.device_state import DeviceState
 from mien_server.scheduling.errors import Draining, Expired, Unavailable
+from mien_server.scheduling.estimate import ComputeEstimate, with_headroom
 from mien_server.scheduling.interface import Completion, Device
 from mien_server.scheduling.policy import TimeoutAction
 from mien_server.scheduling.request import Part, Request
@@ -30,8 +31,6 @@ _DEATHS_UNTIL_BROKEN = (
     6  # a lone request that kills takes two executors with it: three such in a row
 )
 _FAIR_LEAD = 0.02  # seconds of device time by which a slot may run ahead of the others' share
-_HEADROOM = 1.25  # a batch that closes for a deadline may take so much longer than is usual,
-_LATENESS = 0.002  # and its executor may wake up so many seconds late
 
 
 @dataclass(slots=True, eq=False)
@@ -234,7 +233,7 @@ class Dispatcher:
         state = slot.state
 
         def expected(rows: int, shape: object) -> float:
-            return state.estimate.typical(rows, shape, now) * _HEADROOM + _LATENESS
+            return with_headroom(state.estimate.typical(rows, shape, now))
 
         while True:
             draining = state.closing or self.admission.draining
@@ -251,7 +250,7 @@ class Dispatcher:
                 if part.request.deadline is not None and part.request.deadline < done_by[part.size]
             ]
             if not late:
-                return decision
+                return _in_time(decision, now, state.estimate)
             for request in late:
                 settled += self._expire(
                     request, f"its deadline would pass while {slot} computes it"
@@ -344,3 +343,15 @@ class Dispatcher:
                 first.answer = None
         state.delivering = state.delivering or bool(settled)
         return settled
+
+
+def _in_time(batch: Batch, now: float, estimate: ComputeEstimate) -> Batch:
+    """As much of a batch as is done before the nearest deadline in it, from the front; one part at least."""
+    parts = batch.parts
+    while len(parts) > 1:
+        deadlines = [part.request.deadline for part in parts if part.request.deadline is not None]
+        seconds = estimate.typical(sum(part.size for part in parts), batch.shape, now)
+        if not deadlines or now + seconds <= min(deadlines):
+            break
+        parts = parts[:-1]
+    return batch if parts == batch.parts else replace(batch, parts=parts, reason=CloseReason.URGENT)

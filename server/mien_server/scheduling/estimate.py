@@ -6,6 +6,8 @@ from dataclasses import dataclass
 _FORGET_AFTER = 10.0
 _RISE = 0.2
 _WEIGHT = 0.2
+_HEADROOM = 1.25  # work may take so much longer than is usual,
+_LATENESS = 0.002  # and its executor may wake up so many seconds late
 
 
 @dataclass(slots=True)
@@ -83,3 +85,8 @@ class ComputeEstimate:
     def _known(self, shape: Hashable, now: float) -> dict[int, _Seen]:
         sizes = self._seen.get(shape, {})
         return {size: seen for size, seen in sizes.items() if now - seen.at <= _FORGET_AFTER}
+
+
+def with_headroom(seconds: float) -> float:
+    """Seconds to allow for what usually takes `seconds`, where a deadline depends on it."""
+    return seconds * _HEADROOM + _LATENESS

@@ -4,7 +4,7 @@ import pytest
 
 from mien_server.scheduling.batching import CloseReason
 from mien_server.scheduling.deadlines import DeadlineHeap
-from mien_server.scheduling.errors import Expired
+from mien_server.scheduling.errors import Expired, QueueFull
 from mien_server.scheduling.estimate import ComputeEstimate
 from mien_server.scheduling.request import Request
 from mien_server.scheduling.slot import Slot
@@ -45,16 +45,44 @@ def test_a_free_executor_takes_no_request_whose_deadline_has_come() -> None:
 
 def test_a_request_that_can_not_be_computed_in_time_is_dropped_before_it_costs_anything() -> None:
     lab = Lab()
-    slot = lab.slot(max_batch_size=2)
+    slot = lab.slot(max_batch_size=1)
     learn(lab, slot, seconds=1.0)
-    slot.submit(["feasible"], deadline=lab.now + 2.3)
-    late = slot.submit(["late"], deadline=lab.now + 2.1)
-    slot.submit(["patient"])
+    # Later stages of a call: new calls would have been refused at the door.
+    late = slot.submit(["late"], deadline=lab.now + 2.1, stage=1)
+    slot.submit(["feasible"], deadline=lab.now + 2.3, stage=1)
     lab.wait(1.2)
-    assert rows_of(lab.taken()) == ["feasible", "patient"]
+    assert rows_of(lab.taken()) == ["feasible"]
     with pytest.raises(Expired, match="its deadline would pass while model version 1 computes it"):
         late.result(timeout=0)
     assert slot.statistics().expired == 1
+
+
+def test_a_batch_takes_no_more_than_is_done_before_its_nearest_deadline() -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4)
+    learn(lab, slot, seconds=0.1)
+    for _ in range(2):
+        lab.submit_each(slot, range(4))
+        lab.finish(lab.taken(), after=0.4)
+    slot.submit(["pressed"], deadline=lab.now + 0.2, stage=1)
+    for name in ("patient", "also patient", "as patient"):
+        slot.submit([name], deadline=lab.now + 5.0, stage=1)
+    batch = lab.taken()
+    assert rows_of(batch) == ["pressed"]
+    assert batch.batch.reason is CloseReason.URGENT
+    lab.finish(batch, after=0.1)
+    assert rows_of(lab.taken()) == ["patient", "also patient", "as patient"]
+
+
+def test_a_new_call_is_refused_if_the_batch_it_would_join_comes_too_late_for_it() -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4)
+    for _ in range(2):
+        lab.submit_each(slot, range(4))
+        lab.finish(lab.taken(), after=0.4)
+    lab.submit_each(slot, range(3))
+    with pytest.raises(QueueFull, match="deadline cannot be met"):
+        slot.submit(["joins them"], deadline=lab.now + 0.41)
 
 
 def test_one_slow_batch_alone_makes_no_deadline_hopeless() -> None:
