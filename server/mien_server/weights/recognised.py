@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
 
 from mien_server.models.catalogue import find_family
 from mien_server.models.interface import Normalisation, Task
 from mien_server.models.iresnet import DIMENSIONS
+from mien_server.repository.config import Backend
 from mien_server.weights.state_dicts import StateDict
-
-Backend: TypeAlias = Literal["pytorch", "onnxruntime"]
 
 ARCFACE_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
 INSIGHTFACE_LICENSE = (
