@@ -1,6 +1,6 @@
 """Goodput under overload: how many calls a second get their answer before their deadline.
 
-    python -m bench.overload [--architecture iresnet50] [--seconds 8]
+    python -m bench.overload [--architecture iresnet50] [--seconds 10]
 
 Open loop: calls with one aligned face and a deadline of 500 ms arrive at random (Poisson), at 1, 2 and 4
 times the capacity that a closed loop of 16 callers has just measured, straight into the slot. Three ways
@@ -96,7 +96,7 @@ def _record(tally: Tally, due: float) -> Callable[[Future[Completion]], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", default="iresnet50")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     print(machine())
     with embedder_slot(options.architecture, BATCHED) as slot:
