@@ -203,14 +203,16 @@ def test_each_thread_has_its_own_grant() -> None:
 
 
 def test_a_batch_of_one_core_starts_no_thread(tmp_path: Path, images: ImageU8) -> None:
+    # The first session of a process may start what all later ones share.
+    answers(load(graphs.embedder(), tmp_path, cores=1), images)
     before = threads_of_this_process()
     instance = load(graphs.embedder(), tmp_path, cores=1)
     answers(instance, images)
-    assert threads_of_this_process() == before
+    assert threads_of_this_process() <= before
 
 
-def threads_of_this_process() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
+def threads_of_this_process() -> set[str]:
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
 def test_several_threads_run_it_at_once(tmp_path: Path, images: ImageU8) -> None:
