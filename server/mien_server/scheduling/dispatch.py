@@ -350,8 +350,10 @@ def _in_time(batch: Batch, now: float, estimate: ComputeEstimate) -> Batch:
     parts = batch.parts
     while len(parts) > 1:
         deadlines = [part.request.deadline for part in parts if part.request.deadline is not None]
+        if not deadlines:
+            break
         seconds = estimate.typical(sum(part.size for part in parts), batch.shape, now)
-        if not deadlines or now + seconds <= min(deadlines):
+        if now + seconds <= min(deadlines):
             break
         parts = parts[:-1]
     return batch if parts == batch.parts else replace(batch, parts=parts, reason=CloseReason.URGENT)
