@@ -39,7 +39,7 @@ ENV PATH=/opt/mien/bin:$PATH \
     MIEN_GRPC_ADDRESS=0.0.0.0 \
     MIEN_MODEL_REPOSITORY=/models
 USER 10001
-EXPOSE 8001
+EXPOSE 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["mien-server", "health"]
 ENTRYPOINT ["mien-server"]

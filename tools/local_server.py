@@ -1,6 +1,7 @@
 """A mien-server of one's own on loopback, for the length of a `with` block."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -35,6 +36,14 @@ class LocalServer:
     process: subprocess.Popen[bytes]
     log: Path
 
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are, as its log says."""
+        found = re.search(r'http://[^\s"]+/metrics', self.log.read_text())
+        if found is None:
+            raise ServerFailed(f"no metrics:\n{self.log.read_text()}")
+        return found[0]
+
 
 @contextmanager
 def local_server(
@@ -62,7 +71,8 @@ def local_server(
         ServerFailed: it ended before it served, was not ready in time, or left with a status.
     """
     port = port or free_port()
-    command = [str(program), "serve", "--grpc-port", str(port), *flags]
+    # Several may run at once, and would share Triton's port of the metrics.
+    command = [str(program), "serve", "--grpc-port", str(port), "--metrics-port", "0", *flags]
     with (
         log.open("wb") as sink,
         # In a session of its own, Ctrl-C reaches it only as the SIGTERM below.

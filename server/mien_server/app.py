@@ -8,17 +8,23 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
+
 from mien_server.backends import memory
 from mien_server.errors import MienError
+from mien_server.observability.call_metrics import CallMetrics, watch
+from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import ListenError, RpcServer
 from mien_server.scheduling.errors import Draining
-from mien_server.settings import Settings, flag_of
+from mien_server.settings import Settings, flag_of, name_of
 
 if TYPE_CHECKING:
     from mien_server.pipeline.faces import FacePipeline
@@ -59,6 +65,8 @@ async def _serve(settings: Settings) -> int:
     stop = _stop_on_signals()
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
+    registry = _registry()
+    calls = CallMetrics(registry)
     admission = Admission(
         max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
     )
@@ -68,37 +76,102 @@ async def _serve(settings: Settings) -> int:
             port=settings.grpc_port,
             max_message_bytes=settings.max_message_bytes,
             admission=admission,
+            metrics=calls,
         )
     except ListenError as error:
         raise StartError(str(error)) from error
 
-    from mien_server.rpc.faces import FaceService
-    from mien_server.rpc.inference import InferenceService
+    with _metrics_served(settings, registry):
+        from mien_server.rpc.faces import FaceService
+        from mien_server.rpc.inference import InferenceService
 
-    engine = _build(settings)
-    try:
-        deadline = settings.default_deadline_secs
-        faces = FaceService(engine.pipeline, default_deadline=deadline)
-        inference = InferenceService(
-            engine.repository,
-            engine.pipeline,
-            engine.pool,
-            admission,
-            ready=lambda: server.ready,
-            default_deadline=deadline,
-        )
-        await server.start(faces, inference=inference, reflect=settings.reflection)
-        await _load_unless_stopped(engine.repository, settings, stop)
-        if not stop.is_set():
-            admission.open()
-            await _keep_up_until_stopped(server, engine.repository, settings, started, stop)
-        finished = await server.stop(
-            lame_duck=settings.lame_duck_secs, grace=settings.exit_timeout_secs
-        )
-    finally:
-        await server.close()
-        await asyncio.to_thread(engine.close, settings.exit_timeout_secs)
+        engine = _build(settings)
+        try:
+            deadline = settings.default_deadline_secs
+            faces = FaceService(engine.pipeline, default_deadline=deadline)
+            inference = InferenceService(
+                engine.repository,
+                engine.pipeline,
+                engine.pool,
+                admission,
+                calls,
+                ready=lambda: server.ready,
+                default_deadline=deadline,
+            )
+            _watch(registry, server, admission, engine)
+            await server.start(faces, inference=inference, reflect=settings.reflection)
+            await _load_unless_stopped(engine.repository, settings, stop)
+            if not stop.is_set():
+                admission.open()
+                await _keep_up_until_stopped(server, engine.repository, settings, started, stop)
+            finished = await server.stop(
+                lame_duck=settings.lame_duck_secs, grace=settings.exit_timeout_secs
+            )
+        finally:
+            await server.close()
+            await asyncio.to_thread(engine.close, settings.exit_timeout_secs)
     return 0 if finished else 1
+
+
+def _registry() -> CollectorRegistry:
+    """Of all metrics; at first with those of the process."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    build = Gauge("mien_build_info", "1, with mien's version.", ("version",), registry=registry)
+    build.labels(metadata.version("mien")).set(1)
+    return registry
+
+
+@contextmanager
+def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """Serves the metrics from before the models load until after the last call, if they are wanted.
+
+    Raises:
+        StartError: they cannot be served where they should be.
+    """
+    if not settings.allow_metrics:
+        yield
+        return
+    address, port = settings.metrics_address or settings.grpc_address, settings.metrics_port
+    try:
+        endpoint = MetricsEndpoint(registry, address, port)
+    except OSError as error:
+        raise StartError(
+            f"cannot serve metrics on {address} port {port}: {error.strerror}. Choose another port with"
+            f" {name_of('metrics_port')}, another address with {name_of('metrics_address')}, or do"
+            f" without them: {name_of('allow_metrics')} false."
+        ) from error
+    logger.info("metrics", extra={"url": endpoint.url})
+    try:
+        yield
+    finally:
+        endpoint.close()
+
+
+def _watch(
+    registry: CollectorRegistry, server: RpcServer, admission: Admission, engine: "_Engine"
+) -> None:
+    """Adds the metrics of what is there once the server has been built."""
+    from mien_server.observability.model_metrics import ModelMetrics
+
+    registry.register(ModelMetrics(engine.repository))
+    watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
+    watch(
+        registry, "mien_calls_in_progress", "Calls admitted and not ended.", lambda: admission.calls
+    )
+    watch(
+        registry,
+        "mien_call_bytes_in_progress",
+        "Bytes of their requests together.",
+        lambda: admission.bytes,
+    )
+    watch(
+        registry,
+        "mien_decode_pending",
+        "Photos that are being decoded or wait for it.",
+        lambda: engine.pool.pending,
+    )
 
 
 def check_weights(repositories: Sequence[Path], models: Sequence[str]) -> None:

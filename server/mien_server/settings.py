@@ -61,6 +61,19 @@ class Settings(BaseSettings):
     reflection: bool = _setting(
         True, "Listening", "Whether gRPC server reflection is served, for tools such as grpcurl."
     )
+    allow_metrics: bool = _setting(
+        True, "Listening", "Whether metrics for Prometheus are served, over HTTP at /metrics."
+    )
+    metrics_address: IPvAnyAddress | None = _setting(
+        None, "Listening", "The IP address of the metrics. none: that of `--grpc-address`."
+    )
+    metrics_port: int = _setting(
+        8002,
+        "Listening",
+        "The TCP port of the metrics. 0: any free one; the log names it.",
+        ge=0,
+        le=65535,
+    )
     default_deadline_secs: float = _setting(
         60.0,
         "Listening",
@@ -195,10 +208,18 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _named_models_are_loaded(self) -> Self:
         if self.load_model and self.model_control_mode != "explicit":
-            mode = _names("model_control_mode")
+            mode = name_of("model_control_mode")
             raise ValueError(
-                f"{_names('load_model')}: only {mode} explicit picks models, not"
+                f"{name_of('load_model')}: only {mode} explicit picks models, not"
                 f" {self.model_control_mode}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.allow_metrics and self.grpc_port == self.metrics_port != 0:
+            raise ValueError(
+                f"{name_of('metrics_port')}: {self.metrics_port} is that of {name_of('grpc_port')}, too"
             )
         return self
 
@@ -207,7 +228,9 @@ class Settings(BaseSettings):
         sizes = ("max_image_bytes", "max_message_bytes", "max_pending_bytes")
         for smaller, larger in pairwise(sizes):
             if (low := getattr(self, smaller)) > (high := getattr(self, larger)):
-                raise ValueError(f"{_names(smaller)}: {low} is more than {_names(larger)}: {high}")
+                raise ValueError(
+                    f"{name_of(smaller)}: {low} is more than {name_of(larger)}: {high}"
+                )
         return self
 
     @classmethod
@@ -244,9 +267,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise SettingsError(f"{_names('config')}: cannot read {path}: {error.strerror}") from error
+        raise SettingsError(f"{name_of('config')}: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise SettingsError(f"{_names('config')}: {path} is not valid TOML: {error}") from error
+        raise SettingsError(f"{name_of('config')}: {path} is not valid TOML: {error}") from error
 
 
 def flag_of(name: str) -> str:
@@ -259,7 +282,8 @@ def env_of(name: str) -> str:
     return ENV_PREFIX + name.upper()
 
 
-def _names(name: str) -> str:
+def name_of(name: str) -> str:
+    """A setting as errors name it: `--grpc-port (MIEN_GRPC_PORT)`."""
     return f"{flag_of(name)} ({env_of(name)})"
 
 
@@ -273,7 +297,7 @@ def _explain(error: ValidationError) -> Iterable[str]:
         if name not in Settings.model_fields:
             yield f"{name}: no such setting; the configuration page lists them all"
         else:
-            yield f"{_names(name)}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+            yield f"{name_of(name)}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
 
 
 def default_text(info: FieldInfo) -> str:

@@ -166,7 +166,16 @@ def test_sigterm_while_models_load_exits_0(root: Path) -> None:
             'model_warmup { name: "for ever" batch_size: 1 count: 1000000 inputs { key: "face" value'
             " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
         )
-    command = [str(PROGRAM), "serve", "--grpc-port", "0", "--model-repository", str(root)]
+    command = [
+        str(PROGRAM),
+        "serve",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--model-repository",
+        str(root),
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
     ) as process:

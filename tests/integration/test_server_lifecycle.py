@@ -22,6 +22,7 @@ from tools.local_server import ServerFailed
 
 BIN = Path(sys.executable).parent
 CLEAN_ENVIRONMENT = {key: value for key, value in os.environ.items() if key[:5] != "MIEN_"}
+ANY_PORTS = ("--grpc-port", "0", "--metrics-port", "0")
 Launch = Callable[..., AbstractContextManager[Any]]
 Sample = Callable[[str], Path]
 
@@ -66,7 +67,7 @@ def test_repository_without_weights_ends_the_start_with_the_command_to_run(
         (tmp_path / name).mkdir()
         text = (shipped / name / "config.pbtxt").read_text()
         (tmp_path / name / "config.pbtxt").write_text(text)
-    done = mien_server("serve", "--model-repository", tmp_path, "--grpc-port", "0")
+    done = mien_server("serve", "--model-repository", tmp_path, *ANY_PORTS)
     assert done.returncode == 1
     assert f"mien-server models install --model-repository {tmp_path}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -85,7 +86,7 @@ def test_repository_without_weights_ends_the_start_with_the_command_to_run(
 def test_setting_that_cannot_hold_ends_the_start(
     flags: list[str], said: str, model_repository_path: Path
 ) -> None:
-    repository = ["--model-repository", str(model_repository_path), "--grpc-port", "0"]
+    repository = ["--model-repository", str(model_repository_path), *ANY_PORTS]
     done = mien_server("serve", *repository, *flags)
     assert done.returncode == 1
     assert said in done.stderr
@@ -190,7 +191,7 @@ def repository_with_a_damaged_model(tmp_path: Path) -> Path:
 def test_damaged_version_keeps_the_server_from_being_ready(
     model_repository_path: Path, repository_with_a_damaged_model: Path
 ) -> None:
-    command: list[str | Path] = [BIN / "mien-server", "serve", "--grpc-port", "0"]
+    command: list[str | Path] = [BIN / "mien-server", "serve", *ANY_PORTS]
     for path in (model_repository_path, repository_with_a_damaged_model):
         command += ["--model-repository", path]
     with subprocess.Popen(

@@ -73,6 +73,8 @@ BAD_VALUES = {
     "grpc_port": ["-1", "65536", "http", "80.5"],
     "grpc_address": ["localhost", "256.0.0.1", "127.0.0.1:8001"],
     "reflection": ["maybe"],
+    "metrics_address": ["localhost"],
+    "metrics_port": ["-1", "65536"],
     "default_deadline_secs": ["0", "-1", "nan", "inf"],
     "max_message_bytes": ["0", "32MiB"],
     "max_image_pixels": ["1"],
@@ -114,6 +116,13 @@ def test_limit_that_another_makes_unreachable_is_refused() -> None:
         load_settings({"max_image_bytes": str(33 * 1024 * 1024)})
     with pytest.raises(SettingsError, match=r"--max-message-bytes.*--max-pending-bytes"):
         load_settings({"max_pending_bytes": str(31 * 1024 * 1024)})
+
+
+def test_one_port_for_calls_and_metrics_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--metrics-port .*9000 is that of --grpc-port"):
+        load_settings({"grpc_port": "9000", "metrics_port": "9000"})
+    assert load_settings({"grpc_port": "8002", "allow_metrics": "false"}).grpc_port == 8002
+    assert load_settings({"grpc_port": "0", "metrics_port": "0"}).metrics_port == 0
 
 
 def test_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:

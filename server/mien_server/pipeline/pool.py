@@ -42,6 +42,11 @@ class DecodePool:
         self._bytes = 0
         self._mean_seconds = 0.01
 
+    @property
+    def pending(self) -> int:
+        """Photos that are being decoded or wait for it."""
+        return self._requests
+
     async def decode(
         self, work: Callable[[], T], *, nbytes: int, deadline: float | None = None
     ) -> tuple[T, float]:

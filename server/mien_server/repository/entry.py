@@ -8,6 +8,7 @@ from mien_server.repository.config import ModelConfig
 from mien_server.repository.ensembles import EnsembleConfig
 from mien_server.repository.folders import ModelFolder, Stamp
 from mien_server.repository.leases import LoadedVersion
+from mien_server.repository.statistics import EnsembleCounter
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from mien_server.repository.versions import State, VersionStatus
 
@@ -36,6 +37,7 @@ class ModelEntry:
         retry: whether the next poll loads them again though they have not changed.
         busy: whether a load is under way.
         counter: of its traffic.
+        ensemble_counter: of what it does as an ensemble, if it is one.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelEntry:
     retry: bool = False
     busy: bool = False
     counter: TrafficCounter = field(default_factory=TrafficCounter)
+    ensemble_counter: EnsembleCounter = field(default_factory=EnsembleCounter)
 
     @property
     def traffic(self) -> Traffic:

@@ -12,6 +12,7 @@ from mien_server.repository.config import ModelConfig
 from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.entry import ModelEntry
 from mien_server.repository.leases import LoadedVersion, Shadow
+from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
 
@@ -124,6 +125,27 @@ class ServedModels:
         with self._lock:
             return self._find(name, "").counter.copy()
 
+    def ensemble_counter(self, name: str) -> EnsembleCounter:
+        """Where to count what an ensemble does.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        with self._lock:
+            return self._find(name).ensemble_counter
+
+    def statistics(self) -> list[VersionStatistics]:
+        """What the READY versions have done, by name and version."""
+        with self._lock:
+            ready = [
+                (status, entry)
+                for _, entry in sorted(self._models.items())
+                for status in self._statuses(entry)
+                if status.state is State.READY
+            ]
+        # Slots answer under the scheduler's lock, which is not to be waited for under this one.
+        return [_statistics(status, entry) for status, entry in ready]
+
     def unready(self, needed: Collection[str], *, strict: bool) -> dict[str, str]:
         """The models that keep the server from being ready, and why.
 
@@ -205,6 +227,21 @@ class ServedModels:
             if task == "embed" and (misfit := entry.config.misfit(model.config.outputs)):
                 state, reason = State.UNAVAILABLE, misfit
         return [VersionStatus(entry.name, ENSEMBLE_VERSION, state, reason)]
+
+
+def _statistics(status: VersionStatus, entry: ModelEntry) -> VersionStatistics:
+    model = status.model
+    if model is None:
+        return VersionStatistics(status.name, status.version, entry.ensemble_counter.copy())
+    figures = model.slot.statistics()
+    return VersionStatistics(
+        status.name,
+        status.version,
+        totals_of(figures),
+        slot=figures,
+        pending=model.slot.pending,
+        traffic=entry.counter.copy() if model.config.traffic.candidates else None,
+    )
 
 
 def _why_not(entry: ModelEntry, version: int, field: str) -> MienError:

@@ -3,16 +3,15 @@
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from typing import Any, NoReturn, TypeAlias
 
-import grpc
 from tritonclient.grpc import service_pb2 as triton
 from tritonclient.grpc import service_pb2_grpc
 
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import ArrayF32, Call
@@ -25,10 +24,10 @@ from mien_server.rpc.inference_request import infer_options, model_version
 from mien_server.rpc.inference_runs import run_ensemble, run_model
 from mien_server.rpc.inference_stream import answer_stream
 from mien_server.rpc.interceptor import Admission
-from mien_server.rpc.status import UNIMPLEMENTED, Fault
+from mien_server.rpc.status import Unimplemented
 from mien_server.rpc.tensors import add_outputs
 from mien_server.rpc.triton_models import index_message, metadata_message
-from mien_server.rpc.triton_statistics import EnsembleStatistics, ensemble_message, slot_message
+from mien_server.rpc.triton_statistics import ensemble_timing, statistics_message
 
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 
@@ -38,11 +37,9 @@ EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "sta
 
 def _unimplemented(why: str) -> Callable[..., Awaitable[NoReturn]]:
     """A method that is not served, and says why."""
-    fault = Fault(grpc.StatusCode.UNIMPLEMENTED, UNIMPLEMENTED, why)
 
     async def method(self: object, request: Any, context: Context) -> NoReturn:
-        await context.abort(fault.code, fault.message, fault.trailing_metadata())
-        raise AssertionError("abort raises")
+        raise Unimplemented(why)
 
     return method
 
@@ -63,6 +60,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         pipeline: what runs ensembles.
         pool: for contents that are slow to read.
         admission: of the requests in streams; that of calls is the interceptor's.
+        metrics: where errors in streams are counted.
         ready: whether the server is.
         default_deadline: seconds that a call without a deadline of its own may take, above 0.
     """
@@ -73,6 +71,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         pipeline: FacePipeline,
         pool: DecodePool,
         admission: Admission,
+        metrics: CallMetrics,
         *,
         ready: Callable[[], bool],
         default_deadline: float,
@@ -81,12 +80,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._pipeline = pipeline
         self._pool = pool
         self._admission = admission
+        self._metrics = metrics
         self._ready = ready
         self._default_deadline = default_deadline
         self._metadata = triton.ServerMetadataResponse(
             name=SERVER_NAME, version=metadata.version("mien"), extensions=EXTENSIONS
         )
-        self._ensembles: defaultdict[str, EnsembleStatistics] = defaultdict(EnsembleStatistics)
 
     async def ServerLive(self, request: Any, context: Context) -> Any:
         """It answers, so it lives."""
@@ -140,7 +139,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             finally:
                 self._admission.leave(size)
 
-        await answer_stream(requests, context.write, infer)
+        await answer_stream(requests, context.write, infer, self._metrics)
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
         """What the ready versions have done: of all models, of one, or one version of it."""
@@ -148,16 +147,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         if request.name:
             self._config(request)
         response = triton.ModelStatisticsResponse()
-        for status in self._models.statuses():
-            if status.state is not State.READY or request.name not in ("", status.name):
-                continue
-            if version not in (0, status.version):
-                continue
-            if status.model is None:
-                message = ensemble_message(status.name, self._ensembles[status.name])
-            else:
-                message = slot_message(status.model, self._models.traffic(status.name))
-            response.model_stats.append(message)
+        for figures in self._models.statistics():
+            if request.name in ("", figures.name) and version in (0, figures.version):
+                response.model_stats.append(statistics_message(figures))
         return response
 
     async def RepositoryIndex(self, request: Any, context: Context) -> Any:
@@ -231,15 +223,15 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def _run_ensemble(
         self, ensemble: EnsembleConfig, request: Any, call: Call
     ) -> dict[str, ArrayF32]:
-        statistics = self._ensembles[ensemble.name]
+        counter = self._models.ensemble_counter(ensemble.name)
         started = time.monotonic()
         try:
             outputs = await run_ensemble(ensemble, request, call, self._pipeline)
         except BaseException:  # a deadline that passes cancels
-            statistics.record_failure(time.monotonic() - started)
+            counter.record_failure(time.monotonic() - started)
             raise
         photos, seconds = request.inputs[0].shape[0], time.monotonic() - started
-        statistics.record_success(photos, seconds, call.stages)
+        counter.record_success(photos, seconds, ensemble_timing(call.stages, photos))
         return outputs
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as triton
 
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.interceptor import log_fault
 from mien_server.rpc.status import fault_of
+
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 WINDOW = 32
 """Requests of one stream that may be under way; the next is read when the oldest has been answered."""
@@ -20,6 +23,7 @@ async def answer_stream(
     requests: AsyncIterable[Any],
     write: Callable[[Any], Awaitable[None]],
     infer: Callable[[Any], Awaitable[Any]],
+    metrics: CallMetrics,
 ) -> None:
     """Answers the requests of a stream, each with one `inference.ModelStreamInferResponse`.
 
@@ -30,6 +34,7 @@ async def answer_stream(
         requests: `inference.ModelInferRequest`, until the caller has sent its last.
         write: sends an answer.
         infer: the `inference.ModelInferResponse` to a request.
+        metrics: where the errors are counted.
     """
     answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
 
@@ -37,7 +42,7 @@ async def answer_stream(
 
         async def read() -> None:
             async for request in requests:
-                await answers.put(group.create_task(_answer(request, infer)))
+                await answers.put(group.create_task(_answer(request, infer, metrics)))
             await answers.put(None)
 
         group.create_task(read())
@@ -45,12 +50,15 @@ async def answer_stream(
             await write(await answer)
 
 
-async def _answer(request: Any, infer: Callable[[Any], Awaitable[Any]]) -> Any:
+async def _answer(
+    request: Any, infer: Callable[[Any], Awaitable[Any]], metrics: CallMetrics
+) -> Any:
     try:
         response = await infer(request)
     except Exception as error:
         fault = fault_of(error)
-        log_fault(error, fault, {"method": "ModelStreamInfer", "request": request.id})
+        log_fault(error, fault, {"method": METHOD, "request": request.id})
+        metrics.failed(METHOD, fault.reason)
         return triton.ModelStreamInferResponse(
             error_message=fault.message, infer_response=triton.ModelInferResponse(id=request.id)
         )

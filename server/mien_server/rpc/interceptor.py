@@ -5,12 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.observability.logging import RateLimit
 from mien_server.rpc.status import Fault, fault_of
 from mien_server.scheduling.errors import Draining, QueueFull, Unavailable
@@ -32,6 +33,8 @@ UNCOUNTED = frozenset(
 """Methods that look at the server and cost it nothing: they, too, answer at any time."""
 
 _OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 """None: no such method. A string, as the class is generic in its type stubs only."""
@@ -107,14 +110,20 @@ class Admission:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every unary method of the services that do the work. Streams count their requests themselves.
+    """Wraps every method of the services that do the work.
 
-    A request is counted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
-    whatever a method raises becomes the status that `rpc/status.py` names.
+    A unary request is admitted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
+    whatever a method raises becomes the status that `rpc/status.py` names. Streams admit their requests
+    themselves.
+
+    Args:
+        admission: of the calls.
+        metrics: where they are counted.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, metrics: CallMetrics) -> None:
         self._admission = admission
+        self._metrics = metrics
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -132,11 +141,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(INFRASTRUCTURE):
             return handler
         parse, run = handler.request_deserializer, handler.unary_unary
-        if parse is None or run is None:
-            return handler
-        wrapped: Handler = grpc.unary_unary_rpc_method_handler(
-            self._guarded(method, parse, run), None, handler.response_serializer
-        )
+        wrapped: Handler
+        if parse and run:
+            wrapped = grpc.unary_unary_rpc_method_handler(
+                self._guarded(method, parse, run), None, handler.response_serializer
+            )
+        elif handler.stream_stream:
+            wrapped = grpc.stream_stream_rpc_method_handler(
+                self._observed(method, handler.stream_stream), parse, handler.response_serializer
+            )
+        else:
+            raise AssertionError(f"{method} is of a kind that no service here has")
         self._wrapped[method] = wrapped
         return wrapped
 
@@ -145,31 +160,71 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         counted = method not in UNCOUNTED
 
-        async def answer(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            started = time.perf_counter()
+        async def answer(raw: bytes, context: Context) -> Any:
             admitted = False
-            try:
-                if counted:
-                    self._admission.enter(len(raw))
-                    admitted = True
-                response = await run(_parsed(parse, raw), context)
-                logger.debug("call answered", extra=_facts(method, started))
-            except asyncio.CancelledError:
-                logger.debug("call cancelled by its caller", extra=_facts(method, started))
-                raise
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                fault = fault_of(error)
-                log_fault(error, fault, _facts(method, started))
-                await context.abort(fault.code, fault.message, fault.trailing_metadata())
-            else:
-                return response
-            finally:
-                if admitted:
-                    self._admission.leave(len(raw))
+            with _Call(self._metrics, UNARY, method) as call:
+                try:
+                    if counted:
+                        self._admission.enter(len(raw))
+                        admitted = True
+                    response = await run(_parsed(parse, raw), context)
+                except asyncio.CancelledError:
+                    logger.debug("call cancelled by its caller", extra=call.facts())
+                    raise
+                except Exception as error:
+                    fault = fault_of(error)
+                    call.code = fault.code
+                    log_fault(error, fault, call.facts())
+                    self._metrics.failed(method, fault.reason)
+                    await context.abort(fault.code, fault.message, fault.trailing_metadata())
+                else:
+                    logger.debug("call answered", extra=call.facts())
+                    return response
+                finally:
+                    if admitted:
+                        self._admission.leave(len(raw))
 
         return answer
+
+    def _observed(self, method: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        async def answer(requests: Any, context: Context) -> None:
+            with _Call(self._metrics, STREAM, method):
+                await run(requests, context)
+
+        return answer
+
+
+class _Call:
+    """One call: counted as it begins, and by its status code as it ends.
+
+    Attributes:
+        code: what it will have been, if it ends well or by `context.abort`.
+    """
+
+    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
+        self.code = grpc.StatusCode.OK
+        self._metrics = metrics
+        self._kind = kind
+        self._method = method
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._metrics.started(self._kind, self._method)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self.code = grpc.StatusCode.CANCELLED
+        elif error and self.code is grpc.StatusCode.OK:
+            self.code = grpc.StatusCode.UNKNOWN
+        self._metrics.handled(self._kind, self._method, self.code.name, self._seconds())
+
+    def facts(self) -> dict[str, object]:
+        """For its line in the log."""
+        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
@@ -179,10 +234,6 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
         raise InvalidRequest(
             Reason.INVALID_REQUEST, f"The request is no valid message of its type: {error}."
         ) from error
-
-
-def _facts(method: str, started: float) -> dict[str, object]:
-    return {"method": method, "ms": round(1e3 * (time.perf_counter() - started), 2)}
 
 
 def log_fault(error: Exception, fault: Fault, facts: dict[str, object]) -> None:

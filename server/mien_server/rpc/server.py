@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.interceptor import Admission, CallInterceptor
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class RpcServer:
         port: the TCP port; 0 takes any free one.
         max_message_bytes: of requests and responses.
         admission: the calls in progress, and their limits.
+        metrics: where calls are counted.
 
     Attributes:
         address: host:port, as it listens.
@@ -57,13 +59,14 @@ class RpcServer:
         port: int,
         max_message_bytes: int,
         admission: Admission,
+        metrics: CallMetrics,
     ) -> None:
         self._admission = admission
         self.ready = False
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission),),
+            interceptors=(CallInterceptor(admission, metrics),),
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),

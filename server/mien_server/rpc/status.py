@@ -41,6 +41,10 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
 }
 
 
+class Unimplemented(Exception):
+    """A method that is not served. UNIMPLEMENTED on the wire; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What a caller is told of an error.
@@ -100,6 +104,8 @@ def fault_of(error: Exception) -> Fault:
     match error:
         case MienError():
             return Fault(_code(error), error.reason, error.message, field=error.field)
+        case Unimplemented():
+            return Fault(grpc.StatusCode.UNIMPLEMENTED, UNIMPLEMENTED, str(error))
         case scheduling.QueueFull():
             return Fault(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -14,9 +14,11 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, Unmet
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
 from mien_server.rpc.faces import FaceService
@@ -70,7 +72,11 @@ async def serving(
 ) -> AsyncIterator[Running]:
     admission = Admission(max_calls=calls, max_bytes=nbytes)
     server = RpcServer(
-        address=IPv4Address("127.0.0.1"), port=0, max_message_bytes=1 << 20, admission=admission
+        address=IPv4Address("127.0.0.1"),
+        port=0,
+        max_message_bytes=1 << 20,
+        admission=admission,
+        metrics=CallMetrics(CollectorRegistry()),
     )
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
@@ -363,6 +369,7 @@ async def test_taken_port_is_an_error_that_names_the_flag(listener: str) -> None
                 port=port,
                 max_message_bytes=1 << 20,
                 admission=Admission(max_calls=1, max_bytes=1),
+                metrics=CallMetrics(CollectorRegistry()),
             )
 
 

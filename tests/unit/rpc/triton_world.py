@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,13 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as tritonclient
+from prometheus_client import CollectorRegistry
 from tritonclient.grpc import InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from mien_server.errors import ModelNotFound, ModelNotReady, Reason, Unmet
 from mien_server.models.interface import Detections, FamilyOptions, Normalisation, Task
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import (
@@ -31,6 +34,7 @@ from mien_server.pipeline.types import (
 from mien_server.repository.config import InstanceGroup, ModelConfig
 from mien_server.repository.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.repository import ModelRepository
+from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.tensors import TensorSpec
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
@@ -116,6 +120,7 @@ class World:
         self.leases = 0
         self.loads: list[str] = []
         self.calls: list[Call] = []
+        self.counter = EnsembleCounter()
 
     def add(self, name: str, task: Task, instance: Scripted, **options: Any) -> ReadyModel:
         version = options.pop("version", 1)
@@ -175,10 +180,29 @@ class World:
 
     index = statuses
 
-    def traffic(self, name: str) -> TrafficStatistics:
-        counts = TrafficStatistics(shadows={2: ShadowStatistics(compared=5, agreed=4)})
-        counts.routed[1] = 9
-        return counts
+    def ensemble_counter(self, name: str) -> EnsembleCounter:
+        assert name == ENSEMBLE.name
+        return self.counter
+
+    def statistics(self) -> list[VersionStatistics]:
+        found = [VersionStatistics(ENSEMBLE.name, 1, self.counter.copy())]
+        for status in self.statuses():
+            if model := status.model:
+                figures, traffic = model.slot.statistics(), None
+                if model.config.traffic.candidates:
+                    shadow = ShadowStatistics(compared=5, agreed=4, failed=3, dropped=2)
+                    traffic = TrafficStatistics(Counter({1: 9}), {2: shadow})
+                found.append(
+                    VersionStatistics(
+                        status.name,
+                        status.version,
+                        totals_of(figures),
+                        slot=figures,
+                        pending=model.slot.pending,
+                        traffic=traffic,
+                    )
+                )
+        return found
 
     def load(self, name: str) -> Any:
         self.loads.append(f"load {name}")
@@ -209,7 +233,10 @@ class World:
 
 
 class Running:
-    def __init__(self, world: World, server: RpcServer, admission: Admission) -> None:
+    def __init__(
+        self, world: World, server: RpcServer, admission: Admission, registry: CollectorRegistry
+    ) -> None:
+        self.registry = registry
         self.world = world
         self.server = server
         self.admission = admission
@@ -262,8 +289,14 @@ async def serving() -> AsyncIterator[Running]:
     world.add("vectors", "embed", Scripted(mean_colour))
     world.add("finder", "detect", Scripted(as_many_faces_as_red))
     admission = Admission(max_calls=100, max_bytes=1 << 26)
+    registry = CollectorRegistry()
+    metrics = CallMetrics(registry)
     server = RpcServer(
-        address=IPv4Address("127.0.0.1"), port=0, max_message_bytes=1 << 26, admission=admission
+        address=IPv4Address("127.0.0.1"),
+        port=0,
+        max_message_bytes=1 << 26,
+        admission=admission,
+        metrics=metrics,
     )
     pipeline = cast(FacePipeline, world)
     service = InferenceService(
@@ -271,6 +304,7 @@ async def serving() -> AsyncIterator[Running]:
         pipeline,
         world.pool,
         admission,
+        metrics,
         ready=lambda: server.ready,
         default_deadline=30,
     )
@@ -278,7 +312,7 @@ async def serving() -> AsyncIterator[Running]:
     await server.start(faces, inference=service, reflect=True)
     admission.open()
     await server.set_ready(True)
-    running = Running(world, server, admission)
+    running = Running(world, server, admission, registry)
     yield running
     await running.client.close()
     await running.channel.close()

@@ -1,0 +1,129 @@
+"""GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's."""
+
+import logging
+import re
+import socket
+import socketserver
+import sys
+import threading
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+logger = logging.getLogger(__name__)
+
+PATH = "/metrics"
+IDLE_SECONDS = 10.0
+"""A connection that sends or takes nothing for so long is closed."""
+
+MAX_CONNECTIONS = 8
+"""At the same time; each has a thread. More are closed unanswered."""
+
+_POLL_SECONDS = 0.1
+
+# OpenMetrics, whose rules prometheus_client applies to Prometheus' own format too, wants counters to end
+# in _total. Triton's do not, and dashboards know them as they are.
+_TRITONS_TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?nv_\w+)_total(?=[ {])", re.MULTILINE)
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """All metrics in Prometheus' text format, version 0.0.4."""
+    return _TRITONS_TOTAL.sub(rb"\1", generate_latest(registry))
+
+
+class MetricsEndpoint:
+    """Serves a registry's metrics from threads of its own, as soon as it is made.
+
+    Args:
+        registry: what to serve.
+        address: the IP address to listen on.
+        port: the TCP port; 0 takes any free one.
+
+    Attributes:
+        url: of the metrics.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, address: IPv4Address | IPv6Address, port: int
+    ) -> None:
+        kind = _Server6 if address.version == 6 else _Server
+        self._server = kind((str(address), port), partial(_Handler, registry))
+        host = f"[{address}]" if address.version == 6 else str(address)
+        self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops to listen."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    # Not http.server's own class, which asks the name service who it is, and may wait for it.
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 32
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Takes a connection unless there are too many."""
+        del request, client_address
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers one connection, on a thread of its own."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Logs what socketserver would print."""
+        del request
+        gone = isinstance(sys.exception(), ConnectionError)
+        level = logging.DEBUG if gone else logging.ERROR
+        logger.log(level, "metrics not sent", exc_info=not gone, extra={"to": client_address[0]})
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = IDLE_SECONDS
+
+    def __init__(self, registry: CollectorRegistry, *connection: Any) -> None:
+        self._registry = registry
+        super().__init__(*connection)
+
+    def do_GET(self) -> None:
+        """Answers with the metrics, or with where they are."""
+        if urlsplit(self.path).path != PATH:
+            self.send_error(HTTPStatus.NOT_FOUND, explain=f"There is only {PATH} here")
+            return
+        body = exposition(self._registry)
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Every scrape is a debug line, not one on standard error."""
+        logger.debug(format, *args, extra={"to": self.client_address[0]})
