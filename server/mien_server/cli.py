@@ -154,7 +154,3 @@ def _local_address(settings: Settings) -> str:
 def _fail(message: str) -> int:
     print(f"mien-server: {message}", file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

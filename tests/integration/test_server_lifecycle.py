@@ -105,6 +105,19 @@ def test_help_and_health_do_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_command_of_a_bare_sdk_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['pydantic'] = None\n"
+        "from mien_server.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mien-server: pydantic is not installed.")
+    assert "pip install 'mien[server]'" in done.stderr
+
+
 def test_health_command_tells_a_ready_server_from_none(server_address: str) -> None:
     done = mien_server("health", "--address", server_address)
     assert (done.returncode, done.stdout) == (0, f"{server_address}: SERVING\n")

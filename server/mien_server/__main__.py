@@ -1,0 +1,23 @@
+"""Where `mien-server` begins: the SDK's distribution has this command, too, but not what it needs."""
+
+import sys
+
+
+def main() -> int:
+    """Runs `mien_server.cli`, or says what to install for it; the exit status."""
+    try:
+        from mien_server import cli
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "mien_server":
+            raise
+        print(
+            f"mien-server: {error.name} is not installed. This is mien's SDK alone; the server is an"
+            " extra of it: pip install 'mien[server]', or '.[server]' from a checkout.",
+            file=sys.stderr,
+        )
+        return 1
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
