@@ -1,4 +1,4 @@
-"""From a picture to the faces in it: one pass over a canvas, or two where one is not enough.
+"""From a picture to the faces in it: one pass over a coarse canvas, one over a finer if need be.
 
 `letterbox` has the measurements behind the choice of passes.
 """
@@ -14,11 +14,10 @@ from mien_server.models.interface import Detections, DetectorRow
 from mien_server.pipeline.decode import Photo, check_pixels, decode
 from mien_server.pipeline.headers import open_image
 from mien_server.pipeline.letterbox import (
-    LARGEST_ANCHOR,
-    SURE_AREA,
+    SHAKY_SIDE,
+    TRUSTED_AREA,
     Letterbox,
     fine_side,
-    has_giants,
     letterbox,
     merge_passes,
 )
@@ -74,9 +73,9 @@ async def find_faces(
 ) -> FoundFaces:
     """Decodes a picture and finds its faces.
 
-    LARGEST and CENTER_LARGEST look at the smallest canvas first, and at the finer one only if no face was
-    found that beats whatever the coarse pass may have missed. The other policies look at the finer canvas,
-    and at the smallest too if there are faces beyond the network's anchors.
+    The smallest canvas comes first. What is large there is taken from there whatever the policy, so that
+    one face has one box, one set of landmarks and one embedding. The finest canvas that the photo fills has
+    the smaller faces; LARGEST and CENTER_LARGEST look at it only if nothing was large.
 
     Args:
         source: the picture.
@@ -93,15 +92,12 @@ async def find_faces(
     """
     config = detector.config
     buckets, fill = config.buckets, config.normalisation.fill_rgb
-    coarse = min(buckets)
-    one = selection.policy in (FacePolicy.LARGEST, FacePolicy.CENTER_LARGEST)
     deadline = None if call.deadline is None else call.deadline - reserve
     enough = max(*buckets, ENOUGH_PIXELS)
 
     def first() -> tuple[Photo, Letterbox, float, float]:
         photo, decoding = _timed(lambda: load(source, limits, enough=enough))
-        side = coarse if one else fine_side(buckets, max(photo.width, photo.height))
-        fitted, fitting = _timed(lambda: letterbox(photo, side, fill))
+        fitted, fitting = _timed(lambda: letterbox(photo, min(buckets), fill))
         return photo, fitted, decoding, fitting
 
     (photo, fitted, decoding, fitting), waited = await pool.decode(
@@ -127,29 +123,28 @@ async def find_faces(
         )
         return Detections(*found)
 
-    async def look_again(side: int) -> tuple[Letterbox, Detections]:
-        again, seconds = await pool.finish(lambda: _timed(lambda: letterbox(photo, side, fill)))
-        call.stages.append(StageTime("letterbox", seconds))
-        return again, await look(again, stage=1)
-
-    found = await look(fitted, stage=0)
-    faces = fitted.to_photo(found)
+    faces = fitted.to_photo(await look(fitted, stage=0))
     fine = fine_side(buckets, max(photo.width, photo.height))
-    if fine != coarse:
-        if one:
-            best = rank(faces.boxes, selection.policy, photo.width, photo.height).max(initial=0.0)
-            if best * float(np.prod(fitted.scale)) < SURE_AREA:
-                again, found = await look_again(fine)
-                faces = again.to_photo(found)
-        elif has_giants(found):
-            again, found = await look_again(coarse)
-            faces = merge_passes(
-                again.to_photo(found),
-                faces,
-                large=LARGEST_ANCHOR / 2 / float(fitted.scale[0]),
-                overlap=config.options.nms_threshold,
-            )
+    trusted = TRUSTED_AREA / float(np.prod(fitted.scale))
+    if fine != min(buckets) and not _is_settled(faces, selection.policy, photo, trusted):
+        again, seconds = await pool.finish(lambda: _timed(lambda: letterbox(photo, fine, fill)))
+        call.stages.append(StageTime("letterbox", seconds))
+        faces = merge_passes(
+            faces,
+            again.to_photo(await look(again, stage=1)),
+            trusted=trusted,
+            shaky=SHAKY_SIDE / float(again.scale.min()),
+            overlap=config.options.nms_threshold,
+        )
     return FoundFaces(photo, faces)
+
+
+def _is_settled(faces: Detections, policy: FacePolicy, photo: Photo, trusted: float) -> bool:
+    """Whether no face that the coarse pass may have missed could be the one that is wanted."""
+    if policy not in (FacePolicy.LARGEST, FacePolicy.CENTER_LARGEST):
+        return False
+    best = rank(faces.boxes, policy, photo.width, photo.height).max(initial=0.0)
+    return bool(best >= trusted)
 
 
 def _score_to_beat(detector: ReadyModel, selection: FaceSelection) -> float:

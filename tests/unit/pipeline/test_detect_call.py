@@ -65,7 +65,7 @@ async def test_a_photo_without_faces_is_no_error(world: World) -> None:
 
 
 async def test_a_large_face_needs_only_the_coarse_canvas(world: World) -> None:
-    await world.detect(painted(1600, 1200, (100, 100, 300)), LARGEST)
+    await world.detect(painted(1600, 1200, (100, 100, 400)), LARGEST)
     assert world.sides() == [320]
 
 
@@ -85,15 +85,27 @@ async def test_a_small_face_in_the_centre_is_not_lost_to_a_large_one_at_the_bord
     assert np.abs(answer.faces[0].box - [780, 580, 810, 610]).max() <= 3
 
 
-async def test_all_faces_are_looked_for_on_the_fine_canvas_alone(world: World) -> None:
+@pytest.mark.parametrize("policy", [FacePolicy.ALL, FacePolicy.REQUIRE_ONE])
+async def test_a_large_face_is_the_same_under_every_policy(
+    world: World, policy: FacePolicy
+) -> None:
+    photo = painted(1601, 1201, (101, 103, 407))
+    (one,) = (await world.detect(photo, LARGEST)).faces
+    (other,) = (await world.detect(photo, FaceSelection(policy))).faces
+    np.testing.assert_array_equal(other.box, one.box)
+    np.testing.assert_array_equal(other.landmarks, one.landmarks)
+    assert world.sides() == [320, 320, 1024]
+
+
+async def test_all_faces_are_looked_for_on_both_canvases(world: World) -> None:
     photo = painted(900, 900, (100, 100, 300), (600, 600, 40), (700, 100, 60))
     assert len((await world.detect(photo)).faces) == 3
-    assert world.sides() == [1024]
+    assert world.sides() == [320, 1024]
 
 
 async def test_a_face_beyond_the_anchors_is_taken_from_the_coarse_canvas(world: World) -> None:
     answer = await world.detect(painted(1000, 1000, (100, 100, 700), (900, 900, 30)))
-    assert world.sides() == [1024, 320]
+    assert world.sides() == [320, 1024]
     boxes = [face.box.tolist() for face in answer.faces]
     assert np.abs(np.array(boxes) - [[100, 100, 800, 800], [900, 900, 930, 930]]).max() <= 4
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mien_server.models.interface import Detections
 from mien_server.pipeline.decode import Photo
-from mien_server.pipeline.letterbox import fine_side, has_giants, letterbox, merge_passes
+from mien_server.pipeline.letterbox import fine_side, letterbox, merge_passes
 
 FILL = (123, 117, 104)
 
@@ -78,16 +78,10 @@ def test_shrinking_averages_instead_of_skipping() -> None:
     assert np.abs(shown.astype(int) - 100).max() <= 25
 
 
-def test_faces_beyond_the_anchors_are_giants() -> None:
-    assert not has_giants(faces())
-    assert not has_giants(faces((0, 0, 300, 500, 0.9), (0, 0, 9, 9, 0.9)))
-    assert has_giants(faces((0, 0, 300, 520, 0.9)))
-
-
 def test_merging_takes_large_faces_from_the_coarse_pass_and_small_ones_from_the_fine() -> None:
     coarse = faces((100, 100, 900, 900, 0.9), (1500, 0, 1520, 20, 0.8))
     fine = faces((0, 0, 1000, 1000, 0.99), (1502, 1, 1521, 21, 0.95), (1300, 0, 1330, 30, 0.7))
-    merged = merge_passes(coarse, fine, large=256, overlap=0.4)
+    merged = merge_passes(coarse, fine, trusted=256 * 256, shaky=400, overlap=0.4)
     assert merged.boxes.tolist() == [
         [1502, 1, 1521, 21],
         [100, 100, 900, 900],
@@ -100,10 +94,21 @@ def test_merging_takes_large_faces_from_the_coarse_pass_and_small_ones_from_the_
 def test_merging_gives_a_face_at_the_boundary_once() -> None:
     coarse = faces((0, 0, 260, 260, 0.9))
     fine = faces((0, 0, 250, 250, 0.95))
-    assert merge_passes(coarse, fine, large=256, overlap=0.4).boxes.tolist() == [[0, 0, 260, 260]]
+    assert merge_passes(coarse, fine, trusted=256 * 256, shaky=400, overlap=0.4).boxes.tolist() == [
+        [0, 0, 260, 260]
+    ]
+
+
+def test_merging_takes_parts_of_a_huge_face_for_no_faces() -> None:
+    coarse = faces((100, 100, 900, 900, 0.9))
+    part, small = (0, 200, 410, 610, 0.95), (700, 700, 780, 780, 0.8)
+    merged = merge_passes(coarse, faces(part, small), trusted=256 * 256, shaky=400, overlap=0.4)
+    assert merged.boxes.tolist() == [[100, 100, 900, 900], [700, 700, 780, 780]]
 
 
 def test_merging_loses_nothing_if_the_coarse_pass_finds_nothing_large() -> None:
     fine = faces((0, 0, 1000, 1000, 0.99))
-    merged = merge_passes(faces((0, 0, 20, 20, 0.9)), fine, large=256, overlap=0.4)
+    merged = merge_passes(
+        faces((0, 0, 20, 20, 0.9)), fine, trusted=256 * 256, shaky=400, overlap=0.4
+    )
     assert merged.boxes.tolist() == fine.boxes.tolist()

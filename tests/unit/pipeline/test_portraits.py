@@ -56,8 +56,12 @@ async def detect(pipeline: FacePipeline, data: bytes, selection: FaceSelection) 
     return await pipeline.detect(EncodedImage(data), detector=ANY, selection=selection, call=Call())
 
 
-async def embed(pipeline: FacePipeline, image: ImageSource) -> Face:
-    answer = await pipeline.embed(image, detector=ANY, embedder=ANY, selection=LARGEST, call=Call())
+async def embed(
+    pipeline: FacePipeline, image: ImageSource, selection: FaceSelection = LARGEST
+) -> Face:
+    answer = await pipeline.embed(
+        image, detector=ANY, embedder=ANY, selection=selection, call=Call()
+    )
     return answer.faces[0]
 
 
@@ -158,6 +162,20 @@ async def test_a_face_that_fills_the_photo_is_found_and_recognised(
             x1, y1, x2, y2 = box_of(face)
             assert (x2 - x1) * (y2 - y1) > 0.6 * close.width * close.height, path.name
         assert vector_of(await embed(pipeline, EncodedImage(data))) @ vector_of(whole) > 0.5
+
+
+async def test_one_face_has_one_embedding_whatever_the_policy(
+    pipeline: FacePipeline, portraits: list[Path], encode: Encode
+) -> None:
+    scene = Image.new("RGB", (1600, 1500), (90, 110, 100))
+    scene.paste(Image.open(portraits[1]), (610, 130))
+    photos = [path.read_bytes() for path in portraits]
+    for photo in (*photos, encode(scene, "JPEG", quality=95)):
+        first = await embed(pipeline, EncodedImage(photo))
+        for policy in FacePolicy:
+            face = await embed(pipeline, EncodedImage(photo), FaceSelection(policy))
+            assert np.abs(box_of(face) - box_of(first)).max() < 0.01, policy
+            assert vector_of(face) @ vector_of(first) > 0.9999, policy
 
 
 async def test_a_large_photo_is_recognised_at_reduced_scale(
