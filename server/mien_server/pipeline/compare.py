@@ -98,15 +98,15 @@ def check_same_model(given: Embedding, other: ModelIdentity) -> None:
         )
 
 
-def check_length(given: Embedding, other: Embedding) -> None:
+def check_length(given: Embedding, length: int) -> None:
     """Refuses a caller's embedding whose length is not that of its model's vectors.
 
     Raises:
         InvalidRequest: INVALID_EMBEDDING.
     """
-    if given.values.size != other.values.size:
+    if given.values.size != length:
         raise _invalid(
-            f"has {given.values.size} values where {given.model.name} gives {other.values.size}",
+            f"has {given.values.size} values where {given.model.name} gives {length}",
             f"{given.field}.values",
         )
 

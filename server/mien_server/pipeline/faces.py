@@ -170,6 +170,7 @@ class FacePipeline:
             )
             for embedding in given:
                 check_same_model(embedding, _identity(model))
+                check_length(embedding, model.config.outputs[0].dims[0])
             limit = _match_threshold(model) if threshold is None else threshold
             finder = None
             if any(isinstance(x, EncodedImage | RawPixels) for x in (a, b)):
@@ -192,10 +193,6 @@ class FacePipeline:
 
             found_a, found_b = await together(side("a", a), side("b", b))
         vector_a, vector_b = _embedding(found_a), _embedding(found_b)
-        if isinstance(a, Embedding):
-            check_length(vector_a, vector_b)
-        if isinstance(b, Embedding):
-            check_length(vector_b, vector_a)
         similarity = cosine(vector_a.values, vector_b.values)
         return Comparison(
             similarity=similarity,

@@ -36,6 +36,7 @@ from mien_server.pipeline.types import (
     RawPixels,
 )
 from mien_server.repository.config import InstanceGroup, ModelConfig
+from mien_server.repository.tensors import TensorSpec
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
@@ -162,6 +163,7 @@ class World:
             options=FamilyOptions(score_threshold=0.05),
             batching=policy,
             instance_groups=(InstanceGroup("cpu"),),
+            outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if task == "embed" else (),
             buckets=(320, 640, 1024) if task == "detect" else (),
             match_threshold=match_threshold if task == "embed" else None,
         )

@@ -106,11 +106,16 @@ async def test_embeddings_of_different_models_are_never_compared(world: World) -
     assert world.detector.batches == []
 
 
-async def test_an_embedding_of_another_length_is_refused_beside_a_photo(world: World) -> None:
-    with pytest.raises(InvalidRequest, match="3 values where vectors gives 6") as caught:
-        await world.verify(painted(200, 100, (10, 10, 80)), given(unit(1, 2, 3)))
-    assert caught.value.reason is Reason.INVALID_EMBEDDING
-    assert caught.value.field == "b.embedding.values"
+async def test_an_embedding_of_another_length_than_its_model_s_is_refused(world: World) -> None:
+    short = unit(1, 2, 3)
+    for a in (painted(200, 100, (10, 10, 80)), given(PAINT_VECTOR, side="a")):
+        with pytest.raises(InvalidRequest, match="3 values where vectors gives 6") as caught:
+            await world.verify(a, given(short))
+        assert caught.value.reason is Reason.INVALID_EMBEDDING
+        assert caught.value.field == "b.embedding.values"
+    with pytest.raises(InvalidRequest, match="3 values where vectors gives 6"):
+        await world.verify(given(short, side="a"), given(short))
+    assert world.detector.batches == []
 
 
 async def test_a_model_that_is_gone_is_named_by_the_embedding(world: World) -> None:
