@@ -58,7 +58,12 @@ class ModelNotFound(MienError):
 
 
 class ModelNotReady(MienError):
-    """The model exists and cannot serve now (loading, failed, no weights). UNAVAILABLE on the wire."""
+    """The model exists and cannot serve now (loading, failed, no weights). UNAVAILABLE on the wire.
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    Attributes:
+        lasting: it is not being loaded either, so that trying again soon is of no use.
+    """
+
+    def __init__(self, message: str, *, field: str = "", lasting: bool = False) -> None:
         super().__init__(Reason.MODEL_NOT_READY, message, field=field)
+        self.lasting = lasting

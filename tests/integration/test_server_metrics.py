@@ -67,6 +67,18 @@ def test_metrics_count_what_callers_did(launch_server: Launch, sample: Sample) -
     assert told.one("process_resident_memory_bytes") > 1e8
 
 
+def test_call_for_a_model_that_will_not_come_is_not_tried_again(
+    launch_server: Launch, sample: Sample
+) -> None:
+    with launch_server() as server, mien.Client(server.address) as client:
+        with pytest.raises(mien.ModelNotReady, match="has no weights"):
+            client.detect(sample("person_a_1"), detector="mtcnn")
+        told = scrape(server.metrics_url)
+    assert told.of("grpc_server_started_total", grpc_method="Detect", grpc_type="unary") == {
+        (FACES,): 1
+    }
+
+
 def test_metrics_page_lists_every_family_with_its_type(server: LocalServer) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
     told = scrape(server.metrics_url)

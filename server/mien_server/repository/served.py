@@ -260,4 +260,7 @@ def _why_not(entry: ModelEntry, version: int, field: str) -> MienError:
         for status in statuses
         if version in (0, status.version) or not status.version
     )
-    return ModelNotReady(f"model {entry.name!r} is not ready: {reasons}", field=field)
+    loading = any(status.state is State.LOADING for status in statuses)
+    return ModelNotReady(
+        f"model {entry.name!r} is not ready: {reasons}", field=field, lasting=not loading
+    )

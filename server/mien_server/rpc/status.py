@@ -22,6 +22,9 @@ from mien_server.errors import (
 from mien_server.scheduling import errors as scheduling
 
 DOMAIN = "mien"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Of gRPC's retry design (A6): a negative number tells clients not to try again, whatever their policy."""
+
 DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 600
 """Of a message on the wire. It may quote the request, and peers accept 8 KiB of metadata altogether."""
@@ -55,6 +58,7 @@ class Fault:
         message: for a person; cut to `MAX_MESSAGE_BYTES` of UTF-8.
         field: the request field at fault, or "": it becomes a `google.rpc.BadRequest`.
         retry_after: seconds, or None: it becomes a `google.rpc.RetryInfo`.
+        lasting: trying again soon is of no use, though the code may look like it.
         incident: id of the log line that tells the rest, or "".
         unexpected: nobody raised this on purpose: a defect of the server.
     """
@@ -64,6 +68,7 @@ class Fault:
     message: str
     field: str = ""
     retry_after: float | None = None
+    lasting: bool = False
     incident: str = ""
     unexpected: bool = False
 
@@ -73,8 +78,8 @@ class Fault:
             raw = raw[: MAX_MESSAGE_BYTES - 3] + "…".encode()
         object.__setattr__(self, "message", raw.decode("utf-8", "ignore"))
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-        """The `google.rpc.Status` with its details, as gRPC carries it."""
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The `google.rpc.Status` with its details, as gRPC carries it; and whether not to try again."""
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
         if self.incident:
             info.metadata["incident"] = self.incident
@@ -90,7 +95,8 @@ class Fault:
             details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         number: int = self.code.value[0]
         status = status_pb2.Status(code=number, message=self.message, details=details)
-        return ((DETAILS_KEY, status.SerializeToString()),)
+        sent: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status.SerializeToString()),)
+        return (*sent, (PUSHBACK_KEY, "-1")) if self.lasting else sent
 
 
 def _packed(message: Message) -> any_pb2.Any:
@@ -103,7 +109,10 @@ def fault_of(error: Exception) -> Fault:
     """What a caller is told of `error`. An error that nobody raised on purpose stays unnamed."""
     match error:
         case MienError():
-            return Fault(_code(error), error.reason, error.message, field=error.field)
+            lasting = isinstance(error, ModelNotReady) and error.lasting
+            return Fault(
+                _code(error), error.reason, error.message, field=error.field, lasting=lasting
+            )
         case Unimplemented():
             return Fault(grpc.StatusCode.UNIMPLEMENTED, UNIMPLEMENTED, str(error))
         case scheduling.QueueFull():

@@ -58,8 +58,9 @@ def test_state_is_loading_while_it_loads_and_lookups_do_not_wait(
     loading = repository.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
     assert line(repository, "sface", 1).state is State.LOADING
-    with pytest.raises(ModelNotReady, match="version 1: it is being loaded"):
+    with pytest.raises(ModelNotReady, match="version 1: it is being loaded") as caught:
         repository.resolve("sface")
+    assert not caught.value.lasting
     gate.open.set()
     loading.result(SECONDS)
     assert line(repository, "sface", 1).state is State.READY

@@ -35,8 +35,11 @@ def test_model_without_weights_says_which_command_installs_them(
     root: Path, open_repository: Open
 ) -> None:
     repository = open_repository(installable=("retinaface",))
-    with pytest.raises(ModelNotReady, match="run `mien-server models install retinaface`"):
+    with pytest.raises(
+        ModelNotReady, match="run `mien-server models install retinaface`"
+    ) as caught:
         repository.resolve("retinaface", task="detect")
+    assert caught.value.lasting
     assert "docs/models.md" in reason(repository, "arcface")
     assert "mien-server models import arcface FILE" in reason(repository, "arcface")
 

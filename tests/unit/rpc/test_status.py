@@ -47,7 +47,8 @@ def test_unexpected_error_tells_the_caller_an_incident_and_nothing_else() -> Non
     fault = fault_of(RuntimeError("password=hunter2"))
     assert (fault.code, fault.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert fault.incident in fault.message
-    wire = b"".join(value for _, value in fault.trailing_metadata())
+    ((_, wire),) = fault.trailing_metadata()
+    assert isinstance(wire, bytes)
     assert b"hunter2" not in wire + fault.message.encode()
 
 
@@ -64,7 +65,9 @@ def test_message_that_quotes_a_huge_request_fits_in_metadata(text: str) -> None:
 
 def test_retry_delay_keeps_its_fraction() -> None:
     fault = fault_of(scheduling.QueueFull("full", retry_after=0.25))
-    sent = status_pb2.Status.FromString(fault.trailing_metadata()[0][1])
+    ((_, wire),) = fault.trailing_metadata()
+    assert isinstance(wire, bytes)
+    sent = status_pb2.Status.FromString(wire)
     retry = error_details_pb2.RetryInfo()
     assert any(detail.Unpack(retry) for detail in sent.details)
     assert retry.retry_delay.ToTimedelta().total_seconds() == 0.25
