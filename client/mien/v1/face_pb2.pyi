@@ -455,8 +455,8 @@ class FaceSelection(_message.Message):
     min_face_size: _builtins.float
     """Faces whose shorter box side is below this many pixels of the photo are dropped. 0 or more; unset: 10."""
     max_faces: _builtins.int
-    """At most this many faces, the best by the policy's order, in [1, 1000]. Unset: the server's limit
-    (100 by default). Detect and Embed with policy ALL only.
+    """At most this many faces, the best by the policy's order: from 1 to the server's limit, which is 100
+    unless its operator says otherwise, and what unset means. Detect and Embed with policy ALL only.
     """
     def __init__(
         self,
