@@ -3,7 +3,8 @@
 This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 """
 
-from mien.client import AsyncClient, Client
+from mien.async_client import AsyncClient
+from mien.client import Client
 from mien.errors import (
     Cancelled,
     DeadlineExceeded,

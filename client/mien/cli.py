@@ -5,17 +5,17 @@ import errno
 import importlib.metadata
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mien import cli_options
 from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from mien.client import DEFAULT_TIMEOUT, Client
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
-from mien.images import read_encoded
+from mien.images import read_encoded, read_file
 from mien.messages import FacePolicy
 from mien.models_cli import LOAD_TIMEOUT, add_models_command
 from mien.tables import detect_table, embed_table, timing_table, verify_table
@@ -53,7 +53,9 @@ def _client(arguments: argparse.Namespace) -> Client:
     parser: argparse.ArgumentParser = arguments.parser
     timeout = DEFAULT_TIMEOUT if arguments.timeout is None else arguments.timeout
     try:
-        return Client(arguments.address, timeout=timeout)
+        return Client(
+            arguments.address, timeout=timeout, credentials=cli_options.credentials(arguments)
+        )
     except ValueError as error:
         parser.error(str(error))
 
@@ -62,11 +64,13 @@ def _detect(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         from mien import pictures  # before the call: Pillow may be missing
 
-        _check_suffix(arguments)
     photo = _read(arguments.photo)
     result = client.detect(photo, detector=arguments.detector, timing=arguments.timing)
     if arguments.out is not None:
-        pictures.annotate(photo, result.faces).save(arguments.out, quality=92)
+        try:
+            pictures.annotate(photo, result.faces).save(arguments.out, quality=92)
+        except ValueError as error:  # as for sides that WebP does not hold
+            raise InvalidRequest(f"{arguments.out}: {error}", reason="FILE_ERROR") from error
     if arguments.json:
         _print_json([face.as_dict() for face in result.faces])
     else:
@@ -112,19 +116,10 @@ def _verify(client: Client, arguments: argparse.Namespace) -> None:
 
 def _read(photo: str) -> bytes:
     if photo != STDIN:
-        with Path(photo).open("rb") as file:
-            return read_encoded(file)
+        return read_file(photo)
     if sys.stdin is None:  # the shell has closed it
         raise OSError(errno.EBADF, "standard input is closed")
     return read_encoded(sys.stdin.buffer)
-
-
-def _check_suffix(arguments: argparse.Namespace) -> None:
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    if known.get(arguments.out.suffix.lower()) not in Image.SAVE:
-        arguments.parser.error("--out must end in the suffix of a picture, such as .png or .jpg")
 
 
 def _report_timing(timing: Sequence[StageTiming], arguments: argparse.Namespace) -> None:
@@ -175,9 +170,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     common.add_argument(
         "--timeout",
-        type=_seconds,
+        type=cli_options.seconds,
         metavar="SECONDS",
         help=f"how long to wait for an answer (default: {DEFAULT_TIMEOUT:g}; to load: {LOAD_TIMEOUT:g})",
+    )
+    common.add_argument(
+        "--tls",
+        action="store_true",
+        help="encrypt, and trust the certificates of the well-known authorities",
+    )
+    common.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="encrypt, and trust the certificates of this PEM file instead",
     )
     common.add_argument(
         "--json", action="store_true", help="print one JSON document; errors, too, on stderr"
@@ -210,7 +216,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     detect = command("detect", _detect, "Finds the faces of a photo.")
     detect.add_argument("photo")
     detect.add_argument(
-        "--out", type=Path, metavar="PICTURE", help="write the photo with the faces drawn into it"
+        "--out",
+        type=cli_options.picture,
+        metavar="PICTURE",
+        help=f"write the photo with the faces drawn into it ({', '.join(cli_options.PICTURES)})",
     )
 
     embed = command("embed", _embed, "Turns the largest face of a photo into a vector.")
@@ -228,12 +237,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add_models_command(commands, common)
 
-    defaults = argparse.Namespace(address=None, timeout=None, json=False, timing=False)
+    defaults = argparse.Namespace(
+        address=None, timeout=None, tls=False, tls_ca=None, json=False, timing=False
+    )
     return parser.parse_args(argv, defaults)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
-    return seconds
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,12 @@
-"""`Client` and `AsyncClient`: the three calls, once blocking and once for asyncio."""
+"""`Client`: the three calls, blocking; and what it shares with `AsyncClient`."""
 
-import asyncio
 import functools
-import math
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 import grpc
 
-from mien.channel import channel_options, resolve_address
+from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, MienError, from_rpc_error
 from mien.images import ImageLike
 from mien.messages import (
@@ -24,17 +23,15 @@ from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
 from mien.timing import StageTiming, request_metadata, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
 
-if TYPE_CHECKING:
-    from mien.v1.face_pb2_grpc import FaceServiceAsyncStub
-
 DEFAULT_TIMEOUT = 10.0
 CLOSED = "this client is closed"
+CLOSED_MEANWHILE = "the client was closed during the call"
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-class _BaseClient:
+class BaseClient:
     """What does not depend on how calls wait.
 
     Attributes:
@@ -50,32 +47,40 @@ class _BaseClient:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = resolve_address(address)
-        self.timeout = _checked_timeout(timeout)
+        self.timeout = checked_timeout(timeout)
+        if not isinstance(credentials, grpc.ChannelCredentials | None):
+            raise TypeError(
+                "credentials must come from grpc.ssl_channel_credentials() or the like, not"
+                f" {credentials!r}"
+            )
         self._credentials = credentials
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
     def _seconds(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else _checked_timeout(timeout)
+        return self.timeout if timeout is None else checked_timeout(timeout)
 
     def _error(self, error: grpc.RpcError, method: str, timeout: float) -> MienError:
         return from_rpc_error(error, method=method, address=self.address, timeout=timeout)
 
 
-class Client(_BaseClient):
+class Client(BaseClient):
     """Calls a mien server over one connection, which is made at the first call and kept.
 
     Safe to share between threads. Close it, or use it in a `with` block.
 
     Args:
         address: host:port; unset, the variable MIEN_ADDRESS, or else localhost:8001.
-        timeout: seconds that a call may take, retries included, above 0.
+        timeout: seconds that a call may take, retries included, above 0 and up to a year.
         credentials: for TLS, as from `grpc.ssl_channel_credentials()`; unset, plain text.
 
     Every call takes its own `timeout` in seconds, and `timing=True` to have the server's stages in
     the result's `timing`. Every call raises a `MienError`, by what went wrong: see `mien.errors`;
-    `OSError` if a photo's file cannot be read, and `RuntimeError` if the client is closed.
+    `OSError` if a photo's file cannot be read. What no call could mean is Python's own: `TypeError`
+    for what is no photo or no number of seconds, `ValueError` for a timeout out of range, and
+    `RuntimeError` if the client is closed.
     """
 
     def __init__(
@@ -86,12 +91,7 @@ class Client(_BaseClient):
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         super().__init__(address, timeout=timeout, credentials=credentials)
-        options = channel_options(self.address)
-        self._channel = (
-            grpc.insecure_channel(self.address, options)
-            if credentials is None
-            else grpc.secure_channel(self.address, credentials, options)
-        )
+        self._channel = open_channel(self.address, credentials)
         self._stub = FaceServiceStub(self._channel)
 
     def detect(
@@ -113,12 +113,14 @@ class Client(_BaseClient):
             policy: which of the faces found; all of them by default.
             min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
             min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
-            max_faces: keeps at most this many, in [1, 1000]; by default the server's limit.
+            max_faces: keeps at most this many, from 1 to the server's own limit, which is 100 unless its
+                operator has set another, up to 1000; that limit by default.
             detector: the model that finds faces; the server's default if unset.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
         """
-        request = detect_request(
+        build = functools.partial(
+            detect_request,
             image,
             policy=policy,
             min_score=min_score,
@@ -126,7 +128,7 @@ class Client(_BaseClient):
             max_faces=max_faces,
             detector=detector,
         )
-        return detect_result(*self._call("Detect", self._stub.Detect, request, timeout, timing))
+        return detect_result(*self._call("Detect", self._stub.Detect, build, timeout, timing))
 
     def embed(
         self,
@@ -150,7 +152,7 @@ class Client(_BaseClient):
             policy: which of the faces found; the largest by default.
             min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
             min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
-            max_faces: with the policy "all", at most this many, in [1, 1000].
+            max_faces: with the policy "all", at most this many, as for `detect`.
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the server's default if unset.
             timeout: seconds; the client's own if unset.
@@ -159,7 +161,8 @@ class Client(_BaseClient):
         Raises:
             FaceNotFound: the photo has no face, and the policy is not "all".
         """
-        request = embed_request(
+        build = functools.partial(
+            embed_request,
             image,
             aligned=aligned,
             policy=policy,
@@ -169,7 +172,7 @@ class Client(_BaseClient):
             detector=detector,
             embedder=embedder,
         )
-        return embed_result(*self._call("Embed", self._stub.Embed, request, timeout, timing))
+        return embed_result(*self._call("Embed", self._stub.Embed, build, timeout, timing))
 
     def verify(
         self,
@@ -206,7 +209,8 @@ class Client(_BaseClient):
             FaceNotFound: a photo has no face.
             EmbeddingMismatch: the embeddings come from different models.
         """
-        request = verify_request(
+        build = functools.partial(
+            verify_request,
             a,
             b,
             threshold=threshold,
@@ -217,10 +221,11 @@ class Client(_BaseClient):
             detector=detector,
             embedder=embedder,
         )
-        return verify_result(*self._call("Verify", self._stub.Verify, request, timeout, timing))
+        return verify_result(*self._call("Verify", self._stub.Verify, build, timeout, timing))
 
     def close(self) -> None:
         """Closes the connection; calls in progress end with `Cancelled`. May be called twice."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -233,11 +238,14 @@ class Client(_BaseClient):
         self,
         method: str,
         rpc: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
-        request: _Request,
+        build: Callable[[], _Request],
         timeout: float | None,
         timing: bool,
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
+        if self._closed:
+            raise RuntimeError(CLOSED)
         seconds = self._seconds(timeout)
+        request = build()
         try:
             response, call = rpc.with_call(
                 request, timeout=seconds, metadata=request_metadata(timing)
@@ -245,155 +253,5 @@ class Client(_BaseClient):
         except grpc.RpcError as error:
             raise self._error(error, method, seconds) from error
         except ValueError as error:  # what gRPC raises for a channel that has been closed
-            raise RuntimeError(CLOSED) from error
+            raise Cancelled(CLOSED_MEANWHILE, method=method) from error
         return response, stages_of(call.trailing_metadata())
-
-
-class AsyncClient(_BaseClient):
-    """As `Client`, for asyncio. It belongs to the event loop of its first call.
-
-    Close it, or use it in an `async with` block. Cancelling a task cancels its call on the server.
-    """
-
-    _channel: grpc.aio.Channel | None = None
-    _closed = False
-
-    # gRPC ties a channel to the event loop in which it is made: at the first call, not before.
-    @functools.cached_property
-    def _stub(self) -> "FaceServiceAsyncStub":
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        options = channel_options(self.address)
-        self._channel = (
-            grpc.aio.insecure_channel(self.address, options)
-            if self._credentials is None
-            else grpc.aio.secure_channel(self.address, self._credentials, options)
-        )
-        return FaceServiceStub(self._channel)
-
-    async def detect(
-        self,
-        image: ImageLike,
-        *,
-        policy: PolicyLike = None,
-        min_score: float | None = None,
-        min_face_size: float | None = None,
-        max_faces: int | None = None,
-        detector: ModelLike | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
-        timing: bool = False,
-    ) -> DetectResult:
-        """As `Client.detect`."""
-        request = await asyncio.to_thread(
-            detect_request,
-            image,
-            policy=policy,
-            min_score=min_score,
-            min_face_size=min_face_size,
-            max_faces=max_faces,
-            detector=detector,
-        )
-        answer = await self._call("Detect", self._stub.Detect, request, timeout, timing)
-        return detect_result(*answer)
-
-    async def embed(
-        self,
-        image: ImageLike,
-        *,
-        aligned: bool = False,
-        policy: PolicyLike = None,
-        min_score: float | None = None,
-        min_face_size: float | None = None,
-        max_faces: int | None = None,
-        detector: ModelLike | None = None,
-        embedder: ModelLike | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
-        timing: bool = False,
-    ) -> EmbedResult:
-        """As `Client.embed`."""
-        request = await asyncio.to_thread(
-            embed_request,
-            image,
-            aligned=aligned,
-            policy=policy,
-            min_score=min_score,
-            min_face_size=min_face_size,
-            max_faces=max_faces,
-            detector=detector,
-            embedder=embedder,
-        )
-        answer = await self._call("Embed", self._stub.Embed, request, timeout, timing)
-        return embed_result(*answer)
-
-    async def verify(
-        self,
-        a: ImageLike | Embedding,
-        b: ImageLike | Embedding,
-        *,
-        threshold: float | None = None,
-        aligned: bool = False,
-        policy: PolicyLike = None,
-        min_score: float | None = None,
-        min_face_size: float | None = None,
-        detector: ModelLike | None = None,
-        embedder: ModelLike | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
-        timing: bool = False,
-    ) -> VerifyResult:
-        """As `Client.verify`."""
-        request = await asyncio.to_thread(
-            verify_request,
-            a,
-            b,
-            threshold=threshold,
-            aligned=aligned,
-            policy=policy,
-            min_score=min_score,
-            min_face_size=min_face_size,
-            detector=detector,
-            embedder=embedder,
-        )
-        answer = await self._call("Verify", self._stub.Verify, request, timeout, timing)
-        return verify_result(*answer)
-
-    async def close(self) -> None:
-        """Closes the connection; calls in progress end with `Cancelled`. May be called twice."""
-        self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def _call(
-        self,
-        method: str,
-        rpc: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
-        request: _Request,
-        timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
-        timing: bool,
-    ) -> tuple[_Response, tuple[StageTiming, ...]]:
-        seconds = self._seconds(timeout)
-        try:
-            call = rpc(request, timeout=seconds, metadata=request_metadata(timing))
-            response = await call
-            trailing = await call.trailing_metadata()
-        except grpc.RpcError as error:
-            raise self._error(error, method, seconds) from error
-        except grpc.aio.UsageError as error:  # what gRPC raises for a channel that has been closed
-            raise RuntimeError(CLOSED) from error
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            # Nobody cancelled this task: closing the channel cancelled the call.
-            raise Cancelled("the client was closed during the call", method=method) from None
-        return response, stages_of(trailing)
-
-
-def _checked_timeout(timeout: float) -> float:
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"the timeout must be a finite number of seconds above 0, not {timeout}")
-    return timeout

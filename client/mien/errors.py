@@ -240,9 +240,11 @@ def _without_reason(
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in text:
             return InvalidRequest(
-                f"the request is too large ({text}). Send the photo encoded, or smaller.",
+                f"the request is larger than the server at {address} takes (its --max-message-bytes)."
+                " Scale the photo down, or save it as JPEG.",
                 reason="IMAGE_TOO_LARGE",
-                field="image",
+                # Which side of Verify is at fault, gRPC does not say.
+                field="" if method == "Verify" else "image",
                 method=method,
             )
     kind = _BY_CODE.get(code, ServerError)

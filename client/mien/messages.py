@@ -1,13 +1,15 @@
 """To and from the messages of mien.v1: what the two clients share."""
 
+import numbers
 import re
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from mien.channel import MAX_MESSAGE_BYTES
 from mien.errors import InvalidRequest
-from mien.images import ImageLike, image_message
+from mien.images import ImageLike, image_message, too_large
 from mien.results import (
     Box,
     DetectResult,
@@ -22,8 +24,9 @@ from mien.results import (
 from mien.timing import StageTiming
 from mien.v1 import face_pb2 as pb
 
-ModelLike: TypeAlias = str | tuple[str, int]
-"""A model by its name, by "name:version", or by (name, version). No version: the highest ready."""
+ModelLike: TypeAlias = str | tuple[str, int] | ModelIdentity
+"""A model by its name, by "name:version", by (name, version), or as an answer names it, whose fingerprint
+is not compared. No version: the highest ready."""
 
 
 class FacePolicy(StrEnum):
@@ -42,6 +45,8 @@ PolicyLike: TypeAlias = (
 _MAX_UINT32 = 2**32 - 1
 _MAX_INT64 = 2**63 - 1
 
+_PhotoRequest = TypeVar("_PhotoRequest", pb.DetectRequest, pb.EmbedRequest)
+
 
 def detect_request(
     image: ImageLike,
@@ -53,11 +58,12 @@ def detect_request(
     detector: ModelLike | None,
 ) -> pb.DetectRequest:
     """The request of `detect`."""
-    return pb.DetectRequest(
+    request = pb.DetectRequest(
         image=image_message(image),
         detector=_model_ref(detector, "detector"),
         selection=_selection(policy, min_score, min_face_size, max_faces),
     )
+    return _fitting(request)
 
 
 def embed_request(
@@ -72,12 +78,13 @@ def embed_request(
     embedder: ModelLike | None,
 ) -> pb.EmbedRequest:
     """The request of `embed`."""
-    return pb.EmbedRequest(
+    request = pb.EmbedRequest(
         image=image_message(image, aligned=aligned),
         detector=_model_ref(detector, "detector"),
         embedder=_model_ref(embedder, "embedder"),
         selection=_selection(policy, min_score, min_face_size, max_faces),
     )
+    return _fitting(request)
 
 
 def verify_request(
@@ -93,14 +100,23 @@ def verify_request(
     embedder: ModelLike | None,
 ) -> pb.VerifyRequest:
     """The request of `verify`."""
-    return pb.VerifyRequest(
-        a=_subject(a, aligned, "a"),
-        b=_subject(b, aligned, "b"),
+    photos = 2 - isinstance(a, Embedding) - isinstance(b, Embedding)
+    request = pb.VerifyRequest(
+        a=_subject(a, aligned, "a", photos),
+        b=_subject(b, aligned, "b", photos),
         detector=_model_ref(detector, "detector"),
         embedder=_model_ref(embedder, "embedder"),
         selection=_selection(policy, min_score, min_face_size, None),
-        threshold=threshold,
+        threshold=_number(threshold, "threshold"),
     )
+    if request.ByteSize() > MAX_MESSAGE_BYTES:
+        larger = "a" if request.a.ByteSize() >= request.b.ByteSize() else "b"
+        raise too_large(
+            "what a and b hold together",
+            "scale the photos down, save them as JPEG, or give the embeddings of `embed` instead",
+            f"{larger}.image",
+        )
+    return request
 
 
 def detect_result(response: pb.DetectResponse, timing: tuple[StageTiming, ...]) -> DetectResult:
@@ -142,37 +158,64 @@ def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) 
     )
 
 
-def _subject(subject: ImageLike | Embedding, aligned: bool, side: str) -> pb.Subject:
+def _fitting(request: _PhotoRequest) -> _PhotoRequest:
+    if request.ByteSize() > MAX_MESSAGE_BYTES:  # by the few bytes around the photo
+        raise too_large("the request", "scale the photo down, or save it as JPEG", "image")
+    return request
+
+
+def _subject(subject: ImageLike | Embedding, aligned: bool, side: str, photos: int) -> pb.Subject:
     if isinstance(subject, Embedding):
-        model = pb.ModelIdentity(
-            name=subject.model.name,
-            version=subject.model.version,
-            fingerprint=subject.model.fingerprint,
-        )
+        try:
+            model = pb.ModelIdentity(
+                name=subject.model.name,
+                version=subject.model.version,
+                fingerprint=subject.model.fingerprint,
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InvalidRequest(
+                "an embedding's model must be a ModelIdentity of a name, a whole number as its version,"
+                f" and a fingerprint, not {subject.model!r}",
+                reason="INVALID_EMBEDDING",
+                field=f"{side}.embedding.model",
+            ) from error
         return pb.Subject(
             embedding=pb.Embedding(values=subject.values.tolist(), norm=subject.norm, model=model)
         )
-    return pb.Subject(image=image_message(subject, aligned=aligned, field=f"{side}.image"))
+    image = image_message(subject, aligned=aligned, field=f"{side}.image", photos=photos)
+    return pb.Subject(image=image)
 
 
 def _model_ref(model: ModelLike | None, field: str) -> pb.ModelRef | None:
     if model is None:
         return None
-    if isinstance(model, tuple):
-        name, version = model
-    else:
-        name, colon, number = model.partition(":")
-        if colon and not re.fullmatch("[0-9]{1,19}", number):
-            raise _no_such_version(model, field)
-        version = int(number or 0)
+    given: object = (model.name, model.version) if isinstance(model, ModelIdentity) else model
+    match given:
+        case str() as text:
+            name, colon, number = text.partition(":")
+            if colon and not re.fullmatch("[0-9]{1,19}", number):
+                raise _names_no_model(model, f"{field}.version")
+            version = int(number or 0)
+        case (str() as name, numbers.Integral() as whole):
+            version = int(whole)
+        case _:
+            raise _names_no_model(model, field)
+    if not name:
+        raise _names_no_model(model, f"{field}.name")
     if not 0 <= version <= _MAX_INT64:
-        raise _no_such_version(model, field)
-    return pb.ModelRef(name=name, version=version)
+        raise _names_no_model(model, f"{field}.version")
+    try:
+        return pb.ModelRef(name=name, version=version)
+    except UnicodeEncodeError as error:
+        raise _names_no_model(model, f"{field}.name") from error
 
 
-def _no_such_version(model: ModelLike, field: str) -> InvalidRequest:
-    message = f"{model!r} names no model: a version is a whole number from 1 on"
-    return _invalid_option(message, f"{field}.version")
+def _names_no_model(model: object, field: str) -> InvalidRequest:
+    return _invalid_option(
+        f'{model!r} names no model: that takes "name", "name:version", (name, version) or the identity'
+        " that an answer gives; a version is a whole number from 1 on",
+        field,
+    )
 
 
 def _selection(
@@ -186,18 +229,32 @@ def _selection(
     if policy is not None and policy not in list(FacePolicy):
         names = ", ".join(FacePolicy)
         raise _invalid_option(
-            f"the policy must be one of {names}, not {policy}", "selection.policy"
-        )
-    if max_faces is not None and not 0 <= max_faces <= _MAX_UINT32:
-        raise _invalid_option(
-            f"max_faces must be in [1, 1000], not {max_faces}", "selection.max_faces"
+            f"the policy must be one of {names}, not {policy!r}", "selection.policy"
         )
     return pb.FaceSelection(
         policy=pb.FacePolicy.Value(f"FACE_POLICY_{(policy or 'unspecified').upper()}"),
-        min_score=min_score,
-        min_face_size=min_face_size,
-        max_faces=max_faces,
+        min_score=_number(min_score, "selection.min_score"),
+        min_face_size=_number(min_face_size, "selection.min_face_size"),
+        max_faces=_count(max_faces, "selection.max_faces"),
     )
+
+
+def _number(value: object, field: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real):
+        name = field.rpartition(".")[2]
+        raise _invalid_option(f"{name} must be a number, not {value!r}", field)
+    return float(value)
+
+
+def _count(value: object, field: str) -> int | None:
+    if value is None:
+        return None
+    if not (isinstance(value, numbers.Integral) and 0 <= int(value) <= _MAX_UINT32):
+        name = field.rpartition(".")[2]
+        raise _invalid_option(f"{name} must be a whole number from 1 on, not {value!r}", field)
+    return int(value)
 
 
 def _invalid_option(message: str, field: str) -> InvalidRequest:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf import json_format, text_format
 
-from mien.channel import channel_options, resolve_address
+from mien.channel import open_channel, resolve_address
 from mien.errors import ModelNotFound, from_rpc_error
 
 try:
@@ -154,14 +154,17 @@ class ModelControl:
     Args:
         address: host:port; unset, the variable MIEN_ADDRESS, or else localhost:8001.
         timeout: seconds that a call may take, above 0.
+        credentials: for TLS; None is plain text.
 
     Every call raises a `MienError`.
     """
 
-    def __init__(self, address: str | None, *, timeout: float) -> None:
+    def __init__(
+        self, address: str | None, *, timeout: float, credentials: grpc.ChannelCredentials | None
+    ) -> None:
         self.address = resolve_address(address)
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(self.address, channel_options(self.address))
+        self._channel = open_channel(self.address, credentials)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> Self:

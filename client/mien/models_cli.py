@@ -4,12 +4,12 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mien import cli_options
 from mien.client import DEFAULT_TIMEOUT
 from mien.tables import aligned
 
@@ -57,12 +57,12 @@ def add_models_command(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     watch.add_argument(
         "--interval",
-        type=_interval,
+        type=cli_options.seconds,
         default=INTERVAL,
         metavar="SECONDS",
         help=f"between two tables (default: {INTERVAL:g})",
     )
-    watch.add_argument("--count", type=_count, metavar="N", help="end after N tables")
+    watch.add_argument("--count", type=cli_options.count, metavar="N", help="end after N tables")
 
 
 def _connect(arguments: argparse.Namespace) -> "ModelControl":
@@ -71,7 +71,9 @@ def _connect(arguments: argparse.Namespace) -> "ModelControl":
     parser: argparse.ArgumentParser = arguments.parser
     timeout = arguments.usual_timeout if arguments.timeout is None else arguments.timeout
     try:
-        return ModelControl(arguments.address, timeout=timeout)
+        return ModelControl(
+            arguments.address, timeout=timeout, credentials=cli_options.credentials(arguments)
+        )
     except ValueError as error:
         parser.error(str(error))
 
@@ -207,17 +209,3 @@ def _means(each: "ModelFigures") -> list[str]:
 
 def _number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
-    return seconds
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return count

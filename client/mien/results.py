@@ -90,7 +90,8 @@ class Embedding:
 
     Attributes:
         values: [d] float32, L2 norm 1, read-only; any sequence of d numbers is converted.
-        norm: the L2 norm before it was scaled to 1, above 0. Low for blurred or occluded faces.
+        norm: the L2 norm before it was scaled to 1, above 0, rounded to float32. Low for blurred or
+            occluded faces.
         model: the model that made it.
 
     Raises:
@@ -107,6 +108,11 @@ class Embedding:
             raise ValueError(f"an embedding's values must have the shape [d], not {values.shape}")
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
+        object.__setattr__(self, "norm", float(np.float32(self.norm)))
+
+    # Copies and pickles are made anew: numpy's own are writable.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.values, self.norm, self.model)
 
     def as_dict(self) -> dict[str, Any]:
         """`embedding` (d numbers), `norm` and `model`; `from_dict` reads them back exactly."""

@@ -41,6 +41,15 @@ def test_every_kind_of_picture_gives_the_same_face(client: mien.Client, sample: 
             assert (result.image_width, result.image_height) == picture.size
 
 
+def test_pil_images_as_large_as_a_phones_photos_are_taken(
+    client: mien.Client, sample: Sample
+) -> None:
+    with Image.open(sample("person_b_1")) as picture:
+        large = picture.resize((3024, 4032))
+    assert len(client.detect(large).faces) == 1
+    assert client.verify(large, large).similarity == pytest.approx(1, abs=1e-3)
+
+
 def test_verify_by_photos_and_by_embeddings_agree(client: mien.Client, sample: Sample) -> None:
     names = [f"{who}_{i}" for who in ("person_a", "person_b", "impostor") for i in (1, 2)]
     embeddings = {name: client.embed(sample(name)).embedding for name in names}

@@ -6,15 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import trustme
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
+from PIL import Image
 
 import mien
+from mien import cli
 from mien.v1 import face_pb2 as pb
 from mien.v1.face_pb2_grpc import FaceServiceServicer, add_FaceServiceServicer_to_server
 
@@ -22,6 +26,7 @@ IDENTITY = pb.ModelIdentity(name="sface", version=2, fingerprint="0123456789abcd
 DETECTOR = pb.ModelIdentity(name="retinaface", version=1, fingerprint="fedcba9876543210")
 VALUES = (0.6, -0.8, 0.0, 0.0)
 Act = Callable[[Any, Any], Any]
+Run = Callable[..., tuple[int, str, str]]
 
 
 def face(*, embedding: bool = False, crop: bool = False) -> pb.Face:
@@ -57,13 +62,18 @@ class Peer(FaceServiceServicer):
     address: str = "127.0.0.1:0"
     received: list[Received] = field(default_factory=list)
     script: deque[Act] = field(default_factory=deque)
+    credentials: grpc.ServerCredentials | None = None
 
     def start(self) -> None:
         """Serves at `address`; port 0 becomes a free one, and a later start takes it again."""
         limit = ("grpc.max_receive_message_length", 32 * 1024 * 1024)
         self.server = grpc.server(ThreadPoolExecutor(8), options=[limit])
         add_FaceServiceServicer_to_server(self, self.server)
-        port = self.server.add_insecure_port(self.address)
+        port = (
+            self.server.add_insecure_port(self.address)
+            if self.credentials is None
+            else self.server.add_secure_port(self.address, self.credentials)
+        )
         self.address = f"127.0.0.1:{port}"
         self.server.start()
 
@@ -169,6 +179,32 @@ def peer() -> Iterator[Peer]:
     scripted.stop()
 
 
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Who signs certificates that nobody else trusts."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authority's own certificate."""
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def tls_peer(authority: trustme.CA) -> Iterator[Peer]:
+    """A peer that speaks TLS alone, with a certificate that the authority has signed."""
+    signed = authority.issue_cert("127.0.0.1")
+    chain = b"".join(blob.bytes() for blob in signed.cert_chain_pems)
+    pair = signed.private_key_pem.bytes(), chain
+    scripted = Peer(credentials=grpc.ssl_server_credentials([pair]))
+    scripted.start()
+    yield scripted
+    scripted.stop()
+
+
 @pytest.fixture(params=["Client", "AsyncClient"])
 def call(request: pytest.FixtureRequest, peer: Peer) -> Callable[..., Any]:
     """`call("detect", image, option=...)` on the peer, by either client; both must pass."""
@@ -188,3 +224,27 @@ def call(request: pytest.FixtureRequest, peer: Peer) -> Callable[..., Any]:
         return asyncio.run(once())
 
     return call
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (100, 100), "gray").save(path)
+    return path
+
+
+@pytest.fixture
+def run(peer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("detect", path)`: the exit status, standard output and standard error."""
+    monkeypatch.setenv("MIEN_ADDRESS", peer.address)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status: Any
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        output, errors = capsys.readouterr()
+        return status, output, errors
+
+    return run

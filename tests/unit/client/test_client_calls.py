@@ -139,6 +139,81 @@ def test_a_version_that_is_no_number_is_refused(call: Call, peer: Any, model: st
     assert peer.received == []
 
 
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        (3, "embedder"),
+        (1.5, "embedder"),
+        (b"sface", "embedder"),
+        (("sface",), "embedder"),
+        (("sface", "1"), "embedder"),
+        (("sface", 1.0), "embedder"),
+        ((1, "sface"), "embedder"),
+        ("", "embedder.name"),
+        (":1", "embedder.name"),
+        (("", 1), "embedder.name"),
+        ("caf\udce9", "embedder.name"),
+    ],
+)
+def test_what_names_no_model_is_refused_with_what_does(
+    call: Call, peer: Any, model: Any, field: str
+) -> None:
+    with pytest.raises(mien.InvalidRequest, match='"name:version", \\(name, version\\)') as caught:
+        call("embed", PHOTO, embedder=model)
+    assert (caught.value.reason, caught.value.field) == ("INVALID_OPTION", field)
+    assert repr(model) in caught.value.message
+    assert peer.received == []
+
+
+def test_a_model_is_named_by_the_identity_of_an_answer(call: Call, peer: Any) -> None:
+    known = call("embed", PHOTO).embedding
+    for model in (known.model, ("sface", np.int64(2)), ["sface", 2]):
+        call("embed", PHOTO, embedder=model)
+        asked = peer.received[-1].request.embedder
+        assert (asked.name, asked.version) == ("sface", 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "field"),
+    [
+        ("detect", "min_score", "0.5", "selection.min_score"),
+        ("detect", "min_face_size", [40], "selection.min_face_size"),
+        ("embed", "max_faces", 1.0, "selection.max_faces"),
+        ("embed", "max_faces", "1", "selection.max_faces"),
+        ("embed", "policy", 3, "selection.policy"),
+        ("embed", "policy", ["all"], "selection.policy"),
+        ("verify", "threshold", "0.4", "threshold"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused_with_its_field(
+    call: Call, peer: Any, method: str, option: str, value: Any, field: str
+) -> None:
+    with pytest.raises(mien.InvalidRequest, match=f"{option} must be") as caught:
+        call(method, *[PHOTO] * (2 if method == "verify" else 1), **{option: value})
+    assert (caught.value.reason, caught.value.field) == ("INVALID_OPTION", field)
+    assert repr(value) in caught.value.message
+    assert peer.received == []
+
+
+def test_numbers_of_numpy_are_options(call: Call, peer: Any) -> None:
+    call(
+        "detect", PHOTO, min_score=np.float32(0.5), min_face_size=np.int64(4), max_faces=np.uint8(3)
+    )
+    selection = peer.received[0].request.selection
+    assert (selection.min_score, selection.min_face_size, selection.max_faces) == (0.5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [None, {"name": "sface"}, mien.ModelIdentity("sface", "1", "")],  # type: ignore[arg-type]
+)
+def test_an_embedding_without_a_proper_model_is_refused(call: Call, peer: Any, model: Any) -> None:
+    with pytest.raises(mien.InvalidRequest, match="must be a ModelIdentity") as caught:
+        call("verify", PHOTO, mien.Embedding(np.ones(4, np.float32), 1.0, model))
+    assert (caught.value.reason, caught.value.field) == ("INVALID_EMBEDDING", "b.embedding.model")
+    assert peer.received == []
+
+
 @pytest.mark.parametrize("number", [-1, 2**32])
 def test_a_count_that_the_contract_cannot_hold_is_refused(call: Call, number: int) -> None:
     with pytest.raises(mien.InvalidRequest) as caught:

@@ -1,9 +1,12 @@
 """How the clients connect, wait, try again and close."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 import mien
-from mien.channel import channel_options, resolve_address
+from mien.channel import MAX_TIMEOUT, channel_options, resolve_address
 from mien.v1 import face_pb2 as pb
 
 Call = Callable[..., Any]
@@ -68,12 +71,29 @@ def test_calls_have_a_finite_deadline_by_default(call: Call, peer: Any) -> None:
     assert 95 < given < 102
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
-def test_a_timeout_must_be_finite_and_above_zero(call: Call, timeout: float) -> None:
-    with pytest.raises(ValueError, match="timeout"):
+@pytest.mark.parametrize(
+    "timeout", [0, -1, float("inf"), float("nan"), MAX_TIMEOUT + 1, 7.5e9, sys.maxsize]
+)
+def test_a_timeout_must_be_above_zero_and_at_most_a_year(call: Call, timeout: float) -> None:
+    with pytest.raises(ValueError, match="the timeout must be above 0 and at most 31536000"):
         call("detect", b"photo", timeout=timeout)
-    with pytest.raises(ValueError, match="timeout"):
+    with pytest.raises(ValueError, match="the timeout must be above 0 and at most 31536000"):
         mien.Client(timeout=timeout)
+
+
+def test_the_longest_timeout_is_the_calls_deadline(call: Call, peer: Any) -> None:
+    call("detect", b"photo", timeout=MAX_TIMEOUT)
+    assert peer.received[0].seconds_left == pytest.approx(MAX_TIMEOUT, rel=0.01)
+
+
+@pytest.mark.parametrize("timeout", ["5", [5], 1j])
+def test_a_timeout_must_be_a_number(call: Call, timeout: Any) -> None:
+    with pytest.raises(TypeError, match="the timeout must be a number of seconds"):
+        call("detect", b"photo", timeout=timeout)
+    each: Any
+    for each in (timeout, None):
+        with pytest.raises(TypeError, match="the timeout must be a number of seconds"):
+            mien.Client(timeout=each)
 
 
 def test_retries_end_with_the_timeout(call: Call, peer: Any) -> None:
@@ -141,6 +161,48 @@ async def test_closing_an_async_client_ends_calls_in_progress(peer: Any) -> None
     release.set()
 
 
+class Slow(os.PathLike[str]):
+    """The path of a photo that takes its time to be read."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(b"photo")
+        self.path = path
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def __fspath__(self) -> str:
+        self.entered.set()
+        self.release.wait(30)
+        return str(self.path)
+
+
+def test_closing_ends_calls_whose_photo_is_still_being_read(peer: Any, tmp_path: Path) -> None:
+    photo = Slow(tmp_path / "photo.jpg")
+    client = mien.Client(peer.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.detect, photo)
+        assert photo.entered.wait(10)
+        client.close()
+        photo.release.set()
+        with pytest.raises(mien.Cancelled, match="closed during the call"):
+            call.result(10)
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_closing_an_async_client_ends_calls_whose_photo_is_still_being_read(
+    peer: Any, tmp_path: Path, used: bool
+) -> None:
+    photo = Slow(tmp_path / "photo.jpg")
+    client = mien.AsyncClient(peer.address)
+    if used:
+        await client.detect(b"photo")
+    call = asyncio.create_task(client.detect(photo))
+    assert await asyncio.to_thread(photo.entered.wait, 10)
+    await client.close()
+    photo.release.set()
+    with pytest.raises(mien.Cancelled, match="closed during the call"):
+        await call
+
+
 async def test_cancelling_a_task_stays_a_cancellation(peer: Any) -> None:
     release = threading.Event()
     entered = peer.holds(release)
@@ -197,6 +259,19 @@ def test_an_async_client_may_be_made_outside_the_event_loop(peer: Any) -> None:
     assert asyncio.run(use()) == 2
 
 
+def test_an_async_client_of_another_event_loop_says_so(peer: Any) -> None:
+    client = mien.AsyncClient(peer.address)
+
+    async def detect() -> int:
+        return len((await client.detect(b"photo")).faces)
+
+    assert asyncio.run(detect()) == 2
+    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+        asyncio.run(detect())
+    asyncio.run(client.close())
+    assert len(peer.received) == 1
+
+
 def test_the_address_is_the_argument_else_the_variable_else_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,9 +284,33 @@ def test_the_address_is_the_argument_else_the_variable_else_the_default(
     assert mien.Client("other:1").address == "other:1"
 
 
-def test_a_web_address_is_refused() -> None:
+@pytest.mark.parametrize("scheme", ["http", "https", "HTTP", "grpc", "grpcs", "tcp"])
+def test_a_web_address_is_refused(scheme: str) -> None:
     with pytest.raises(ValueError, match="without the scheme"):
-        resolve_address("http://localhost:8001")
+        resolve_address(f"{scheme}://localhost:8001")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "localhost:65536", "[::1]:0"])
+def test_a_port_that_there_is_not_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"port of an address must be in \[1, 65535\]"):
+        resolve_address(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["h:1", "[::1]:65535", "faces", "dns:///faces:8001", "unix:///run/mien.sock"]
+)
+def test_what_grpc_takes_for_an_address_is_one(address: str) -> None:
+    assert resolve_address(address) == address
+
+
+@pytest.mark.parametrize("client", [mien.Client, mien.AsyncClient])
+def test_an_address_or_credentials_of_a_wrong_type_are_a_type_error(client: Any) -> None:
+    with pytest.raises(TypeError, match="the address must be a str, host:port, not 3"):
+        client(3)
+    with pytest.raises(
+        TypeError, match=r"credentials must come from grpc\.ssl_channel_credentials"
+    ):
+        client(credentials="server.pem")
 
 
 def test_a_local_server_is_never_looked_for_behind_a_proxy(
@@ -240,9 +339,3 @@ def test_a_local_server_is_never_looked_for_behind_a_proxy(
 )
 def test_which_addresses_are_local(address: str, local: bool) -> None:
     assert (("grpc.enable_http_proxy", 0) in channel_options(address)) is local
-
-
-def test_credentials_make_the_connection_tls(call: Call, peer: Any) -> None:
-    with pytest.raises(mien.Unavailable):
-        call("detect", b"photo", credentials=grpc.ssl_channel_credentials())
-    assert peer.received == []

@@ -15,37 +15,11 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from PIL import Image
 
-from mien import cli
 from mien.v1 import face_pb2 as pb
 
 MIEN = Path(sys.executable).parent / "mien"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    Image.new("RGB", (100, 100), "gray").save(path)
-    return path
-
-
-@pytest.fixture
-def run(peer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("detect", path)`: the exit status, standard output and standard error."""
-    monkeypatch.setenv("MIEN_ADDRESS", peer.address)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status: Any
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            status = error.code
-        output, errors = capsys.readouterr()
-        return status, output, errors
-
-    return run
 
 
 def refuse(peer: Any, reason: str, field: str = "") -> None:
@@ -87,27 +61,6 @@ def test_detect_json_is_a_list_of_faces(run: Run, photo: Path) -> None:
     assert faces[0]["box"] == [10.5, 20.25, 60, 90]
     assert faces[0]["score"] == 0.97
     assert faces[0]["landmarks"]["nose"] == [13, 23]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".WEBP"])
-def test_detect_draws_a_picture(run: Run, photo: Path, tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / f"out{suffix}"
-    status, output, _ = run("detect", photo, "--out", out)
-    assert status == 0
-    assert output.endswith(f"picture   {out}\n")
-    with Image.open(out) as picture:
-        assert picture.size == (100, 100)
-        assert picture.convert("L").getextrema() != (128, 128)
-
-
-@pytest.mark.parametrize("name", ["out", "out.txt", "out.html"])
-def test_a_picture_of_an_unknown_kind_is_a_wrong_command_line(
-    run: Run, peer: Any, photo: Path, tmp_path: Path, name: str
-) -> None:
-    status, _, errors = run("detect", photo, "--out", tmp_path / name)
-    assert status == 2
-    assert "--out must end in" in errors
-    assert peer.received == []
 
 
 def test_a_picture_that_cannot_be_written_is_a_failure(run: Run, photo: Path) -> None:
@@ -291,6 +244,18 @@ def shell(peer: Any, *arguments: str | bytes, **options: Any) -> subprocess.Pope
         stderr=subprocess.PIPE,
         **options,
     )
+
+
+@pytest.mark.parametrize("module", ["mien", "mien.cli"])
+def test_the_command_is_a_module_too(peer: Any, photo: Path, module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--address", peer.address, "detect", photo, "--json"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(json.loads(done.stdout)) == 2
 
 
 def test_a_photo_comes_from_standard_input(peer: Any) -> None:

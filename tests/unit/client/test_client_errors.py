@@ -134,9 +134,14 @@ def test_a_status_without_a_text_still_has_a_message(call: Call, peer: Any) -> N
 
 def test_a_servers_own_limit_on_messages_is_no_overload(call: Call, peer: Any) -> None:
     peer.aborts(Code.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 4)")
-    with pytest.raises(mien.InvalidRequest) as caught:
+    with pytest.raises(mien.InvalidRequest, match="--max-message-bytes") as caught:
         call("detect", b"photo")
-    assert caught.value.reason == "IMAGE_TOO_LARGE"
+    assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "image")
+    assert "larger than max" not in caught.value.message
+    peer.aborts(Code.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 4)")
+    with pytest.raises(mien.InvalidRequest) as caught:
+        call("verify", b"photo", b"photo")
+    assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "")
 
 
 @pytest.fixture

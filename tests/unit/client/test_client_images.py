@@ -138,17 +138,126 @@ def test_a_file_that_is_not_there_is_an_os_error(call: Call, tmp_path: Path) -> 
         call("detect", tmp_path)
 
 
-def test_what_no_request_can_hold_is_refused_before_it_is_read(call: Call, peer: Any) -> None:
-    for image in ("/dev/zero", np.zeros((4000, 4000, 3), np.uint8)):
-        with pytest.raises(mien.InvalidRequest, match="32 MiB") as caught:
-            call("detect", image)
-        assert caught.value.reason == "IMAGE_TOO_LARGE"
+@pytest.mark.parametrize(
+    ("image", "fix"),
+    [
+        ("/dev/zero", "scale it down, or save it as JPEG"),
+        (bytes(MAX_MESSAGE_BYTES + 1), "scale it down, or save it as JPEG"),
+        (np.zeros((4000, 4000, 3), np.uint8), "send the photo encoded, or scaled down"),
+    ],
+    ids=["file", "bytes", "array"],
+)
+def test_a_photo_that_no_request_can_hold_is_refused_with_its_side(
+    call: Call, peer: Any, image: Any, fix: str
+) -> None:
+    with pytest.raises(mien.InvalidRequest, match=rf"larger than the 32 MiB .*; {fix}") as caught:
+        call("verify", b"fine", image)
+    assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "b.image")
     assert peer.received == []
 
 
-def test_two_photos_that_fit_only_singly_are_refused_as_too_large(call: Call, peer: Any) -> None:
-    photo = bytes(MAX_MESSAGE_BYTES - 1000)
-    with pytest.raises(mien.InvalidRequest) as caught:
-        call("verify", photo, photo)
-    assert caught.value.reason == "IMAGE_TOO_LARGE"
+def test_a_photo_that_leaves_no_room_for_the_rest_of_its_request_is_refused(
+    call: Call, peer: Any
+) -> None:
+    for method in ("detect", "embed"):
+        with pytest.raises(mien.InvalidRequest, match="the request is larger than") as caught:
+            call(method, bytes(MAX_MESSAGE_BYTES))
+        assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "image")
+    assert peer.received == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "larger"),
+    [(17, 17, "a"), (10, 24, "b")],
+)
+def test_two_photos_that_fit_only_singly_are_refused_as_too_large_together(
+    call: Call, peer: Any, a: int, b: int, larger: str
+) -> None:
+    encoded = bytes(a * 1024**2), bytes(b * 1024**2)
+    arrays = tuple(np.zeros((1, side * 1024**2 // 3, 3), np.uint8) for side in (a, b))
+    for photos in (encoded, arrays):
+        with pytest.raises(mien.InvalidRequest, match=r"a and b hold together .* 32 MiB") as caught:
+            call("verify", *photos)
+        assert caught.value.reason == "IMAGE_TOO_LARGE"
+        assert caught.value.field == f"{larger}.image"
+    assert peer.received == []
+
+
+def phone_photo(columns: int = 3024, rows: int = 4032) -> Image.Image:
+    """12 megapixels, which WebP and PNG make small and raw pixels do not."""
+    return Image.linear_gradient("L").resize((columns, rows)).convert("RGB")
+
+
+def test_a_pil_image_too_large_for_raw_pixels_is_sent_without_loss(call: Call, peer: Any) -> None:
+    photo = phone_photo()
+    call("detect", photo)
+    with Image.open(io.BytesIO(peer.received[0].request.image.encoded)) as sent:
+        assert sent.format == "WEBP"
+        np.testing.assert_array_equal(np.asarray(sent), np.asarray(photo))
+
+
+def test_a_pil_image_too_wide_for_webp_is_sent_without_loss(call: Call, peer: Any) -> None:
+    panorama = phone_photo(columns=16384, rows=700)
+    call("detect", panorama)
+    with Image.open(io.BytesIO(peer.received[0].request.image.encoded)) as sent:
+        np.testing.assert_array_equal(np.asarray(sent), np.asarray(panorama))
+
+
+def test_two_pil_images_share_a_request(call: Call, peer: Any) -> None:
+    photo = phone_photo(columns=2500, rows=2500)
+    call("verify", photo, photo)
+    assert {side.image.WhichOneof("source") for side in sides(peer)} == {"encoded"}
+    embedding = call("embed", photo).embedding
+    assert peer.received[-1].request.image.WhichOneof("source") == "pixels"
+    call("verify", embedding, photo)
+    assert sides(peer)[1].image.WhichOneof("source") == "pixels"
+
+
+def sides(peer: Any) -> tuple[Any, Any]:
+    request = peer.received[-1].request
+    return request.a, request.b
+
+
+def test_a_pil_image_that_no_coding_makes_fit_is_refused(call: Call, peer: Any) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (3400, 3400, 3), np.uint8)
+    with pytest.raises(mien.InvalidRequest, match="scale it down, or save it as JPEG") as caught:
+        call("verify", b"fine", Image.fromarray(noise))
+    assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "b.image")
+    assert peer.received == []
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("", "the path is empty"), ("a\0b.jpg", r"'a\\x00b.jpg' is no path: .*null")]
+)
+def test_a_path_that_cannot_be_one_is_refused(call: Call, peer: Any, path: str, said: str) -> None:
+    with pytest.raises(mien.InvalidRequest, match=said) as caught:
+        call("verify", b"fine", path)
+    assert (caught.value.reason, caught.value.field) == ("FILE_ERROR", "b.image")
+    assert peer.received == []
+
+
+def closed_picture() -> Image.Image:
+    picture = Image.new("RGB", (2, 2))
+    picture.close()
+    return picture
+
+
+def damaged_picture() -> Image.Image:
+    """A PNG whose second chunk of pixels is none."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(7).integers(0, 256, (400, 400, 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    start, name, rest = file.getvalue().partition(b"IDAT")
+    return Image.open(io.BytesIO(start + name + rest.replace(b"IDAT", b"ID\0T", 1)))
+
+
+@pytest.mark.parametrize(
+    "picture", [closed_picture, damaged_picture, lambda: Image.new("La", (2, 2))]
+)
+def test_a_pil_image_that_cannot_become_rgb_is_refused(
+    call: Call, peer: Any, picture: Callable[[], Image.Image]
+) -> None:
+    with pytest.raises(mien.InvalidRequest, match="cannot be converted to RGB") as caught:
+        call("verify", picture(), b"fine")
+    assert (caught.value.reason, caught.value.field) == ("INVALID_IMAGE", "a.image")
     assert peer.received == []

@@ -1,5 +1,6 @@
 """The results as data: JSON, copies, and what stays exact on the way."""
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -79,11 +80,11 @@ def test_an_embedding_comes_back_from_json_to_the_last_bit() -> None:
     values /= np.linalg.norm(values)
     model = mien.ModelIdentity("arcface", 3, "00ff00ff00ff00ff")
     embedding = mien.Embedding(values, float(np.float32(21.7)), model)
-    copy = mien.Embedding.from_dict(through_json(embedding.as_dict()))
-    np.testing.assert_array_equal(copy.values, values)
-    assert copy.values.dtype == np.float32
-    assert np.float32(copy.norm) == np.float32(embedding.norm)
-    assert copy.model == model
+    again = mien.Embedding.from_dict(through_json(embedding.as_dict()))
+    np.testing.assert_array_equal(again.values, values)
+    assert again.values.dtype == np.float32
+    assert again.norm == embedding.norm
+    assert again.model == model
 
 
 def test_a_face_of_embeds_json_is_an_embedding_too(call: Call) -> None:
@@ -98,6 +99,19 @@ def test_an_embedding_keeps_its_own_read_only_copy() -> None:
     assert embedding.values[0] == 1
     with pytest.raises(ValueError, match="read-only"):
         embedding.values[0] = 5
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda known: pickle.loads(pickle.dumps(known))],  # noqa: S301
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_an_embedding_is_read_only_too(copied: Callable[[Any], Any]) -> None:
+    embedding = mien.Embedding(np.ones(4, np.float32), 9.1, mien.ModelIdentity("sface", 1, ""))
+    again = copied(embedding)
+    assert again.as_dict() == embedding.as_dict()
+    with pytest.raises(ValueError, match="read-only"):
+        again.values[0] = 5
 
 
 def test_an_embedding_is_a_vector() -> None:
