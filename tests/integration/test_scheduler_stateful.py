@@ -89,13 +89,15 @@ class Model:
 def policies(draw: st.DrawFn) -> BatchingPolicy:
     largest = draw(st.integers(2, 5))
     ordered = draw(st.booleans())
+    levels = 0 if ordered else draw(st.sampled_from([0, 2]))
     return BatchingPolicy(
         max_batch_size=largest,
+        combine=draw(st.booleans()),
         preferred_batch_sizes=draw(st.sampled_from([(), (largest,), (1,)])),
         max_queue_delay=draw(st.sampled_from([0.0, 0.0, 0.002])),
         preserve_ordering=ordered,
-        priority_levels=0 if ordered else draw(st.sampled_from([0, 2])),
-        default_priority_level=1,
+        priority_levels=levels,
+        default_priority_level=min(levels, 1),
         max_queue_size=draw(st.sampled_from([5, 100, 100])),
         split_rows=draw(st.booleans()),
     )

@@ -117,8 +117,8 @@ def test_detections_are_those_of_detect_on_the_same_canvas(
     canvases = []
     for path in portraits[:3]:
         with Image.open(path) as picture:
-            canvases.append(np.asarray(picture.convert("RGB").resize((640, 640))))
-    canvases.append(np.zeros((640, 640, 3), np.uint8))
+            canvases.append(np.asarray(picture.convert("RGB").resize((320, 320))))
+    canvases.append(np.zeros((320, 320, 3), np.uint8))
     result = triton.infer("retinaface", pixels_input("image", np.stack(canvases)))
     boxes, scores = result.as_numpy("boxes"), result.as_numpy("scores")
     landmarks = result.as_numpy("landmarks")

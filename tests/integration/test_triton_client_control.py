@@ -127,13 +127,16 @@ def test_unknown_model_is_not_loaded(triton: Any) -> None:
         assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
-def test_ensemble_whose_sizes_do_not_match_is_not_ready(triton: Any, repository: Path) -> None:
+def test_ensemble_whose_sizes_do_not_match_does_not_replace_one_that_works(
+    triton: Any, repository: Path
+) -> None:
     config = repository / "face_embedding" / "config.pbtxt"
     good = config.read_text()
     config.write_text(good.replace("dims: [ 128 ]", "dims: [ 512 ]"))
     try:
-        triton.load_model("face_embedding")
-        assert not triton.is_model_ready("face_embedding")
+        with pytest.raises(InferenceServerException, match=r"promises \[512\]"):
+            triton.load_model("face_embedding")
+        assert triton.is_model_ready("face_embedding")
         (line,) = [
             m for m in triton.get_model_repository_index().models if m.name == "face_embedding"
         ]

@@ -1,17 +1,26 @@
 """Reads a version's weights: strictly, and never executing anything that the file contains."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from torch import Tensor, nn
 
 from mien_server.models.interface import Family, NoNetwork
 
 _NAMES_SHOWN = 8
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Types of a safetensors file that float32 can stand for. Quantised ones would need their scales."""
+_MAX_BYTES = 1 << 30
+"""The largest public face network has 0.26 GB."""
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+"""Types of a safetensors file that are read. Quantised weights would need their scales."""
 
 
 class LoadError(Exception):
@@ -22,7 +31,7 @@ def load_network(family: Family, path: Path) -> nn.Module:
     """The family's network with the weights of a safetensors file, in float32.
 
     The network is built without storage and takes over the tensors read, so that the weights are in
-    memory once; nothing keeps the file mapped.
+    memory once.
 
     Raises:
         LoadError: the file is unreadable or no safetensors file, or its keys, shapes or types are not
@@ -57,27 +66,40 @@ def check_finite(network: nn.Module, explanation: str) -> None:
         raise LoadError(f"NaN or infinity in {first_names(bad)}: {explanation}")
 
 
+def read_weights(path: Path) -> bytes:
+    """A file of weights, whole. It is not mapped: whoever shortened a mapped file would end the process.
+
+    Raises:
+        LoadError: it is too large.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
+            raise LoadError(f"{path} has {size} bytes; at most {_MAX_BYTES} are read")
+        return file.read(size)
+
+
 def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-            found = {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
-            problems = differences(found, expected)
-            if problems:
-                raise LoadError(
-                    f"{path} does not hold the weights of architecture {architecture!r}"
-                    f" ({'; '.join(problems)}): check `architecture` in config.pbtxt, or import the"
-                    " checkpoint again"
-                )
-            # The tensors lie in the mapped file: converted or copied, they outlive it.
-            return {
-                key: file.get_tensor(key).to(tensor.dtype, copy=True)
-                for key, tensor in expected.items()
-            }
+        parts = dict(deserialize(read_weights(path)))  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
         raise LoadError(
             f"{path} cannot be read as safetensors ({error}): import the checkpoint again"
         ) from error
+    found = {key: (part["shape"], part["dtype"]) for key, part in parts.items()}
+    if problems := differences(found, expected):
+        raise LoadError(
+            f"{path} does not hold the weights of architecture {architecture!r}"
+            f" ({'; '.join(problems)}): check `architecture` in config.pbtxt, or import the"
+            " checkpoint again"
+        )
+    # Each tensor has its bytes for itself, and only those of another type are in memory twice.
+    return {
+        key: torch.frombuffer(parts.pop(key)["data"], dtype=_DTYPES[found[key][1]])
+        .reshape(tensor.shape)
+        .to(tensor.dtype)
+        for key, tensor in expected.items()
+    }
 
 
 def differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Tensor]) -> list[str]:
@@ -99,10 +121,15 @@ def differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Ten
         "of another type": [
             f"{key} is {found[key][1]}"
             for key in common
-            if (found[key][1] in _FLOATS) != expected[key].is_floating_point()
+            if not _stands_for(found[key][1], expected[key].dtype)
         ],
     }
     return [f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names]
+
+
+def _stands_for(name: str, wanted: torch.dtype) -> bool:
+    dtype = _DTYPES.get(name)
+    return dtype is not None and dtype.is_floating_point == wanted.is_floating_point
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -10,12 +10,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from mien_server.backends.checkpoint import LoadError, first_names
+from mien_server.backends.checkpoint import LoadError, first_names, read_weights
 from mien_server.backends.instance import Computes
 from mien_server.backends.onnx_prelu import replace_prelu
 
-_MAX_BYTES = 1 << 30
-"""The largest public face network has 0.26 GB."""
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operators that onnxruntime itself has: quantised graphs use some of com.microsoft's."""
 _INT8_OPERATORS = frozenset(
@@ -53,9 +51,7 @@ def read_graph(path: Path) -> Graph:
             other inputs than one image, or a weight that is not a finite number.
     """
     try:
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise LoadError(f"{path} has {size} bytes; at most {_MAX_BYTES} are read")
-        model = onnx.ModelProto.FromString(path.read_bytes())
+        model = onnx.ModelProto.FromString(read_weights(path))
     except (OSError, DecodeError) as error:
         raise LoadError(f"{path} cannot be read as ONNX ({error}): import it again") from error
     if not model.graph.node:

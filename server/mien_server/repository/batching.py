@@ -27,8 +27,8 @@ _PATHS: dict[str, FieldPath] = {
 def read_batching(text: ConfigText, parameters: Parameters) -> BatchingPolicy:
     """The batching policy that the config asks for.
 
-    Without `dynamic_batching` Triton does not combine requests. Here they then wait in the same
-    queue and run alone, the rows of one request one at a time.
+    Without `dynamic_batching` requests are not combined, as in Triton: each is a batch of its own, of at
+    most `max_batch_size` rows. Here they wait in the same queue, with its limits.
 
     Raises:
         ConfigError: what Triton would refuse, and a model without a batch dimension.
@@ -43,20 +43,17 @@ def read_batching(text: ConfigText, parameters: Parameters) -> BatchingPolicy:
         raise text.error(
             ("max_batch_size",), f"is {message.max_batch_size}; must be at most {_MAX_BATCH_SIZE}"
         )
-    limits = BatchingPolicy()
-    combine = message.HasField("dynamic_batching")
+    limits, batching = BatchingPolicy(), message.dynamic_batching
     options: dict[str, Any] = {
-        "split_rows": parameters.flag("split_rows", default=not combine),
+        "split_rows": parameters.flag("split_rows", default=limits.split_rows),
         "max_queue_size": parameters.integer("max_queue_size", 1, limits.max_queue_size),
         "max_queue_bytes": parameters.integer("max_queue_bytes", 1, limits.max_queue_bytes),
         "look_ahead": parameters.integer("look_ahead", 0, limits.look_ahead),
     }
-    if not combine:
-        return BatchingPolicy(**options)
-    batching = message.dynamic_batching
     try:
         return BatchingPolicy(
             max_batch_size=message.max_batch_size,
+            combine=message.HasField("dynamic_batching"),
             preferred_batch_sizes=tuple(sorted(set(batching.preferred_batch_size))),
             max_queue_delay=batching.max_queue_delay_microseconds / _MICROSECONDS_PER_SECOND,
             preserve_ordering=batching.preserve_ordering,

@@ -20,6 +20,9 @@ UNLOADING: Note = (State.UNLOADING, "it takes no new calls; the last that hold i
 UNLOADED: Note = (State.UNAVAILABLE, "it has been unloaded")
 
 
+SERVES_ON = "it serves on; loading it again failed: {}"
+
+
 @dataclass(slots=True, eq=False)
 class ModelEntry:
     """One model. The repository changes it under its lock, and replaces the mappings as a whole.
@@ -81,7 +84,7 @@ class ModelEntry:
             return VersionStatus(self.name, number, state, reason)
         if broken := loaded.model.slot.broken:
             return VersionStatus(self.name, number, State.UNAVAILABLE, broken)
-        told = f"it serves on; loading it again failed: {reason}" if reason else ""
+        told = SERVES_ON.format(reason) if reason else ""
         if state is not State.UNAVAILABLE:
             told = ""
         return VersionStatus(self.name, number, State.READY, told, loaded.model)

@@ -29,7 +29,7 @@ MODEL_FIELDS: FieldTree = {
     },
     "input": _leaves("name", "data_type", "format", "dims"),
     "output": _leaves("name", "data_type", "dims"),
-    "instance_group": _leaves("name", "kind", "count", "gpus"),
+    "instance_group": _leaves("kind", "count", "gpus"),
     "dynamic_batching": {
         **_leaves(
             "preferred_batch_size",
@@ -60,12 +60,13 @@ ENSEMBLE_FIELDS: FieldTree = {
 }
 """What mien honours of an ensemble's config."""
 
-# These tune how Triton runs a model and change no answer.
+# These tune how Triton runs a model, or name parts of it in its logs, and change no answer.
 _WITHOUT_EFFECT = {
     ("optimization",),
     ("metric_tags",),
     ("model_metrics",),
     ("response_cache",),
+    ("instance_group", "name"),
     ("instance_group", "rate_limiter"),
     ("instance_group", "host_policy"),
     ("output", "label_filename"),
@@ -82,7 +83,7 @@ _INSTEAD = {
 
 
 def check_fields(text: ConfigText, honoured: FieldTree) -> None:
-    """Refuses fields that are not honoured; warns of those that would only tune.
+    """Refuses fields that are not honoured; warns of those that would change no answer.
 
     Raises:
         ConfigError: the first field that is refused.

@@ -6,6 +6,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,17 +38,20 @@ class ModelFolder:
 def find_models(roots: Sequence[Path]) -> dict[str, ModelFolder]:
     """The model folders of some repositories, by name. Only names that were listed are ever opened.
 
+    Args:
+        roots: the repositories. The same folder given twice, also by a link, is one.
+
     Raises:
         OSError: a repository cannot be listed.
     """
     models: dict[str, ModelFolder] = {}
-    for root in roots:
+    for root in {os.path.realpath(root): root for root in roots}.values():
         for path in sorted(root.iterdir()):
             name = path.name
             if name.startswith(".") or not path.is_dir():
                 continue
             if not name.isprintable():
-                _log.warning("%s: the folder %r is ignored: its name is not text", root, name)
+                _warn_of_name(path)
             elif name in models:
                 both = f"{models[name].path} and {path}"
                 problem = f"it is in two repositories, {both}: remove one"
@@ -55,6 +59,12 @@ def find_models(roots: Sequence[Path]) -> dict[str, ModelFolder]:
             else:
                 models[name] = ModelFolder(path, root, _link_out(path, root))
     return models
+
+
+@lru_cache
+def _warn_of_name(path: Path) -> None:
+    """Once: repositories are looked through at every poll and for every index."""
+    _log.warning("%s: the folder %r is ignored: its name is not text", path.parent, path.name)
 
 
 def version_numbers(folder: Path) -> list[int]:

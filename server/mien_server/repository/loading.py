@@ -4,14 +4,14 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mien_server.backends.devices import DeviceError
 from mien_server.backends.pytorch import LoadError
+from mien_server.errors import Unmet
 from mien_server.models.interface import DetectorRow, EmbedderRow
 from mien_server.repository.config import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
@@ -65,38 +65,36 @@ def load_version(
         scheduler: where the slot opens.
         devices: those of the server.
         current: what is loaded of this version now, if anything.
-        go_on: called before each step; ends the load with what it raises.
+        go_on: called before each step, and while files are read; ends the load with what it raises.
 
     Returns:
-        what was loaded; or `current`, with the new config, if that is what the folder still holds.
+        what was loaded; or `current`, untouched, if that is what the folder still holds.
 
     Raises:
         ManifestError, LoadError, DeviceError, WarmupError, PrecisionError: why not; nothing is left
             behind.
     """
     started = time.monotonic()
-    stamp = stamp_of_version(folder)
-    manifest = verify_version(folder, root, config.default_model_filename)
-    if current and _still_holds(current, config, manifest):
-        current.model = replace(current.model, config=config)
-        return current
-    golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
     with contextlib.ExitStack() as undo:
-        placed = []
-        for device, count in place(config.instance_groups, devices):
-            go_on()
-            device.begin(1)  # of one core: others answer calls meanwhile
-            instance = load_instance(config, folder, device, count=count)
-            undo.callback(instance.close)
-            warm_up(config, version, instance, go_on)
-            if golden:
-                rows = config.batching.max_batch_size
-                check_golden(
-                    golden, instance, rows, precision=instance.precision, device=device.name
-                )
-            placed.append(PlacedInstance(instance, device.name, count))
-        if stamp_of_version(folder) != stamp:
-            raise ManifestError(f"{folder} changed while it was being loaded: load it again")
+        with _unchanged(folder):
+            manifest = verify_version(folder, root, config.default_model_filename, go_on)
+            if current and _still_holds(current, config, manifest):
+                return current
+            golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
+            placed = []
+            for device, count in place(config.instance_groups, devices):
+                go_on()
+                device.begin(1)  # of one core: others answer calls meanwhile
+                instance = load_instance(config, folder, device, count=count)
+                undo.callback(instance.close)
+                warm_up(config, version, instance, go_on)
+                if golden:
+                    go_on()
+                    rows = config.batching.max_batch_size
+                    check_golden(
+                        golden, instance, rows, precision=instance.precision, device=device.name
+                    )
+                placed.append(PlacedInstance(instance, device.name, count))
         slot = scheduler.open_slot(config.name, version, config.batching, placed)
         undo.callback(scheduler.close_slot, slot)
         close = undo.pop_all().close
@@ -137,7 +135,7 @@ def load_wanted(
         what is to serve, and what failed, by version; what served before may be in both.
 
     Raises:
-        Draining: as `load` does; what it loaded is freed.
+        Draining, Unmet: as `load` does; what it loaded is freed.
     """
     loaded: dict[int, LoadedVersion] = {}
     failures: dict[int, Exception] = {}
@@ -158,7 +156,7 @@ def load_wanted(
             continue
         try:
             loaded[version] = load(version)
-        except Draining:
+        except (Draining, Unmet):
             for each in loaded.values():
                 if each not in serving.values():
                     each.close()
@@ -166,8 +164,7 @@ def load_wanted(
         except Exception as error:
             if not isinstance(error, _EXPECTED):
                 _log.exception("model %s version %d failed to load", config.name, version)
-            # Whoever keeps the error would keep the half-loaded network in its frames.
-            traceback.clear_frames(error.__traceback__)
+            _forget_frames(error)
             fail(version, error)
     for parameter, version in config.traffic.candidates.items():
         if version not in loaded and version not in failures:
@@ -176,6 +173,33 @@ def load_wanted(
             )
             failures[version] = ManifestError(f"{parameter} names it, but {missing}")
     return loaded, failures
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Whoever keeps an error would keep the half-loaded network in the frames of it and its causes."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _unchanged(folder: Path) -> Iterator[None]:
+    """Refuses a folder whose files change meanwhile, which is then the reason of whatever fails.
+
+    Raises:
+        ManifestError: they changed.
+    """
+    before = stamp_of_version(folder)
+    cause: Exception | None = None
+    try:
+        yield
+    except (ManifestError, LoadError) as error:
+        cause = error
+    if stamp_of_version(folder) != before:
+        what = "changed" if folder.exists() else "was removed"
+        raise ManifestError(f"{folder} {what} while it was being loaded: load it again") from cause
+    if cause:
+        raise cause
 
 
 def _still_holds(current: LoadedVersion, config: ModelConfig, manifest: Manifest) -> bool:
@@ -205,6 +229,7 @@ def warm_up(
     Raises:
         WarmupError: an embedding has another size than `output` says, or is not finite.
     """
+    go_on()
     first = Warmup("first row", batch_size=1, side=config.sides[0], random=True, count=1)
     _check(config, _run(config, instance, first)[0])
     for sample in config.warmup:

@@ -7,10 +7,11 @@ wins in silence; the small syntax tree here is for what it does not say.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from google.protobuf import text_format
+from google.protobuf import text_encoding, text_format
 from tritonclient.grpc import model_config_pb2
 
 from mien_server.repository.folders import is_regular
@@ -19,6 +20,7 @@ FieldPath: TypeAlias = tuple[str | int, ...]
 """Names, indices and keys of a map: ("input", 0, "dims"), ("parameters", "mean")."""
 
 _MAX_BYTES = 1 << 20
+_QUOTE = '"'
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)
@@ -159,10 +161,22 @@ class ConfigText:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    """Marks, words, and strings: a quote and then what they say. Strings side by side are one."""
+    for kind, run in groupby(_lexemes(text), key=lambda lexeme: lexeme[0]):
+        lexemes = list(run)
+        if kind == "string":
+            said = b"".join(text_encoding.CUnescape(part[1:-1]) for _, part, _ in lexemes)
+            yield _QUOTE + said.decode(errors="replace"), lexemes[0][2]
+        else:
+            yield from ((lexeme, line) for _, lexeme, line in lexemes)
+
+
+def _lexemes(text: str) -> Iterator[tuple[str | None, str, int]]:
+    """What stands in the text but for space and comments: its kind, itself and its line."""
     line = 1
     for match in _TOKEN.finditer(text):
         if match.lastgroup != "space":
-            yield match.group(), line
+            yield match.lastgroup, match.group(), line
         line += match.group().count("\n")
 
 
@@ -171,9 +185,8 @@ def _fields(tokens: Iterator[tuple[str, int]], end: str) -> Iterator[_Node]:
     for mark, line in tokens:
         if mark == end:
             return
-        if mark in ",;" or mark[0] in "\"'":  # a string after a string continues it
-            continue
-        yield from _values(mark, line, tokens)
+        if mark not in ",;":
+            yield from _values(mark, line, tokens)
 
 
 def _values(name: str, line: int, tokens: Iterator[tuple[str, int]]) -> Iterator[_Node]:
@@ -188,7 +201,7 @@ def _values(name: str, line: int, tokens: Iterator[tuple[str, int]]) -> Iterator
             children = tuple(_fields(tokens, "}" if mark == "{" else ">"))
             yield _entry(_Node(name, at if depth else line, children=children))
         elif mark not in ":,":
-            yield _Node(name, at if depth else line, value=mark.strip("\"'"))
+            yield _Node(name, at if depth else line, value=mark.removeprefix(_QUOTE))
         else:
             continue
         if not depth:

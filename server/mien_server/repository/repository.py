@@ -4,17 +4,17 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import Literal, TypeAlias
 
 from mien_server.backends.devices import DeviceError
-from mien_server.errors import Reason, Unmet
+from mien_server.errors import MienError, Reason, Unmet
 from mien_server.repository.config import ConfigError, ModelConfig, read_config
 from mien_server.repository.ensembles import EnsembleConfig
-from mien_server.repository.entry import LOADING, UNLOADED, UNLOADING, ModelEntry
+from mien_server.repository.entry import LOADING, UNLOADED, ModelEntry
 from mien_server.repository.folders import (
     CONFIG,
     Stamp,
@@ -26,17 +26,18 @@ from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.loading import load_version, load_wanted
 from mien_server.repository.operations import Operations
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.served import ServedModels
-from mien_server.repository.versions import State, VersionStatus
+from mien_server.repository.swapping import AnyConfig, SwappedModels, load_failed, reason_of
+from mien_server.repository.versions import VersionStatus
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 
 ControlMode = Literal["none", "poll", "explicit"]
 
-AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
-
 _Ahead: TypeAlias = tuple[Stamp, AnyConfig]
 """A config that has been read already, and the stamp of the files from before."""
+
+_AT_ONCE = 4
+"""Models that are loaded at the same time: Triton's own default."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class RepositoryError(ValueError):
     """The repository itself cannot be used; the message says why and what to do."""
 
 
-class ModelRepository(ServedModels):
+class ModelRepository(SwappedModels):
     """The models in one or more folders of Triton's layout.
 
     Loads run in threads of their own, those of one model one after the other. A version that is replaced or
@@ -77,14 +78,13 @@ class ModelRepository(ServedModels):
         for path in paths:
             if not path.is_dir():
                 raise RepositoryError(f"model repository {path} is not a folder")
-        self._paths = [path.resolve() for path in paths]
+        self._paths = paths
         self._scheduler = scheduler
         self._devices = devices
         self._mode = mode
         self._installable = installable
         self._operations = Operations()
-        self._freed = threading.Condition(self._lock)
-        self._closing = False
+        self._at_once = threading.Semaphore(_AT_ONCE)
 
     def start(self, names: Collection[str] | None = None) -> None:
         """Loads what the models' version policies want. Blocking: call it off the event loop.
@@ -102,17 +102,11 @@ class ModelRepository(ServedModels):
         self._look()
         with self._lock:
             entries = [self._find(name) for name in (self._models if names is None else names)]
-        ahead: dict[str, _Ahead] = {}
-        for entry in entries:
-            if entry.folder.problem:
-                continue
-            stamp = stamp_of_model(entry.folder)
-            with contextlib.suppress(ConfigError):  # its own load will say so
-                config = read_config(entry.folder.path / CONFIG)
-                if isinstance(config, ModelConfig):
-                    self._check_devices(config)
-                ahead[entry.name] = (stamp, config)
-        wait([self._submit_load(entry.name, ahead.get(entry.name)) for entry in entries])
+        ahead = self._read_ahead(entries)
+        for _, known in ahead:
+            if known and isinstance(known[1], ModelConfig):
+                self._check_devices(known[1])
+        wait([self._submit_load(name, known) for name, known in ahead])
 
     def load(self, name: str) -> Future[None]:
         """Loads a model, or loads it again: what its config and files say now, beside what serves.
@@ -120,7 +114,7 @@ class ModelRepository(ServedModels):
         Returns:
             a future that is done once the new versions get the calls. It fails with ModelNotFound; with
             Unmet: MODEL_LOAD_FAILED, whose `__cause__` is the first cause (of what failed, the old version
-            serves on) or MODEL_CONTROL_REFUSED (an unload came in before it began); or with Draining.
+            serves on) or MODEL_CONTROL_REFUSED (an unload came in before it ended); or with Draining.
 
         Raises:
             Unmet: MODEL_CONTROL_REFUSED outside of the mode "explicit". Draining: it is closing.
@@ -141,24 +135,29 @@ class ModelRepository(ServedModels):
         self._require_explicit("unload")
         return self._submit_unload(name)
 
-    def poll(self) -> None:
-        """Loads the models that are new or have changed on disk and unloads those that are gone. Blocking.
+    def poll(self) -> list[Future[None]]:
+        """Begins to load the models that are new or have changed on disk and to unload those that are gone.
 
         A model that fails is tried once more at the next poll, and after that whenever its files change.
+        One that is still being loaded is left alone until then. Blocking, but not for the loads.
+
+        Returns:
+            a future of each, as of `load` and `unload`.
 
         Raises:
             RepositoryError: a folder cannot be listed; nothing was done. Draining: it is closing.
         """
         found = self._look()
         with self._lock:
-            entries = list(self._models.values())
-        operations = []
-        for entry in entries:
-            if entry.name not in found:
-                operations.append(self._submit_unload(entry.name))
-            elif entry.retry or stamp_of_model(entry.folder) != entry.stamp:
-                operations.append(self._submit_load(entry.name))
-        wait(operations)
+            entries = [entry for entry in self._models.values() if not entry.busy]
+        gone = [entry.name for entry in entries if entry.name not in found]
+        changed = [
+            entry
+            for entry in entries
+            if entry.name in found and (entry.retry or stamp_of_model(entry.folder) != entry.stamp)
+        ]
+        begun = [self._submit_unload(name) for name in gone]
+        return begun + [self._submit_load(name, known) for name, known in self._read_ahead(changed)]
 
     def index(self) -> list[VersionStatus]:
         """`statuses`, after looking which models there are. Blocking."""
@@ -168,19 +167,11 @@ class ModelRepository(ServedModels):
             _log.warning("%s", error)
         return self.statuses()
 
-    def drained(self, timeout: float | None = None) -> bool:
-        """Waits until all that was replaced or unloaded is freed; False if time ran out."""
-        with self._lock:
-            return self._freed.wait_for(
-                lambda: not any(entry.retired for entry in self._models.values()), timeout
-            )
-
     def close(self, timeout: float | None = None) -> bool:
         """Refuses loads that have not begun, ends those that run at their next step; False if time ran out.
 
         What serves, serves on, so that accepted calls can finish.
         """
-        self._closing = True
         return self._operations.close(timeout)
 
     def _look(self) -> Collection[str]:
@@ -190,7 +181,8 @@ class ModelRepository(ServedModels):
             RepositoryError: a folder cannot be listed.
         """
         try:
-            found = find_models(self._paths)
+            # Anew each time: a root that is a link may be turned to another release.
+            found = find_models([path.resolve() for path in self._paths])
         except OSError as error:
             raise RepositoryError(f"a model repository cannot be listed: {error}") from error
         with self._lock:
@@ -201,6 +193,18 @@ class ModelRepository(ServedModels):
                 if not (entry.serving or entry.retired or entry.busy):
                     del self._models[name]
         return found.keys()
+
+    def _read_ahead(self, entries: Sequence[ModelEntry]) -> list[tuple[str, _Ahead | None]]:
+        """The models with their configs, as far as they can be read; ensembles last, after what they need."""
+        found: list[tuple[str, _Ahead | None]] = []
+        for entry in entries:
+            stamp = stamp_of_model(entry.folder)
+            with contextlib.suppress(ConfigError):  # its own load will say so
+                if not entry.folder.problem:
+                    found.append((entry.name, (stamp, read_config(entry.folder.path / CONFIG))))
+                    continue
+            found.append((entry.name, None))
+        return sorted(found, key=lambda model: _is_ensemble(model[1]))
 
     def _require_explicit(self, what: str) -> None:
         if self._mode != "explicit":
@@ -226,7 +230,7 @@ class ModelRepository(ServedModels):
         try:
             self._look()
         except RepositoryError as error:
-            raise _load_failed(name, str(error)) from error
+            raise load_failed(name, str(error)) from error
         with self._lock:
             entry = self._find(name)
             entry.busy = True
@@ -247,16 +251,52 @@ class ModelRepository(ServedModels):
             self._fail(entry, folder.problem)
         try:
             config = config or read_config(folder.path / CONFIG)
-            if isinstance(config, EnsembleConfig):
-                self._serve(entry, config, {}, {})
-                return
             available = version_numbers(folder.path)
         except (ConfigError, OSError) as error:
             self._fail(entry, str(error), error)
+        if isinstance(config, EnsembleConfig):
+            self._load_ensemble(entry, config)
+        else:
+            self._load_model(entry, config, available)
 
-        def go_on() -> None:
-            if self._closing:
-                raise Draining("the server is shutting down")
+    def _load_ensemble(self, entry: ModelEntry, config: EnsembleConfig) -> None:
+        """Takes an ensemble into service once its models are; in the mode "explicit" it has them loaded."""
+        for name in dict.fromkeys((config.detector.model, config.embedder.model)):
+            self._settle_step(name)
+        with self._lock:
+            problem = self._problem(config)
+            works = isinstance(entry.config, EnsembleConfig) and not self._problem(entry.config)
+            missing = self._lacks_a_model(config)
+        if problem and works:
+            self._fail(entry, problem)
+        self._serve(entry, config, {}, {})
+        if problem:
+            # It will serve as soon as its models do, without another load.
+            _log.log(logging.INFO if missing else logging.WARNING, "%s: %s", entry.name, problem)
+            with self._lock:
+                entry.failed = not missing
+            raise load_failed(entry.name, problem)
+
+    def _settle_step(self, name: str) -> None:
+        """Waits for what is under way with a model of an ensemble; loads it if need be."""
+        with self._lock:
+            step = self._models.get(name)
+        if step is None:
+            return
+        with contextlib.suppress(ConfigError, OSError, MienError, Draining):
+            # An ensemble cannot be a step, and to wait for it might be to wait for oneself.
+            if isinstance(read_config(step.folder.path / CONFIG), EnsembleConfig):
+                return
+            if self._mode == "explicit" and not step.serving:
+                self._submit_load(name).result()
+        self._operations.settle(name)
+
+    def _load_model(
+        self, entry: ModelEntry, config: ModelConfig, available: Collection[int]
+    ) -> None:
+        folder = entry.folder
+
+        go_on = partial(self._operations.go_on, entry.name)
 
         def load(version: int) -> LoadedVersion:
             go_on()
@@ -273,19 +313,22 @@ class ModelRepository(ServedModels):
                 go_on=go_on,
             )
 
-        loaded, failures = load_wanted(config, available, entry.serving, load)
+        with self._at_once:
+            loaded, failures = load_wanted(config, available, entry.serving, load)
         if not loaded and not failures:
             with self._lock:
                 entry.config = entry.config or config
             self._fail(entry, self._no_weights(config), missing=not entry.serving)
-        if loaded or not entry.serving:
+        taken = loaded.keys() - failures.keys()
+        answered = taken and config.traffic.choose(loaded, None)
+        if answered or not entry.serving:
             self._serve(entry, config, loaded, failures)
         else:
             self._serve(entry, entry.config, entry.serving, failures)
         if failures:
-            reasons = "; ".join(f"version {n}: {_reason(e)}" for n, e in failures.items())
+            reasons = "; ".join(f"version {n}: {reason_of(e)}" for n, e in failures.items())
             _log.warning("model %s: %s", entry.name, reasons)
-            raise _load_failed(entry.name, reasons) from next(iter(failures.values()))
+            raise load_failed(entry.name, reasons) from next(iter(failures.values()))
 
     def _unload(self, name: str) -> None:
         with self._lock:
@@ -293,62 +336,6 @@ class ModelRepository(ServedModels):
             entry.stamp = None  # if its folder comes back, polling loads it
         config = entry.config if isinstance(entry.config, ModelConfig) else None
         self._serve(entry, config, {}, {}, reason=UNLOADED[1])
-
-    def _serve(
-        self,
-        entry: ModelEntry,
-        config: AnyConfig | None,
-        serving: Mapping[int, LoadedVersion],
-        failures: Mapping[int, Exception],
-        *,
-        reason: str = "",
-    ) -> None:
-        """Swaps what calls are given, in one step. What they are given no more is freed once unused."""
-        with self._lock:
-            replaced = [v for v in entry.serving.values() if v not in serving.values()]
-            entry.config, entry.serving = config, dict(serving)
-            entry.retired = [*entry.retired, *replaced]
-            entry.notes = dict.fromkeys((v.model.version for v in entry.retired), UNLOADING) | {
-                number: (State.UNAVAILABLE, _reason(error)) for number, error in failures.items()
-            }
-            entry.reason, entry.failed = reason, bool(failures)
-        for version in replaced:
-            # Whoever holds it last may be the event loop, and freeing takes its time.
-            free = threading.Thread(
-                target=self._free, args=(entry, version), name="mien-unload", daemon=True
-            )
-            version.retire(free.start)
-
-    def _free(self, entry: ModelEntry, version: LoadedVersion) -> None:
-        model = version.model
-        try:
-            version.close()
-            _log.info("model %s version %d is unloaded", model.name, model.version)
-        except Exception:
-            _log.exception("model %s version %d did not unload", model.name, model.version)
-        with self._lock:
-            entry.retired = [other for other in entry.retired if other is not version]
-            left = [other.model.version for other in entry.retired]
-            if entry.notes.get(model.version) == UNLOADING and model.version not in left:
-                entry.notes = {**entry.notes, model.version: UNLOADED}
-            self._freed.notify_all()
-
-    def _fail(
-        self,
-        entry: ModelEntry,
-        reason: str,
-        cause: Exception | None = None,
-        *,
-        missing: bool = False,
-    ) -> NoReturn:
-        """Ends a load that found nothing to load. What serves, serves on."""
-        # A model without weights is a choice, until somebody asks for it.
-        _log.log(logging.INFO if missing else logging.WARNING, "model %s: %s", entry.name, reason)
-        with self._lock:
-            entry.reason, entry.failed = reason, not missing
-            if not entry.serving:
-                entry.notes = {n: note for n, note in entry.notes.items() if note == UNLOADING}
-        raise _load_failed(entry.name, reason) from cause
 
     def _no_weights(self, config: ModelConfig) -> str:
         if config.name in self._installable:
@@ -360,9 +347,5 @@ class ModelRepository(ServedModels):
         )
 
 
-def _load_failed(name: str, reasons: str) -> Unmet:
-    return Unmet(Reason.MODEL_LOAD_FAILED, f"model {name!r} could not be loaded: {reasons}")
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _is_ensemble(ahead: _Ahead | None) -> bool:
+    return ahead is not None and isinstance(ahead[1], EnsembleConfig)

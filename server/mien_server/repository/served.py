@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from mien_server.errors import InvalidRequest, MienError, ModelNotFound, ModelNotReady, Reason
 from mien_server.models.interface import Task
+from mien_server.quoting import quoted
 from mien_server.repository.config import ModelConfig
-from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig
-from mien_server.repository.entry import ModelEntry
+from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig, EnsembleStep
+from mien_server.repository.entry import SERVES_ON, ModelEntry
 from mien_server.repository.leases import LoadedVersion, Shadow
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import TrafficStatistics
@@ -157,18 +158,24 @@ class ServedModels:
         with self._lock:
             for name, entry in self._models.items():
                 found.pop(name, None)
-                statuses = self._statuses(entry)
-                serves = any(status.state is State.READY for status in statuses)
                 expected = name in needed or (strict and (entry.failed or entry.serving))
-                if expected and not serves:
-                    found[name] = "; ".join(status.reason for status in statuses)
+                if expected and not self._answers(entry):
+                    found[name] = _reasons(self._statuses(entry))
         return found
+
+    def _answers(self, entry: ModelEntry) -> bool:
+        """Whether calls that name the model and no version are answered."""
+        if isinstance(entry.config, EnsembleConfig):
+            return not self._problem(entry.config)
+        return bool(entry.traffic.choose(entry.healthy(), None))
 
     def _find(self, name: str, field: str = "") -> ModelEntry:
         entry = self._models.get(name)
         if entry is None:
             known = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"there is no model {name!r}; the models are: {known}", field=field)
+            raise ModelNotFound(
+                f"there is no model {quoted(name)}; the models are: {known}", field=field
+            )
         return entry
 
     def _choose(
@@ -208,25 +215,35 @@ class ServedModels:
             for name, entry in self._models.items()
             if isinstance(entry.config, ModelConfig) and entry.config.task == task
         ]
-        return ", ".join(sorted(fit)) or "there is none"
+        return ", ".join(sorted(fit)) or "none is loaded"
 
     def _statuses(self, entry: ModelEntry) -> list[VersionStatus]:
         if not isinstance(entry.config, EnsembleConfig):
             return entry.statuses()
-        state, reason = State.READY, entry.reason
-        steps: tuple[tuple[Task, str, int], ...] = (
-            ("detect", entry.config.detector.model, entry.config.detector.version),
-            ("embed", entry.config.embedder.model, entry.config.embedder.version),
+        if problem := self._problem(entry.config):
+            return [VersionStatus(entry.name, ENSEMBLE_VERSION, State.UNAVAILABLE, problem)]
+        told = SERVES_ON.format(entry.reason) if entry.reason else ""
+        return [VersionStatus(entry.name, ENSEMBLE_VERSION, State.READY, told)]
+
+    def _problem(self, config: EnsembleConfig) -> str:
+        """Why an ensemble cannot answer, or ""."""
+        steps: tuple[tuple[Task, EnsembleStep], ...] = (
+            ("detect", config.detector),
+            ("embed", config.embedder),
         )
-        for task, name, version in steps:
+        for task, step in steps:
             try:
-                model = self._choose(name, version, task, "", None)[1].model
+                model = self._choose(step.model, step.version, task, "", None)[1].model
             except MienError as error:
-                state, reason = State.UNAVAILABLE, error.message
-                continue
-            if task == "embed" and (misfit := entry.config.misfit(model.config.outputs)):
-                state, reason = State.UNAVAILABLE, misfit
-        return [VersionStatus(entry.name, ENSEMBLE_VERSION, state, reason)]
+                return error.message
+            if task == "embed" and (misfit := config.misfit(model.config.outputs)):
+                return misfit
+        return ""
+
+    def _lacks_a_model(self, config: EnsembleConfig) -> bool:
+        """Whether a model of an ensemble has no weights, or nobody has asked for it: a choice, no fault."""
+        steps = (self._models.get(step.model) for step in (config.detector, config.embedder))
+        return any(step and not step.serving and not step.failed for step in steps)
 
 
 def _statistics(status: VersionStatus, entry: ModelEntry) -> VersionStatistics:
@@ -253,14 +270,18 @@ def _why_not(entry: ModelEntry, version: int, field: str) -> MienError:
         return ModelNotFound(
             f"model {entry.name!r} has no version {version}; its versions: {known}", field=field
         )
-    reasons = "; ".join(
+    reasons = _reasons([s for s in statuses if version in (0, s.version) or not s.version])
+    loading = any(status.state is State.LOADING for status in statuses)
+    return ModelNotReady(
+        f"model {entry.name!r} is not ready: {reasons}", field=field, lasting=not loading
+    )
+
+
+def _reasons(statuses: Collection[VersionStatus]) -> str:
+    """Why none of these versions answers."""
+    return "; ".join(
         f"version {status.version}: {status.reason or 'it is the shadow, and answers no calls'}"
         if status.version
         else status.reason
         for status in statuses
-        if version in (0, status.version) or not status.version
-    )
-    loading = any(status.state is State.LOADING for status in statuses)
-    return ModelNotReady(
-        f"model {entry.name!r} is not ready: {reasons}", field=field, lasting=not loading
     )

@@ -14,6 +14,8 @@ CROP_SIDE = 112
 """Side of an embedder's input, in pixels."""
 
 _MAX_WARMUP_BYTES = 1 << 30
+_MAX_WARMUP_COUNT = 100
+"""Seconds to minutes of the largest batches. What is cold after them, more will not warm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Warmup:
         batch_size: rows, 1 or more.
         side: of each square image, in pixels.
         random: random pixels; else zeros.
-        count: how often it runs.
+        count: how often it runs, 1 to 100.
     """
 
     name: str
@@ -184,8 +186,16 @@ def _sample(
             (*path, "batch_size"),
             f"makes a batch of {size} bytes; must be at most {_MAX_WARMUP_BYTES}",
         )
-    if given.WhichOneof("input_data_type") is None:
+    if message.count > _MAX_WARMUP_COUNT:
+        raise text.error(
+            (*path, "count"),
+            f"is {message.count}; must be in [0, {_MAX_WARMUP_COUNT}], where 0 means once",
+        )
+    kind = given.WhichOneof("input_data_type")
+    if kind is None:
         raise text.error(at, "has no data; add random_data: true or zero_data: true")
+    if not getattr(given, kind):
+        raise text.error((*at, kind), "is false; must be random_data: true or zero_data: true")
     return Warmup(
         name=message.name,
         batch_size=message.batch_size,

@@ -15,6 +15,7 @@ from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import ArrayF32, Call
+from mien_server.quoting import quoted
 from mien_server.repository.config import ModelConfig
 from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.repository import ModelRepository
@@ -144,12 +145,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
         """What the ready versions have done: of all models, of one, or one version of it."""
         version = model_version(request.version, "version")
-        if request.name:
-            self._config(request)
         response = triton.ModelStatisticsResponse()
         for figures in self._models.statistics():
             if request.name in ("", figures.name) and version in (0, figures.version):
                 response.model_stats.append(statistics_message(figures))
+        if request.name and not response.model_stats:
+            self._config(request)  # says why there is nothing
         return response
 
     async def RepositoryIndex(self, request: Any, context: Context) -> Any:
@@ -161,7 +162,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
         """Loads a model, or loads it again; answers once it serves, or why it does not."""
         _check_repository_name(request)
-        for key in sorted(request.parameters):
+        for key in request.parameters:
             raise _invalid_parameter(
                 key, "what to load is what lies in the repository: change it there"
             )
@@ -171,7 +172,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
         """Unloads a model; answers once no new call gets it."""
         _check_repository_name(request)
-        for key in sorted(request.parameters):
+        for key in request.parameters:
             if key != "unload_dependents":
                 raise _invalid_parameter(key, "unloading has no parameter of that name")
             if request.parameters[key].bool_param:
@@ -246,5 +247,5 @@ def _check_repository_name(request: Any) -> None:
 
 def _invalid_parameter(key: str, why: str) -> InvalidRequest:
     return InvalidRequest(
-        Reason.INVALID_REQUEST, f"parameter {key!r}: {why}.", field=f"parameters.{key}"
+        Reason.INVALID_REQUEST, f"parameter {quoted(key)}: {why}.", field=f"parameters.{key}"
     )

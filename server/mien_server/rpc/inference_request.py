@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.quoting import quoted
 
 _MICROSECONDS_PER_SECOND = 1_000_000
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -32,13 +33,13 @@ def infer_options(request: Any) -> InferOptions:
     Raises:
         InvalidRequest: names a parameter that has no meaning here, or whose value has none.
     """
-    for key in sorted(request.parameters):
+    for key in request.parameters:
         if key in ("priority", "timeout", FINAL_RESPONSE_REQUEST):
             continue
         why = "requests know no parameter of that name; priority and timeout are what there is"
         if key.startswith("sequence_"):
             why = "the models keep no state between requests"
-        raise _invalid(f"parameter {key!r}: {why}.", key)
+        raise _invalid(f"parameter {quoted(key)}: {why}.", key)
     timeout = _whole_number(request, "timeout")
     return InferOptions(
         priority=_whole_number(request, "priority"),
@@ -57,7 +58,7 @@ def model_version(text: str, field: str) -> int:
     if not _VERSION.fullmatch(text):
         raise InvalidRequest(
             Reason.INVALID_REQUEST,
-            f"version {text!r} is none: give a number from 1 on, or nothing for the highest ready one.",
+            f"version {quoted(text)} is none: give a number from 1 on, or nothing for the highest ready one.",
             field=field,
         )
     return int(text)

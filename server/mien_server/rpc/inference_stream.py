@@ -6,6 +6,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as triton
 
+from mien_server.errors import InvalidRequest
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.interceptor import log_fault
 from mien_server.rpc.status import fault_of
@@ -28,26 +29,37 @@ async def answer_stream(
     """Answers the requests of a stream, each with one `inference.ModelStreamInferResponse`.
 
     What `infer` raises becomes the answer's `error_message`, as Triton's, with the request's id in
-    `infer_response`; the stream goes on.
+    `infer_response`; the stream goes on. One that is no valid message has no id: it ends the stream,
+    once those before it are answered.
 
     Args:
         requests: `inference.ModelInferRequest`, until the caller has sent its last.
         write: sends an answer.
         infer: the `inference.ModelInferResponse` to a request.
         metrics: where the errors are counted.
+
+    Raises:
+        InvalidRequest: as reading from `requests` does.
     """
     answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
 
     async with asyncio.TaskGroup() as group:
 
-        async def read() -> None:
-            async for request in requests:
-                await answers.put(group.create_task(_answer(request, infer, metrics)))
+        async def read() -> InvalidRequest | None:
+            invalid = None
+            try:
+                async for request in requests:
+                    await answers.put(group.create_task(_answer(request, infer, metrics)))
+            except InvalidRequest as error:
+                invalid = error
             await answers.put(None)
+            return invalid
 
-        group.create_task(read())
+        reading = group.create_task(read())
         while (answer := await answers.get()) is not None:
             await write(await answer)
+    if invalid := reading.result():
+        raise invalid
 
 
 async def _answer(

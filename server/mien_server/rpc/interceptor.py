@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Any, Literal, Self, TypeAlias
 
 import grpc
@@ -114,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     A unary request is admitted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
     whatever a method raises becomes the status that `rpc/status.py` names. Streams admit their requests
-    themselves.
+    themselves, and meet InvalidRequest where they read one that is no valid message.
 
     Args:
         admission: of the calls.
@@ -146,9 +146,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             wrapped = grpc.unary_unary_rpc_method_handler(
                 self._guarded(method, parse, run), None, handler.response_serializer
             )
-        elif handler.stream_stream:
+        elif parse and handler.stream_stream:
             wrapped = grpc.stream_stream_rpc_method_handler(
-                self._observed(method, handler.stream_stream), parse, handler.response_serializer
+                self._observed(method, parse, handler.stream_stream),
+                None,
+                handler.response_serializer,
             )
         else:
             raise AssertionError(f"{method} is of a kind that no service here has")
@@ -172,11 +174,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     logger.debug("call cancelled by its caller", extra=call.facts())
                     raise
                 except Exception as error:
-                    fault = fault_of(error)
-                    call.code = fault.code
-                    log_fault(error, fault, call.facts())
-                    self._metrics.failed(method, fault.reason)
-                    await context.abort(fault.code, fault.message, fault.trailing_metadata())
+                    await self._fail(call, method, error, context)
                 else:
                     logger.debug("call answered", extra=call.facts())
                     return response
@@ -186,12 +184,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return answer
 
-    def _observed(self, method: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(requests: Any, context: Context) -> None:
-            with _Call(self._metrics, STREAM, method):
-                await run(requests, context)
+    def _observed(
+        self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
+            requests = (_parsed(parse, raw) async for raw in stream)
+            with _Call(self._metrics, STREAM, method) as call:
+                try:
+                    await run(requests, context)
+                except Exception as error:
+                    await self._fail(call, method, error, context)
 
         return answer
+
+    async def _fail(self, call: "_Call", method: str, error: Exception, context: Context) -> None:
+        """Ends a call with what its caller is told of an error."""
+        fault = fault_of(error)
+        call.code = fault.code
+        log_fault(error, fault, call.facts())
+        self._metrics.failed(method, fault.reason)
+        await context.abort(fault.code, fault.message, fault.trailing_metadata())
 
 
 class _Call:

@@ -29,6 +29,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 600
 """Of a message on the wire. It may quote the request, and peers accept 8 KiB of metadata altogether."""
 
+MAX_FIELD_BYTES = 200
+"""Of a field's path, which may hold a key of the request."""
+
 QUEUE_FULL = "QUEUE_FULL"
 DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
 DRAINING = "DRAINING"
@@ -56,7 +59,7 @@ class Fault:
         code: the gRPC status code.
         reason: of `google.rpc.ErrorInfo`.
         message: for a person; cut to `MAX_MESSAGE_BYTES` of UTF-8.
-        field: the request field at fault, or "": it becomes a `google.rpc.BadRequest`.
+        field: the request field at fault, or "": it becomes a `google.rpc.BadRequest`; cut likewise.
         retry_after: seconds, or None: it becomes a `google.rpc.RetryInfo`.
         lasting: trying again soon is of no use, though the code may look like it.
         incident: id of the log line that tells the rest, or "".
@@ -73,10 +76,8 @@ class Fault:
     unexpected: bool = False
 
     def __post_init__(self) -> None:
-        raw = self.message.encode("utf-8", "backslashreplace")
-        if len(raw) > MAX_MESSAGE_BYTES:
-            raw = raw[: MAX_MESSAGE_BYTES - 3] + "…".encode()
-        object.__setattr__(self, "message", raw.decode("utf-8", "ignore"))
+        object.__setattr__(self, "message", _cut(self.message, MAX_MESSAGE_BYTES))
+        object.__setattr__(self, "field", _cut(self.field, MAX_FIELD_BYTES))
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """The `google.rpc.Status` with its details, as gRPC carries it; and whether not to try again."""
@@ -97,6 +98,14 @@ class Fault:
         status = status_pb2.Status(code=number, message=self.message, details=details)
         sent: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status.SerializeToString()),)
         return (*sent, (PUSHBACK_KEY, "-1")) if self.lasting else sent
+
+
+def _cut(text: str, size: int) -> str:
+    """The text in at most `size` bytes of UTF-8."""
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) > size:
+        raw = raw[: size - 3] + "…".encode()
+    return raw.decode("utf-8", "ignore")
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -1,6 +1,7 @@
 """Triton's tensors: a request's input as numpy, numpy as a response's outputs. Pure functions.
 
-Every model here has one input. All errors are INVALID_ARGUMENT and name the tensor.
+Every model here has one input. All errors are INVALID_ARGUMENT and name the tensor. What does not fit costs
+no more than what does: these run on the event loop, and a message has room for millions of elements.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.quoting import quoted
 from mien_server.repository.tensors import TensorSpec
 
 LENGTH_BYTES = 4
@@ -44,9 +46,9 @@ def input_shape(request: Any, spec: TensorSpec, *, batched: bool) -> tuple[int, 
     Raises:
         InvalidRequest: not this one input, or another type, or a shape that does not fit.
     """
-    names = [tensor.name for tensor in request.inputs]
-    if names != [spec.name]:
-        given = ", ".join(map(repr, names)) or "none"
+    count = len(request.inputs)
+    if count != 1 or request.inputs[0].name != spec.name:
+        given = quoted(request.inputs[0].name) if count == 1 else count
         raise _invalid(
             f"model {request.model_name!r} has one input, {spec.name!r}; given: {given}.", "inputs"
         )
@@ -54,13 +56,17 @@ def input_shape(request: Any, spec: TensorSpec, *, batched: bool) -> tuple[int, 
     check_tensor_parameters(tensor, "input", _INPUT)
     if tensor.datatype != datatype(spec):
         raise _invalid(
-            f"input {spec.name!r} must be {datatype(spec)}, not {tensor.datatype!r}.",
+            f"input {spec.name!r} must be {datatype(spec)}, not {quoted(tensor.datatype)}.",
             f"{_INPUT}.datatype",
         )
-    shape, wanted = tuple(tensor.shape), wire_shape(spec, batched=batched)
-    if len(shape) != len(wanted) or not all(
-        have > 0 and want in (-1, have) for have, want in zip(shape, wanted, strict=True)
-    ):
+    wanted = wire_shape(spec, batched=batched)
+    if len(tensor.shape) != len(wanted):
+        raise _invalid(
+            f"input {spec.name!r} has a shape of {len(tensor.shape)} dimensions; must be {wanted}.",
+            f"{_INPUT}.shape",
+        )
+    shape = tuple(tensor.shape)
+    if not all(have > 0 and want in (-1, have) for have, want in zip(shape, wanted, strict=True)):
         raise _invalid(
             f"input {spec.name!r} has shape {list(shape)}; must be {wanted}.", f"{_INPUT}.shape"
         )
@@ -71,7 +77,7 @@ def has_raw_contents(request: Any, spec: TensorSpec) -> bool:
     """Whether the input comes in `raw_input_contents`, or else in the tensor's own contents.
 
     Raises:
-        InvalidRequest: in both, in neither, or in the contents of another type.
+        InvalidRequest: in both, in neither, or not in the contents of its type alone.
     """
     typed = [field.name for field, _ in request.inputs[0].contents.ListFields()]
     raw = len(request.raw_input_contents)
@@ -86,11 +92,16 @@ def has_raw_contents(request: Any, spec: TensorSpec) -> bool:
             "raw_input_contents",
         )
     field = _TYPED_FIELD[datatype(spec)]
-    if not raw and typed != [field]:
-        found = f", not in {', '.join(typed)}" if typed else ""
+    if not raw and not typed:
         raise _invalid(
             f"input {spec.name!r} has no data: give it in raw_input_contents, or in"
-            f" contents.{field}{found}.",
+            f" contents.{field}.",
+            f"{_INPUT}.contents",
+        )
+    if typed and typed != [field]:
+        raise _invalid(
+            f"input {spec.name!r} is {datatype(spec)} and has contents in {', '.join(typed)}; give"
+            f" them in {field} alone.",
             f"{_INPUT}.contents",
         )
     return bool(raw)
@@ -142,21 +153,20 @@ def strings(request: Any, name: str, count: int, *, raw: bool) -> list[bytes]:
         InvalidRequest: raw contents that are no sequence of lengths and bytes; another number of them.
     """
     if raw:
-        field, elements = "raw_input_contents", _split(request.raw_input_contents[0], name)
-    else:
-        field = f"{_INPUT}.contents.bytes_contents"
-        elements = list(request.inputs[0].contents.bytes_contents)
+        return _split(request.raw_input_contents[0], name, count)
+    elements = request.inputs[0].contents.bytes_contents
     if len(elements) != count:
         raise _invalid(
-            f"input {name!r} has {len(elements)} elements; its shape has {count}.", field
+            f"input {name!r} has {len(elements)} elements; its shape has {count}.",
+            f"{_INPUT}.contents.bytes_contents",
         )
-    return elements
+    return list(elements)
 
 
-def _split(raw: bytes, name: str) -> list[bytes]:
+def _split(raw: bytes, name: str, count: int) -> list[bytes]:
     elements: list[bytes] = []
     start = 0
-    while start < len(raw):
+    while start < len(raw) and len(elements) < count:
         begin = start + LENGTH_BYTES
         start = begin + int.from_bytes(raw[start:begin], "little")
         if start > len(raw) or begin > len(raw):
@@ -166,6 +176,11 @@ def _split(raw: bytes, name: str) -> list[bytes]:
                 "raw_input_contents",
             )
         elements.append(raw[begin:start])
+    if start < len(raw) or len(elements) < count:
+        found = f"more than {count}" if start < len(raw) else len(elements)
+        raise _invalid(
+            f"input {name!r} has {found} elements; its shape has {count}.", "raw_input_contents"
+        )
     return elements
 
 
@@ -180,7 +195,7 @@ def requested_outputs(request: Any, specs: Sequence[TensorSpec]) -> list[str]:
         field = f"outputs[{index}]"
         if output.name not in known:
             raise _invalid(
-                f"model {request.model_name!r} has no output {output.name!r}, only"
+                f"model {request.model_name!r} has no output {quoted(output.name)}, only"
                 f" {', '.join(map(repr, known))}.",
                 field,
             )
@@ -197,7 +212,7 @@ def check_tensor_parameters(tensor: Any, kind: str, field: str) -> None:
     Raises:
         InvalidRequest: names the parameter.
     """
-    for key in sorted(tensor.parameters):
+    for key in tensor.parameters:
         if key.startswith(_SHARED_MEMORY):
             why = "shared memory is not served, send the bytes themselves"
         elif key == "classification":
@@ -205,7 +220,8 @@ def check_tensor_parameters(tensor: Any, kind: str, field: str) -> None:
         else:
             why = "it has no meaning here"
         raise _invalid(
-            f"{kind} {tensor.name!r} has the parameter {key!r}: {why}.", f"{field}.parameters.{key}"
+            f"{kind} {tensor.name!r} has the parameter {quoted(key)}: {why}.",
+            f"{field}.parameters.{key}",
         )
 
 

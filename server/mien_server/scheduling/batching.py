@@ -33,6 +33,8 @@ class CloseReason(StrEnum):
     """The oldest request has waited for company as long as allowed (which may be not at all)."""
     DRAIN = "drain"
     """The slot is closing and waits for nobody."""
+    ALONE = "alone"
+    """The policy combines no requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class _Group:
             size = room
         self.parts.append(Part(request, request.taken, request.taken + size))
         self.rows += size
-        self.full = self.rows == policy.max_batch_size
+        self.full = self.rows == policy.max_batch_size or not policy.combine
         if self.rows in policy.preferred_batch_sizes:
             self.preferred = len(self.parts)
 
@@ -134,7 +136,7 @@ def _decide(
         reached_maximum = group.full and group.preferred == len(group.parts)
         return close(CloseReason.FULL if reached_maximum else CloseReason.PREFERRED, parts)
     if group.full:
-        return close(CloseReason.FULL)
+        return close(CloseReason.FULL if policy.combine else CloseReason.ALONE)
     if group.rows > policy.usual_batch_size:
         return close(CloseReason.PREFERRED)
     if group.blocked:

@@ -196,10 +196,7 @@ class Dispatcher:
     def batches_waiting(self, device: DeviceState) -> int:
         """About how many more batches the device could run now, if it had executors for them."""
         return sum(
-            min(
-                len(self._free_runs(slot, device)),
-                ceil(slot.state.queue.rows / slot.policy.usual_batch_size),
-            )
+            min(len(self._free_runs(slot, device)), _batches_in(slot))
             for slot in self._slots_of(device)
         )
 
@@ -343,6 +340,13 @@ class Dispatcher:
                 first.answer = None
         state.delivering = state.delivering or bool(settled)
         return settled
+
+
+def _batches_in(slot: Slot) -> int:
+    """About how many batches the requests make that wait in a slot."""
+    if not slot.policy.combine:
+        return len(slot.state.queue)
+    return ceil(slot.state.queue.rows / slot.policy.usual_batch_size)
 
 
 def _in_time(batch: Batch, now: float, estimate: ComputeEstimate) -> Batch:

@@ -52,6 +52,7 @@ class BatchingPolicy:
 
     Attributes:
         max_batch_size: rows of the largest batch, at least 1.
+        combine: whether requests share batches; else each runs alone, and at once.
         preferred_batch_sizes: sizes worth waiting for, ascending; empty: `max_batch_size`.
         max_queue_delay: seconds an idle executor may wait for company; 0: none.
         preserve_ordering: answers leave in the order in which requests came.
@@ -66,6 +67,7 @@ class BatchingPolicy:
     """
 
     max_batch_size: int = 1
+    combine: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay: float = 0.0
     preserve_ordering: bool = False
@@ -100,6 +102,11 @@ class BatchingPolicy:
             raise ValueError("max_queue_delay_microseconds must be 0 or more")
         if self.priority_levels < 0:
             raise ValueError("priority_levels must be 0 or more")
+        if self.default_priority_level and not self.priority_levels:
+            raise ValueError(
+                f"default_priority_level {self.default_priority_level} needs priority_levels, the"
+                " number of levels"
+            )
         if self.priority_levels and not 1 <= self.default_priority_level <= self.priority_levels:
             raise ValueError(
                 f"default_priority_level must be in [1, {self.priority_levels}] (priority_levels)"
@@ -133,4 +140,6 @@ class BatchingPolicy:
     @property
     def usual_batch_size(self) -> int:
         """Rows that are worth waiting for, and no more."""
+        if not self.combine:
+            return 1
         return max(self.preferred_batch_sizes, default=self.max_batch_size)

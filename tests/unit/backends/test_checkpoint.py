@@ -1,11 +1,14 @@
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mien_server.backends import checkpoint
 from mien_server.backends.checkpoint import LoadError, check_finite, load_network
 from mien_server.models.catalogue import find_family
 
@@ -47,6 +50,22 @@ def test_the_weights_do_not_change_when_the_file_does(state: dict[str, Tensor], 
     assert torch.equal(loaded.state_dict()["fc.weight"], state["fc.weight"])
 
 
+def test_a_file_cut_short_while_it_is_read_harms_nobody(
+    state: dict[str, Tensor], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, path)
+    differences = checkpoint.differences
+
+    def cut_short(*arguments: Any) -> list[str]:
+        assert str(path) not in Path("/proc/self/maps").read_text(), "reading on would be SIGBUS"
+        os.truncate(path, 0)
+        return differences(*arguments)
+
+    monkeypatch.setattr(checkpoint, "differences", cut_short)
+    for key, tensor in load_network(SFACE, path).state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+
+
 def test_missing_unexpected_and_misshaped_keys_are_listed(
     state: dict[str, Tensor], path: Path
 ) -> None:
@@ -80,7 +99,13 @@ def test_another_architecture_is_refused_with_a_bounded_list(path: Path) -> None
     assert len(str(caught.value)) < 2000
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64, pickle.dumps({"a": 1})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"not safetensors", b"\xff" * 64, pickle.dumps({"a": 1})),
+        (1 << 62).to_bytes(8, "little") + b"{}",
+    ],
+)
 def test_a_file_that_is_no_safetensors_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(LoadError, match="cannot be read as safetensors"):
@@ -92,6 +117,13 @@ def test_a_truncated_file_is_refused(state: dict[str, Tensor], path: Path) -> No
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 9 // 10])
     with pytest.raises(LoadError, match="cannot be read as safetensors"):
+        load_network(SFACE, path)
+
+
+def test_a_file_too_large_for_weights_is_refused_unread(path: Path) -> None:
+    path.touch()
+    os.truncate(path, (1 << 30) + 1)
+    with pytest.raises(LoadError, match=r"1073741825 bytes; at most 1073741824 are read"):
         load_network(SFACE, path)
 
 

@@ -1,5 +1,6 @@
 """What counts as near enough to a golden file."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mien_server.models.interface import Detections
+from mien_server.repository import golden as goldens
 from mien_server.repository.config import ModelConfig, read_config
 from mien_server.repository.golden import (
     BOUNDS,
@@ -144,6 +146,29 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.expected, golden.expected)
     assert (read.task, read.input) == (golden.task, golden.input)
     assert (tmp_path / FILENAME).stat().st_mode & 0o444 == 0o444
+
+
+def test_a_file_cut_short_while_it_is_read_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, golden = tmp_path / FILENAME, _detector()
+    write_golden_file(tmp_path, golden)
+
+    def cut_short(*arguments: Any) -> Golden:
+        assert str(path) not in Path("/proc/self/maps").read_text(), "reading on would be SIGBUS"
+        os.truncate(path, 0)
+        return Golden(*arguments)
+
+    monkeypatch.setattr(goldens, "Golden", cut_short)
+    read = read_golden(tmp_path)
+    assert read is not None
+    np.testing.assert_array_equal(read.pictures, golden.pictures)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILENAME).mkdir()
+    with pytest.raises(ManifestError, match=rf"{FILENAME} cannot be read: Is a directory"):
+        read_golden(tmp_path)
 
 
 def test_it_applies_only_to_pixels_that_are_prepared_alike() -> None:

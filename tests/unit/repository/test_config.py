@@ -55,8 +55,10 @@ parameters { key: "nms_threshold" value { string_value: "0.3" } }
 
 def test_without_dynamic_batching_requests_are_not_combined(read: Read, embedder: str) -> None:
     config = read(embedder.replace("dynamic_batching { }", ""))
-    assert config.batching.max_batch_size == 1
-    assert config.batching.split_rows, "a request of several rows still runs, row by row"
+    assert not config.batching.combine
+    assert config.batching.max_batch_size == 8, "the rows of one request still run together"
+    assert not config.batching.split_rows
+    assert read(embedder).batching.combine
 
 
 def test_dynamic_batching_becomes_the_policy(read: Read, embedder: str) -> None:
@@ -139,9 +141,7 @@ model_warmup {
   inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 3, 320, 320 ] random_data: true } }
 }
 """
-    config = read(
-        detector.replace("max_batch_size: 4", "max_batch_size: 4 dynamic_batching {}") + sample
-    )
+    config = read(detector + sample)
     assert config.warmup == (
         Warmup("big", batch_size=2, side=640, random=False, count=3),
         Warmup("", batch_size=1, side=320, random=True, count=1),
@@ -159,13 +159,15 @@ def test_fields_without_effect_are_warned_of_by_name(
         read(
             embedder
             + "optimization { priority: PRIORITY_MAX }\n"
-            + 'response_cache { enable: true }\ninstance_group { host_policy: "numa0" }\n'
+            + "response_cache { enable: true }\n"
+            + 'instance_group { host_policy: "numa0" name: "one" }\n'
         )
     lines = [record.getMessage().rsplit("config.pbtxt", 1)[-1] for record in caplog.records]
     assert sorted(lines) == [
         ":11: optimization has no effect",
         ":12: response_cache has no effect",
         ":13: instance_group[0].host_policy has no effect",
+        ":13: instance_group[0].name has no effect",
     ]
 
 

@@ -96,6 +96,13 @@ BAD = [
         "dynamic_batching.default_priority_level",
         "[1, 2]",
     ),
+    (
+        "{ }",
+        "{\n default_priority_level: 3 }",
+        5,
+        "dynamic_batching.default_priority_level",
+        "needs priority_levels",
+    ),
     ("{ }", "{\n priority_levels: 2 }", 4, "dynamic_batching.default_priority_level", "[1, 2]"),
     (
         "{ }",
@@ -161,6 +168,20 @@ BAD = [
     ),
     ("$", 'parameters { key: "zzz" value { string_value: "1" } }', 11, "parameters.zzz", "known:"),
     ("$", 'parameters { key: "mean" value { string_value: "1" } }', 11, "parameters.mean", "twice"),
+    (
+        "$",
+        '\nparameters { key: "me" # and\n"an" value { string_value: "1" } }',
+        12,
+        "parameters.mean",
+        "twice",
+    ),
+    (
+        "$",
+        'parameters { key: "mea\\x6e" value { string_value: "1" } }',
+        11,
+        "parameters.mean",
+        "twice",
+    ),
     ('"127.5"', '"a, b, c"', 9, "parameters.mean", "'a' is no number"),
     ('"127.5"', '"1, 2"', 9, "parameters.mean", "has 2 values"),
     ('"127.5"', '"256"', 9, "parameters.mean", "[0, 255]"),
@@ -248,10 +269,26 @@ BAD = [
     (
         "$",
         'model_warmup { batch_size: 1\ninputs { key: "face" value { data_type: TYPE_UINT8\n'
+        " dims: [ 3, 112, 112 ] random_data: false } } }",
+        13,
+        "model_warmup[0].inputs.face.random_data",
+        "is false",
+    ),
+    (
+        "$",
+        'model_warmup { batch_size: 1\ninputs { key: "face" value { data_type: TYPE_UINT8\n'
         ' dims: [ 3, 112, 112 ]\n input_data_file: "/etc/passwd" } } }',
         14,
         "model_warmup[0].inputs.face.input_data_file",
         "random_data",
+    ),
+    (
+        "$",
+        'model_warmup { batch_size: 1\ncount: 101 inputs { key: "face" value { data_type: TYPE_UINT8\n'
+        " dims: [ 3, 112, 112 ] zero_data: true } } }",
+        12,
+        "model_warmup[0].count",
+        "is 101; must be in [0, 100], where 0 means once",
     ),
 ]
 
@@ -319,7 +356,7 @@ model_warmup {
   inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 3, 640, 640 ] zero_data: true } }
 }
 """
-    text = detector.replace("max_batch_size: 4", "max_batch_size: 4096 dynamic_batching { }")
+    text = detector.replace("max_batch_size: 4", "max_batch_size: 4096")
     with pytest.raises(ConfigError, match="makes a batch of 4915200000 bytes") as caught:
         read(text + sample)
     assert caught.value.field == "model_warmup[0].batch_size"

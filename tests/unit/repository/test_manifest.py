@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from mien_server.repository.manifest import (
     verify_version,
     write_manifest,
 )
+from mien_server.scheduling.errors import Draining
 
 WEIGHTS = "model.safetensors"
 CREATED = datetime(2025, 3, 1, 12, 30, tzinfo=UTC)
@@ -89,16 +89,6 @@ def _folder(folder: Path) -> None:
     (folder / "manifest.json").mkdir()
 
 
-def _pickle(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(pickle.dumps({"x": 1}))
-    seal(folder)
-
-
-def _huge_header(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
-    seal(folder)
-
-
 def _set(*keys: str, value: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         def change(content: dict[str, Any]) -> None:
@@ -157,9 +147,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absolute path": (_list_also("/etc/hostname"), "no file name in the version folder"),
     "a Windows path": (_list_also("..\\x"), "no file name in the version folder"),
     "a folder in the folder": (_list_also("a/b"), "no file name in the version folder"),
+    "a name that is no text": (
+        _list_also("a\0b"),
+        r"'a\\x00b' is no file name in the version folder",
+    ),
     "itself": (_list_also("manifest.json"), "no file name in the version folder"),
-    "a pickle": (_pickle, "not in the safetensors format"),
-    "an absurd header": (_huge_header, "not in the safetensors format"),
 }
 
 
@@ -170,6 +162,26 @@ def test_damaged_version_is_refused_and_says_why(root: Path, version: Path, name
     with pytest.raises(ManifestError, match=reason) as caught:
         verify_version(version, root, WEIGHTS)
     assert str(version) in str(caught.value), "the message names the place"
+
+
+def test_a_file_cut_short_while_it_is_checked_is_refused(root: Path, version: Path) -> None:
+    (version / WEIGHTS).write_bytes(bytes(3 << 20))
+    seal(version)
+    with pytest.raises(ManifestError, match="does not match its manifest"):
+        verify_version(version, root, WEIGHTS, lambda: os.truncate(version / WEIGHTS, 0))
+
+
+def test_checking_a_large_file_can_be_ended_within_it(root: Path, version: Path) -> None:
+    (version / WEIGHTS).write_bytes(bytes(3 << 20))
+    seal(version)
+    calls = iter((None, Draining("enough")))
+
+    def go_on() -> None:
+        if error := next(calls):
+            raise error
+
+    with pytest.raises(Draining, match="enough"):
+        verify_version(version, root, WEIGHTS, go_on)
 
 
 def test_link_within_the_repository_is_followed(root: Path, version: Path) -> None:

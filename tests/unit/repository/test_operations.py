@@ -9,6 +9,7 @@ import pytest
 
 from mien_server.errors import ModelNotReady, Reason, Unmet
 from mien_server.repository import loading
+from mien_server.repository.operations import Operations
 from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
@@ -81,13 +82,13 @@ def test_of_the_operations_that_wait_the_newest_wins(
         with pytest.raises(Unmet, match=r"a later \w+ took its place") as caught:
             superseded.result(SECONDS)
         assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
-    assert not last.done(), "the one that runs is not disturbed"
+    assert not last.done(), "the one that runs comes to its next step first"
     gate.open.set()
-    running.result(SECONDS)
+    with pytest.raises(Unmet, match="the load of model 'sface' was ended: a later unload"):
+        running.result(SECONDS)
     last.result(SECONDS)
-    assert repository.drained(SECONDS)
     assert gate.passed == 1
-    assert reason(repository, "sface", 1) == "it has been unloaded"
+    assert reason(repository, "sface") == "it has been unloaded"
 
 
 def test_loads_that_wait_share_one_load(root: Path, open_repository: Open, gate: Gate) -> None:
@@ -212,15 +213,58 @@ def test_shutdown_ends_a_warm_up_at_its_next_batch(
     add_version(root, "sface", 1)
     with (root / "sface" / "config.pbtxt").open("a") as file:
         file.write(
-            'model_warmup { name: "for ever" batch_size: 1 count: 1000000 inputs { key: "face" value'
+            'model_warmup { name: "for ever" batch_size: 1 count: 100 inputs { key: "face" value'
             " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
         )
     repository = open_repository(names=())
-    warming = threading.Event()
-    monkeypatch.setattr(loading._log, "info", lambda *arguments: warming.set())
+    batches = threading.Semaphore(0)
+    monkeypatch.setattr(loading._log, "info", lambda *arguments: batches.release())
     running = repository.load("sface")
-    assert warming.wait(SECONDS)
+    assert batches.acquire(timeout=SECONDS)
     assert repository.close(SECONDS)
+    assert batches._value < 90, "the rest of its hundred did not run"
     with pytest.raises(Draining):
         running.result(SECONDS)
     assert scheduler._core.slots == []
+
+
+def test_shutdown_does_not_make_callers_wait_for_the_next_step(
+    root: Path, open_repository: Open, gate: Gate
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=())
+    running = repository.load("sface")
+    assert gate.reached.acquire(timeout=SECONDS)
+    assert not repository.close(timeout=0)
+    with pytest.raises(Draining):
+        running.result(SECONDS)
+    gate.open.set()
+    assert repository.close(SECONDS)
+
+
+@pytest.mark.parametrize(("later", "ends"), [("unload", True), ("load", False)])
+def test_operation_that_runs_ends_at_its_next_step_for_one_of_another_kind(
+    later: str, ends: bool
+) -> None:
+    operations = Operations()
+    began, step = threading.Event(), threading.Event()
+
+    def work() -> None:
+        operations.go_on("sface")
+        began.set()
+        assert step.wait(SECONDS)
+        operations.go_on("sface")
+
+    running = operations.submit("sface", "load", work)
+    assert began.wait(SECONDS)
+    newer = operations.submit("sface", later, lambda: None)
+    other = operations.submit("retinaface", "unload", lambda: None)
+    other.result(SECONDS)
+    step.set()
+    if ends:
+        with pytest.raises(Unmet, match="the load of model 'sface' was ended: a later unload"):
+            running.result(SECONDS)
+    else:
+        running.result(SECONDS)
+    newer.result(SECONDS)
+    assert operations.close(SECONDS)

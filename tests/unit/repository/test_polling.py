@@ -1,6 +1,7 @@
 """Polling follows what happens to the folders, and one broken model does not stop it."""
 
 import shutil
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -35,17 +36,17 @@ def test_new_changed_and_removed_models_are_followed(
     repository = open_repository(mode="poll")
     add_version(root, "retinaface", 1)
     add_version(root, "sface", 2, seed=2)
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("retinaface").version == 1
     assert repository.resolve("sface").version == 2
     (root / "retinaface").rename(tmp_path / "retinaface")
-    repository.poll()
+    wait(repository.poll())
     assert repository.drained(60)
     with pytest.raises(ModelNotReady, match="has been unloaded"):
         repository.resolve("retinaface")
     assert ("retinaface", 1) not in states(repository)
     (tmp_path / "retinaface").rename(root / "retinaface")
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("retinaface").version == 1
 
 
@@ -54,7 +55,7 @@ def test_removed_version_gives_way_to_the_one_below(root: Path, open_repository:
     add_version(root, "sface", 2, seed=2)
     repository = open_repository(mode="poll")
     shutil.rmtree(root / "sface" / "2")
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("sface").version == 1
 
 
@@ -65,12 +66,12 @@ def test_half_written_version_is_left_alone_until_it_is_whole(
     repository = open_repository(mode="poll")
     rest = half_copy(root, "sface", 2)
     for _ in range(3):
-        repository.poll()
+        wait(repository.poll())
         assert repository.resolve("sface").version == 1
         assert "its manifest says" in reason(repository, "sface", 2)
     with (root / "sface" / "2" / "model.safetensors").open("ab") as file:
         file.write(rest)
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("sface").version == 2
 
 
@@ -79,7 +80,7 @@ def test_broken_model_does_not_stop_polling(root: Path, open_repository: Open) -
     half_copy(root, "retinaface", 1)
     configure(root, "arcface", "max_batch_size: 32", "max_batch_size: many")
     add_version(root, "sface", 1)
-    repository.poll()
+    wait(repository.poll())
     found = states(repository)
     assert found["sface", 1] is State.READY
     assert found["retinaface", 1] is State.UNAVAILABLE
@@ -99,9 +100,9 @@ def test_unchanged_models_are_not_loaded_again(
         return read_config(path)
 
     monkeypatch.setattr("mien_server.repository.repository.read_config", count)
-    repository.poll()
+    wait(repository.poll())
     assert sorted(loads) == ["arcface", "retinaface"], "what failed is tried once more"
-    repository.poll()
+    wait(repository.poll())
     assert sorted(loads) == ["arcface", "retinaface"], "and then only when its files change"
 
 
@@ -109,7 +110,7 @@ def test_changed_config_is_followed(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(mode="poll")
     configure(root, "sface", '"0.363"', '"0.5"')
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("sface").config.match_threshold == 0.5
 
 
@@ -118,7 +119,7 @@ def test_touched_files_of_the_same_content_keep_the_slot(root: Path, open_reposi
     repository = open_repository(mode="poll")
     slot = repository.resolve("sface").slot
     seal(folder)
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("sface").slot is slot
 
 
@@ -129,11 +130,11 @@ def test_unreadable_repository_unloads_nothing(
     repository = open_repository(mode="poll")
     root.rename(tmp_path / "away")
     with pytest.raises(RepositoryError, match="cannot be listed"):
-        repository.poll()
+        wait(repository.poll())
     assert repository.resolve("sface").version == 1
     assert repository.index() == repository.statuses()
     (tmp_path / "away").rename(root)
-    repository.poll()
+    wait(repository.poll())
     assert line(repository, "sface", 1).state is State.READY
 
 
@@ -145,9 +146,9 @@ def test_folder_in_a_second_repository_is_refused_and_the_first_serves_on(
     other.mkdir()
     repository = open_repository(root, other, mode="poll")
     shutil.copytree(root / "sface", other / "sface")
-    repository.poll()
+    wait(repository.poll())
     assert repository.resolve("sface").version == 1
     assert "in two repositories" in line(repository, "sface", 1).reason
     shutil.rmtree(other / "sface")
-    repository.poll()
+    wait(repository.poll())
     assert line(repository, "sface", 1).reason == ""

@@ -1,5 +1,9 @@
 """What must not be loaded is refused, and the index says why."""
 
+import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import torch
 
 from mien_server.errors import ModelNotFound
 from mien_server.repository import loading
+from mien_server.repository.manifest import verify_version
 from tests.unit.repository.folders import (
     SECONDS,
     Open,
@@ -51,7 +56,7 @@ def test_pickle_named_safetensors_is_refused_in_the_index(
     folder = add_version(root, "sface", 1)
     torch.save({"weight": torch.zeros(1)}, folder / "model.safetensors")
     seal(folder)
-    assert "not in the safetensors format" in reason(open_repository(), "sface", 1)
+    assert "cannot be read as safetensors" in reason(open_repository(), "sface", 1)
 
 
 def test_onnx_for_the_pytorch_backend_is_refused_in_the_index(
@@ -98,3 +103,35 @@ def test_files_that_change_while_they_are_read_are_not_served(
     monkeypatch.setattr(loading, "warm_up", overwrite)
     repository = open_repository(names=("sface",))
     assert "changed while it was being loaded" in reason(repository, "sface", 1)
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (shutil.rmtree, "was removed while it was being loaded: load it again"),
+        (
+            lambda folder: os.truncate(folder / "model.safetensors", 100),
+            "changed while it was being loaded: load it again",
+        ),
+    ],
+)
+def test_what_becomes_of_files_after_their_check_is_the_reason(
+    root: Path,
+    open_repository: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    happens: Callable[[Path], object],
+    said: str,
+) -> None:
+    folder = add_version(root, "sface", 1)
+
+    def verify(*arguments: Any) -> Any:
+        manifest = verify_version(*arguments)
+        happens(folder)
+        return manifest
+
+    monkeypatch.setattr(loading, "verify_version", verify)
+    with caplog.at_level(logging.WARNING):
+        repository = open_repository(names=("sface",))
+    assert reason(repository, "sface", 1) == f"{folder} {said}"
+    assert not any(record.exc_info for record in caplog.records)

@@ -3,12 +3,15 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
+from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
+from mien_server.rpc.inference_stream import METHOD
 from tests.unit.rpc.triton_world import CROP, Running, Scripted, crops, mean_colour
 
 
@@ -43,6 +46,32 @@ async def test_stream_error_carries_the_id_of_its_request(running: Running) -> N
     answers = [answer async for answer in stream]
     assert [answer.infer_response.id for answer in answers] == ["lost"]
     assert "no 'nobody'" in answers[0].error_message
+
+
+async def test_message_that_is_none_ends_the_stream_after_the_answers_before_it(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+    held = Scripted(mean_colour, gate)
+    running.world.add("slow", "embed", held)
+    request = service_pb2.ModelInferRequest(model_name="slow", id="before")
+    request.inputs.add(name="face", datatype="UINT8", shape=[1, *CROP])
+    request.raw_input_contents.append(b"\1" * 112 * 112 * 3)
+    stream: Any = running.channel.stream_stream(METHOD)(
+        cast(Any, iter([request.SerializeToString(), b"\xff\xff\xff"]))
+    )
+    reading = asyncio.ensure_future(stream.read())
+    await asyncio.to_thread(held.begun.wait, 30)
+    gate.set()
+    answer = service_pb2.ModelStreamInferResponse.FromString(await reading)
+    assert answer.infer_response.id == "before"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no valid message of its type" in str(caught.value.details())
+    status = rpc_status.from_call(cast(grpc.Call, caught.value))
+    assert "INVALID_REQUEST" in str(status.details[0])
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_requests_of_a_stream_are_admitted_one_by_one(running: Running) -> None:

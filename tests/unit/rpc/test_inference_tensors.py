@@ -1,5 +1,6 @@
 """Tensors of Triton's messages as numpy and back: what is accepted, and what is said of the rest."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ FACE = TensorSpec("face", "TYPE_UINT8", (3, 2, 2))
 PHOTO = TensorSpec("image", "TYPE_STRING", (1,))
 OUTPUTS = [TensorSpec("boxes", "TYPE_FP32", (-1, 4)), TensorSpec("scores", "TYPE_FP32", (-1,))]
 Edit = Callable[[Any], object]
+Call = Callable[[], object]
 
 
 def face_request(rows: int = 2, **changes: Any) -> Any:
@@ -36,7 +38,7 @@ def face_request(rows: int = 2, **changes: Any) -> Any:
     )
 
 
-def refusal(call: Callable[[], object]) -> InvalidRequest:
+def refusal(call: Call) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         call()
     return caught.value
@@ -72,11 +74,11 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"name": "image"}, "one input, 'face'; given: 'image'"),
     ({"datatype": "FP32"}, "input 'face' must be UINT8, not 'FP32'"),
     ({"datatype": ""}, "not ''"),
-    ({"shape": [3, 2, 2]}, "shape [3, 2, 2]; must be [-1, 3, 2, 2]"),
+    ({"shape": [3, 2, 2]}, "a shape of 3 dimensions; must be [-1, 3, 2, 2]"),
     ({"shape": [0, 3, 2, 2]}, "shape [0, 3, 2, 2]"),
     ({"shape": [-1, 3, 2, 2]}, "shape [-1, 3, 2, 2]"),
     ({"shape": [2, 2, 2, 3]}, "must be [-1, 3, 2, 2]"),
-    ({"shape": []}, "shape []"),
+    ({"shape": []}, "a shape of 0 dimensions"),
 ]
 
 
@@ -86,12 +88,12 @@ def test_an_input_that_does_not_fit_is_named(changes: dict[str, Any], message: s
     assert message in refusal(lambda: input_shape(request, FACE, batched=True)).message
 
 
-def test_missing_and_surplus_inputs_are_listed() -> None:
+def test_missing_and_surplus_inputs_are_counted() -> None:
     none = triton.ModelInferRequest(model_name="m")
-    assert "given: none" in refusal(lambda: input_shape(none, FACE, batched=True)).message
+    assert "given: 0" in refusal(lambda: input_shape(none, FACE, batched=True)).message
     twice = face_request()
     twice.inputs.add().CopyFrom(twice.inputs[0])
-    assert "'face', 'face'" in refusal(lambda: input_shape(twice, FACE, batched=True)).message
+    assert "given: 2" in refusal(lambda: input_shape(twice, FACE, batched=True)).message
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,16 @@ def _other_type(request: Any) -> None:
     request.inputs[0].contents.int_contents.append(1)
 
 
+def _two_types(request: Any) -> None:
+    request.inputs[0].contents.bytes_contents.append(b"")
+    _own_type(request)
+
+
+def _own_type(request: Any) -> None:
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.uint_contents.append(1)
+
+
 def _two_raw(request: Any) -> None:
     request.raw_input_contents.append(b"")
 
@@ -131,7 +143,8 @@ def _two_raw(request: Any) -> None:
     [
         (_both, "give one of them"),
         (_neither, "has no data"),
-        (_other_type, "not in int_contents"),
+        (_other_type, "is UINT8 and has contents in int_contents; give them in uint_contents"),
+        (_two_types, "has contents in uint_contents, bytes_contents; give them in uint_contents"),
         (_two_raw, "2 entries"),
     ],
 )
@@ -181,6 +194,62 @@ def test_wrong_number_of_strings_is_counted() -> None:
         "1 elements; its shape has 2"
         in refusal(lambda: strings(request, "image", 2, raw=True)).message
     )
+
+
+def test_raw_strings_are_read_up_to_the_first_one_too_many() -> None:
+    raw = string_request(b"\0\0\0\0" * 3 + b"\xff")
+    assert "more than 2" in refusal(lambda: strings(raw, "image", 2, raw=True)).message
+
+
+MANY = 1_000_000
+InputTensor = triton.ModelInferRequest.InferInputTensor
+
+
+def _many_dimensions() -> Call:
+    request = face_request(shape=[1] * MANY)
+    return lambda: input_shape(request, FACE, batched=True)
+
+
+def _many_inputs() -> Call:
+    request = triton.ModelInferRequest(inputs=[InputTensor(name="face")] * MANY)
+    return lambda: input_shape(request, FACE, batched=True)
+
+
+def _many_typed_strings() -> Call:
+    request = string_request(b"")
+    request.inputs[0].contents.bytes_contents.extend([b""] * MANY)
+    return lambda: strings(request, "image", 2, raw=False)
+
+
+@pytest.mark.parametrize("prepare", [_many_dimensions, _many_inputs, _many_typed_strings])
+def test_millions_of_elements_are_refused_without_unpacking_them(
+    prepare: Callable[[], Call],
+) -> None:
+    call = prepare()
+    tracemalloc.start()
+    try:
+        refusal(call)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < MANY
+
+
+def test_long_names_are_quoted_in_part() -> None:
+    name = "x" * 100_000
+    asked = face_request()
+    asked.outputs.add(name=name)
+    calls: list[Call] = [
+        lambda: input_shape(face_request(name=name), FACE, batched=True),
+        lambda: input_shape(face_request(datatype=name), FACE, batched=True),
+        lambda: requested_outputs(asked, OUTPUTS),
+        lambda: infer_options(parameterised(**{name: 1})),
+        lambda: model_version(name, "version"),
+    ]
+    for call in calls:
+        message = refusal(call).message
+        assert "'xxx" in message
+        assert len(message) < 300
 
 
 def test_outputs_are_those_asked_for_in_their_order_or_all() -> None:

@@ -13,6 +13,7 @@ from mien_server.observability.metrics_endpoint import exposition
 from mien_server.observability.model_metrics import ModelMetrics
 from mien_server.repository.served import ServedModels
 from mien_server.repository.traffic import Traffic
+from mien_server.rpc.inference_stream import METHOD
 from mien_server.scheduling.policy import BatchingPolicy
 from tests.exposition import Exposition
 from tests.unit.rpc.triton_world import (
@@ -204,3 +205,16 @@ async def test_stream_is_one_call_and_its_errors_are_counted_each(scraped: Runni
     of = {"grpc_service": TRITON, "grpc_method": "ModelStreamInfer"}
     assert told.of("grpc_server_handled_total", **of) == {("OK", "bidi_stream"): 1}
     assert told.of("mien_errors_total", **of) == {("MODEL_NOT_FOUND",): 2}
+
+
+async def test_stream_that_ends_with_an_error_is_counted_by_its_status(scraped: Running) -> None:
+    stream: Any = scraped.channel.stream_stream(METHOD)(cast(Any, iter([b"\xff\xff\xff"])))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stream.read()
+    await scraped.until(
+        lambda: scrape(scraped).of("grpc_server_handled_total", grpc_type="bidi_stream") != {}
+    )
+    told = scrape(scraped)
+    of = {"grpc_service": TRITON, "grpc_method": "ModelStreamInfer"}
+    assert told.of("grpc_server_handled_total", **of) == {("INVALID_ARGUMENT", "bidi_stream"): 1}
+    assert told.of("mien_errors_total", **of) == {("INVALID_REQUEST",): 1}

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from mien_server import errors
 from mien_server.errors import MienError, Reason
 from mien_server.rpc import status
-from mien_server.rpc.status import MAX_MESSAGE_BYTES, fault_of
+from mien_server.rpc.status import MAX_FIELD_BYTES, MAX_MESSAGE_BYTES, fault_of
 from mien_server.scheduling import errors as scheduling
 
 ERRORS_PAGE = Path(__file__).resolve().parents[3] / "docs" / "errors.md"
@@ -58,8 +58,9 @@ def test_stray_timeout_is_a_defect_and_no_deadline() -> None:
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "ü" * 100_000, "\ud800" * 1000])
 def test_message_that_quotes_a_huge_request_fits_in_metadata(text: str) -> None:
-    fault = fault_of(errors.ModelNotFound(text, field="detector.name"))
+    fault = fault_of(errors.ModelNotFound(text, field=f"parameters.{text}"))
     assert 500 < len(fault.message.encode()) <= MAX_MESSAGE_BYTES
+    assert 100 < len(fault.field.encode()) <= MAX_FIELD_BYTES
     assert len(fault.trailing_metadata()[0][1]) < 4096
 
 

@@ -1,5 +1,7 @@
 """Who is refused at the door: full queues, a full server, deadlines that cannot be met."""
 
+from typing import Any
+
 import pytest
 
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
@@ -107,9 +109,12 @@ def learn(lab: Lab, slot: Slot, *, seconds: float, batches: int = 2) -> None:
         lab.finish(lab.taken(), after=seconds)
 
 
-def test_a_deadline_that_the_queue_makes_impossible_is_refused_with_a_time_to_retry() -> None:
+@pytest.mark.parametrize("policy", [{}, {"max_batch_size": 8, "combine": False}])
+def test_a_deadline_that_the_queue_makes_impossible_is_refused_with_a_time_to_retry(
+    policy: dict[str, Any],
+) -> None:
     lab = Lab()
-    slot = lab.slot()
+    slot = lab.slot(**policy)
     learn(lab, slot, seconds=0.1)
     lab.submit_each(slot, range(5))
     with pytest.raises(QueueFull, match="about 500 ms long and the deadline cannot be met") as full:

@@ -185,6 +185,31 @@ def test_rows_of_a_request_stay_together_unless_the_model_says_otherwise() -> No
     lab.assert_empty()
 
 
+def test_requests_that_are_not_combined_run_whole_and_at_once_each_by_itself() -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4, combine=False, max_queue_delay=DELAY)
+    slot.submit([0, 1, 2])
+    slot.submit([3], shape="other")
+    slot.submit([4, 5, 6, 7])
+    slot.submit([8])
+    assert formed(lab) == [
+        ([0, 1, 2], CloseReason.ALONE),
+        ([3], CloseReason.ALONE),
+        ([4, 5, 6, 7], CloseReason.ALONE),
+        ([8], CloseReason.ALONE),
+    ]
+    with pytest.raises(ValueError, match="takes 1 to 4 rows a request, not 5"):
+        slot.submit(range(5))
+
+
+def test_the_rest_of_a_request_that_is_split_is_not_combined_with_another() -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4, combine=False, split_rows=True)
+    slot.submit(range(5))
+    slot.submit([5])
+    assert lab.run_all() == [[0, 1, 2, 3], [4], [5]]
+
+
 def test_a_request_without_rows_is_refused() -> None:
     slot = Lab().slot(max_batch_size=4)
     with pytest.raises(ValueError, match="takes 1 to 4 rows a request, not 0"):

@@ -51,6 +51,14 @@ def test_the_share_foresees_batches_of_the_preferred_size() -> None:
     assert [lab.taken().cores for _ in range(4)] == [1, 1, 1, 1]
 
 
+def test_the_share_foresees_a_batch_of_each_request_that_is_not_combined() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot(max_batch_size=16, combine=False)
+    slot.submit(range(8))
+    slot.submit(range(8, 16))
+    assert [lab.taken().cores for _ in range(2)] == [2, 2]
+
+
 def test_the_work_of_other_slots_counts_for_the_share() -> None:
     lab = Lab(cpu(4))
     lab.submit_each(lab.slot("one"), ["one"])

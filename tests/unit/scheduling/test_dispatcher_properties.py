@@ -118,6 +118,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     )
     return {
         "max_batch_size": largest,
+        "combine": draw(st.booleans()),
         "preferred_batch_sizes": tuple(sorted(draw(st.sets(st.integers(1, largest), max_size=2)))),
         "max_queue_delay": draw(st.just(0.0) | seconds),
         "preserve_ordering": ordered,
@@ -190,6 +191,7 @@ class History:
         assert slot.instances[assignment.placed].device == name
         assert {part.request.shape for part in batch.parts} == {batch.shape}
         assert len({part.request for part in batch.parts}) == len(batch.parts)
+        assert slot.policy.combine or len(batch.parts) == 1
         for part in batch.parts:
             request = part.request
             assert request.slot is slot

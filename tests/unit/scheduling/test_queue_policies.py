@@ -175,6 +175,7 @@ def test_timeouts_pass_one_by_one_and_the_batch_takes_the_rest() -> None:
         ({"priority_levels": -1}, "priority_levels"),
         ({"priority_levels": 2}, r"default_priority_level must be in \[1, 2\]"),
         ({"priority_levels": 2, "default_priority_level": 3}, "default_priority_level"),
+        ({"default_priority_level": 3}, "default_priority_level 3 needs priority_levels"),
         (
             {
                 "priority_levels": 2,

@@ -1,0 +1,146 @@
+"""Ensembles in the repository: with their models, not before them, and not instead of one that works."""
+
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from mien_server.errors import Reason, Unmet
+from mien_server.repository.repository import ModelRepository
+from mien_server.repository.versions import State
+from mien_server.scheduling.interface import Timing
+from tests.unit.repository.conftest import SHIPPED
+from tests.unit.repository.folders import (
+    SECONDS,
+    Open,
+    add_version,
+    configure,
+    line,
+    reason,
+)
+
+NAME = "face_embedding"
+
+
+@pytest.fixture
+def root(root: Path) -> Path:
+    """The usual one, with the shipped ensemble and both of its models."""
+    (root / NAME).mkdir()
+    (root / NAME / "config.pbtxt").write_text((SHIPPED / NAME / "config.pbtxt").read_text())
+    for name in ("retinaface", "sface"):
+        add_version(root, name, 1)
+    return root
+
+
+def refusal(repository: ModelRepository) -> str:
+    with pytest.raises(Unmet) as caught:
+        repository.load(NAME).result(SECONDS)
+    assert caught.value.reason is Reason.MODEL_LOAD_FAILED
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('model_name: "sface"', 'model_name: "sfacee"', "there is no model 'sfacee'"),
+        ('model_name: "sface"', 'model_name: "face_embedding"', "is an ensemble of models"),
+        ('model_name: "sface"', 'model_name: "retinaface"', "'retinaface' is a detector"),
+        ('model_name: "retinaface"', 'model_name: "sface"', "'sface' is an embedding model"),
+        ('model_name: "sface"', 'model_name: "arcface"', "'arcface' is not ready"),
+        ('model_name: "sface"', 'model_name: "sface" model_version: 7', "has no version 7"),
+        ("dims: [ 128 ]", "dims: [ 512 ]", "promises [512]"),
+    ],
+)
+def test_ensemble_that_cannot_answer_does_not_replace_one_that_does(
+    root: Path, open_repository: Open, old: str, new: str, why: str
+) -> None:
+    repository = open_repository()
+    config = root / NAME / "config.pbtxt"
+    good = config.read_text()
+    text = good.replace("model_version: -1", "") if "model_version" in new else good
+    assert old in text
+    config.write_text(text.replace(old, new))
+    assert why in refusal(repository)
+    assert repository.ensemble(NAME) is not None
+    found = line(repository, NAME, 1)
+    assert found.state is State.READY
+    assert found.reason.startswith("it serves on; loading it again failed: ")
+    assert why in found.reason
+    config.write_text(good)
+    repository.load(NAME).result(SECONDS)
+    assert line(repository, NAME, 1).reason == ""
+
+
+def test_ensemble_that_never_could_answer_is_told_and_serves_once_its_models_do(
+    root: Path, open_repository: Open
+) -> None:
+    manifest = root / "sface" / "1" / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(b"{}")
+    repository = open_repository(mode="poll")
+    assert "'sface' is not ready" in reason(repository, NAME, 1)
+    assert repository.unready([], strict=True).keys() == {"sface", NAME}
+    manifest.write_bytes(content)
+    wait(repository.poll(), SECONDS)
+    assert (line(repository, NAME, 1).state, line(repository, NAME, 1).reason) == (State.READY, "")
+    assert repository.unready([], strict=True) == {}
+
+
+def test_ensemble_that_names_no_model_keeps_a_strict_server_from_being_ready(
+    root: Path, open_repository: Open
+) -> None:
+    configure(root, NAME, 'model_name: "sface"', 'model_name: "sfacee"')
+    repository = open_repository(mode="none")
+    assert "there is no model 'sfacee'" in repository.unready([], strict=True)[NAME]
+    assert repository.unready([], strict=False) == {}
+
+
+def test_ensemble_of_a_model_without_weights_is_a_choice(root: Path, open_repository: Open) -> None:
+    configure(root, NAME, 'model_name: "sface"', 'model_name: "arcface"')
+    repository = open_repository(mode="none")
+    assert "'arcface' is not ready" in reason(repository, NAME, 1)
+    assert repository.unready([], strict=True) == {}
+
+
+def test_in_explicit_mode_an_ensemble_is_loaded_with_its_models(
+    root: Path, open_repository: Open
+) -> None:
+    repository = open_repository(names=(NAME,))
+    assert {status.name for status in repository.statuses() if status.state is State.READY} == {
+        NAME,
+        "retinaface",
+        "sface",
+    }
+    repository.unload("sface").result(SECONDS)
+    assert line(repository, NAME, 1).state is State.UNAVAILABLE
+    repository.load(NAME).result(SECONDS)
+    assert repository.ensemble(NAME) is not None
+
+
+def test_ensembles_of_each_other_do_not_wait_for_each_other(
+    root: Path, open_repository: Open
+) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        text = (root / NAME / "config.pbtxt").read_text()
+        (root / name).mkdir()
+        (root / name / "config.pbtxt").write_text(
+            text.replace(f'"{NAME}"', f'"{name}"').replace('"sface"', f'"{other}"')
+        )
+    repository = open_repository()
+    for name in ("one", "two"):
+        assert "is an ensemble of models" in reason(repository, name, 1)
+
+
+def test_ensemble_counts_anew_after_it_was_unloaded(root: Path, open_repository: Open) -> None:
+    repository = open_repository()
+    timing = Timing(queue=0, preprocess=0, compute=0, postprocess=0, batch_rows=2)
+    repository.ensemble_counter(NAME).record_success(2, 0.1, timing)
+    repository.load(NAME).result(SECONDS)
+    assert _rows(repository) == 2
+    repository.unload(NAME).result(SECONDS)
+    repository.load(NAME).result(SECONDS)
+    assert _rows(repository) == 0
+
+
+def _rows(repository: ModelRepository) -> int:
+    return next(each.totals.rows for each in repository.statistics() if each.name == NAME)

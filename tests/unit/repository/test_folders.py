@@ -1,0 +1,26 @@
+"""Which model folders the repositories have."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from mien_server.repository.folders import find_models
+
+
+def test_same_repository_given_twice_is_one(tmp_path: Path) -> None:
+    root, link = tmp_path / "repository", tmp_path / "link"
+    (root / "sface").mkdir(parents=True)
+    link.symlink_to(root)
+    models = find_models([root, root / ".." / "repository", link])
+    assert [(name, model.problem) for name, model in models.items()] == [("sface", "")]
+
+
+def test_folder_whose_name_is_no_text_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad\nname").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert find_models([tmp_path]) == find_models([tmp_path]) == {}
+    (warning,) = caplog.messages
+    assert warning == f"{tmp_path}: the folder 'bad\\nname' is ignored: its name is not text"
