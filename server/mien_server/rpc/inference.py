@@ -162,9 +162,10 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
         """Loads a model, or loads it again; answers once it serves, or why it does not."""
         _check_repository_name(request)
-        for key in request.parameters:
+        if request.parameters:
             raise _invalid_parameter(
-                key, "what to load is what lies in the repository: change it there"
+                min(request.parameters),
+                "what to load is what lies in the repository: change it there",
             )
         await asyncio.wrap_future(self._models.load(request.model_name))
         return triton.RepositoryModelLoadResponse()
