@@ -21,6 +21,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY pyproject.toml README.md LICENSE ./
 COPY client ./client
 COPY server ./server
+COPY model_repository ./model_repository
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install -c constraints.txt ".[server]"
 COPY model_repository /models

@@ -7,7 +7,7 @@ ENV     := .venv/.stamp
 STUBS    = $(BIN)/python -m grpc_tools.protoc -Iproto \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
 OUTPUTS  = --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) proto/mien/v1/*.proto
-BENCH   := serving scheduler_overhead batching overload cpu_threads
+BENCH   := serving scheduler_overhead batching overload cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help

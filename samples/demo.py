@@ -42,7 +42,9 @@ class DemoFailed(Exception):
 def main() -> int:
     """Runs the tour; the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--port", type=int, help=f"the server's (default: {DEFAULT_PORT}, or free)")
+    parser.add_argument(
+        "--port", type=tcp_port, help=f"the server's (default: {DEFAULT_PORT}, or free)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="where pictures go")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -54,6 +56,17 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def tcp_port(text: str) -> int:
+    """A TCP port from the command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port, 1 to 65535")
+    return int(text)
 
 
 def tour(wanted_port: int | None, out: Path) -> None:

@@ -8,11 +8,10 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
@@ -25,6 +24,7 @@ from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import ListenError, RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
+from mien_server.start_checks import StartError, check_folders, check_weights
 
 if TYPE_CHECKING:
     from mien_server.pipeline.faces import FacePipeline
@@ -43,10 +43,6 @@ READINESS_SECONDS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StartError(Exception):
-    """The server cannot start; the message says why and what to do."""
-
-
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
@@ -63,6 +59,7 @@ async def _serve(settings: Settings) -> int:
     started = time.monotonic()
     memory.use_one_arena()
     stop = _stop_on_signals()
+    check_folders(settings.model_repository)
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
     registry = _registry()
@@ -86,6 +83,7 @@ async def _serve(settings: Settings) -> int:
         from mien_server.rpc.inference import InferenceService
 
         engine = _build(settings)
+        left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)
@@ -104,12 +102,12 @@ async def _serve(settings: Settings) -> int:
             if not stop.is_set():
                 admission.open()
                 await _keep_up_until_stopped(server, engine.repository, settings, started, stop)
-            finished = await server.stop(
-                lame_duck=settings.lame_duck_secs, grace=settings.exit_timeout_secs
-            )
+            began = time.monotonic()
+            finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
+            left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
         finally:
             await server.close()
-            await asyncio.to_thread(engine.close, settings.exit_timeout_secs)
+            await asyncio.to_thread(engine.close, left)
     return 0 if finished else 1
 
 
@@ -174,28 +172,6 @@ def _watch(
     )
 
 
-def check_weights(repositories: Sequence[Path], models: Sequence[str]) -> None:
-    """Checks that each of the models has an installed version, judged by their folders alone.
-
-    Raises:
-        StartError: there is no such model, or it has no weights; names the command that installs them.
-    """
-    for name in models:
-        folders = [path / name for path in repositories if (path / name).is_dir()]
-        if not folders:
-            places = ", ".join(map(str, repositories))
-            raise StartError(
-                f"there is no model {name!r} in {places} ({flag_of('model_repository')})"
-            )
-        if not any(any(folder.glob("*/manifest.json")) for folder in folders):
-            flags = f"{flag_of('model_repository')} {folders[0].parent}"
-            raise StartError(
-                f"model {name!r} has no weights in {folders[0]}. Install those of the default models"
-                f" with `mien-server models install {flags}`, of another shipped one by adding its name;"
-                " docs/models.md says how to bring your own."
-            )
-
-
 def _stop_on_signals() -> asyncio.Event:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -223,7 +199,8 @@ class _Engine:
 
     def close(self, timeout: float) -> None:
         """Stops the threads; blocks until what they run is done, of a load for `timeout` seconds only."""
-        self.repository.close(timeout)
+        if not self.repository.close(timeout):
+            logger.warning("exit timeout: a load has not come to its next step, and is left behind")
         self.pool.close()
         self.scheduler.close()
 
@@ -285,7 +262,7 @@ def _default_models(settings: Settings) -> tuple[str, str]:
 async def _load_unless_stopped(
     repository: "ModelRepository", settings: Settings, stop: asyncio.Event
 ) -> None:
-    """Loads models off the loop; a signal ends it after the version that is being loaded.
+    """Loads models off the loop; a signal ends the loads, and the wait for them at once.
 
     Raises:
         StartError: as `_load` does, unless a signal came.
@@ -295,7 +272,7 @@ async def _load_unless_stopped(
     await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if stop.is_set():
-        await asyncio.to_thread(repository.close)
+        repository.close(timeout=0)
         await asyncio.wait((loading,))
         loading.exception()  # nobody asks for it any more
     else:
@@ -342,6 +319,8 @@ async def _keep_up_until_stopped(
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(repository, settings.repository_poll_secs)))
     await stop.wait()
+    # At once: a load that a caller waits for would take the time that calls have to finish.
+    repository.close(timeout=0)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

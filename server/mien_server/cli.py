@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from mien_server.evaluation_commands import add_check, add_detection, add_verification
-from mien_server.model_commands import CommandFailed, add_import, add_pull, add_quantize
+from mien_server.model_commands import CommandFailed, add_import, add_pull, add_quantize, say
 from mien_server.settings import (
     GROUPS,
     Settings,
@@ -28,13 +28,22 @@ METAVARS: dict[object, str] = {int: "N", float: "SECONDS", bool: "true|false"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 1 for a failure, 2 for a wrong command line."""
+    """Runs one command.
+
+    Returns:
+        The exit status: 0; 1 for a failure; 2 for a command line or a setting that cannot hold; 130 after
+        Ctrl-C and 141 where nobody reads the output any more, as a shell gives them to such ends.
+    """
     given = vars(_parser().parse_args(arguments))
     command: Callable[..., int] = given.pop("command")
     try:
         return command(**given)
-    except (SettingsError, CommandFailed) as error:
+    except SettingsError as error:
+        return _fail(str(error), status=2)
+    except CommandFailed as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -58,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     install = models.add_parser(
         "install",
-        help="fetch, check and convert the shipped weights, into the first model repository",
+        help="fetch, check and convert the shipped weights, into the first model repository, which is made"
+        " if it does not exist",
     )
     install.add_argument(
         "names", nargs="*", metavar="NAME", help="models (default: retinaface and sface)"
@@ -100,8 +110,9 @@ def _add_settings(target: argparse._ActionsContainer, *names: str) -> None:
 
 def _serve(**flags: object) -> int:
     settings = load_settings(flags)
-    from mien_server.app import StartError, serve
+    from mien_server.app import serve
     from mien_server.observability.logging import configure_logging
+    from mien_server.start_checks import StartError
 
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -137,7 +148,7 @@ def _health(address: str | None, timeout: float) -> int:
         except grpc.RpcError as error:
             return _fail(f"{target}: {error.code().name}: {error.details()}")
     state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    print(f"{target}: {state}")
+    say(f"{target}: {state}")
     return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
@@ -151,6 +162,6 @@ def _local_address(settings: Settings) -> str:
     )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, *, status: int = 1) -> int:
     print(f"mien-server: {message}", file=sys.stderr)
-    return 1
+    return status

@@ -3,12 +3,13 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mien_server.model_commands import CommandFailed
+from mien_server.model_commands import CommandFailed, say
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def add_verification(evaluate: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibrate",
         nargs="?",
-        const="",
+        type=_far,
+        const=_MOST_PAIRS,
         metavar="FAR",
         help="write match_threshold and thresholds_by_far into the embedder's config.pbtxt: the threshold"
         " that keeps FAR, or without FAR the one with the most pairs right",
@@ -122,6 +124,7 @@ def add_detection(evaluate: Any) -> argparse.ArgumentParser:
 def _add_model(parser: argparse.ArgumentParser, role: str) -> None:
     parser.add_argument(
         f"--{role}",
+        type=_ref,
         metavar="NAME[:N]",
         help=f"and which version of it [the server's default {role}]",
     )
@@ -160,7 +163,7 @@ def _check(
         )
     except (EvaluationError, WeightsError, ConfigError, OSError) as error:
         raise CommandFailed(str(error)) from error
-    _print(check_document(check) if as_json else check_text(check))
+    say(_json(check_document(check)) if as_json else check_text(check))
     return 0 if check.passed else 1
 
 
@@ -169,36 +172,49 @@ def _verification(
     images: Path | None,
     kind: Any,
     aligned: bool | None,
-    embedder: str | None,
-    detector: str | None,
+    embedder: "ModelRef | None",
+    detector: "ModelRef | None",
     roc: Path | None,
-    calibrate: str | None,
+    calibrate: float | None,
     as_json: bool,
     **flags: object,
 ) -> int:
     settings = load_settings(flags)
-    far = _calibration_far(calibrate)
+    if roc is not None:
+        _check_writable(roc, "--roc")
+    from mien_server.evaluation.calibration import check_editable
     from mien_server.evaluation.engine import EvaluationError, engine
     from mien_server.evaluation.pairs import DatasetError, read_pairs
     from mien_server.evaluation.reports import verification_document, verification_text
     from mien_server.evaluation.verification import verify_pairs
+    from mien_server.pipeline.types import ModelRef
 
     try:
         data = read_pairs(pairs, images, kind)
         crops = data.aligned if aligned is None else aligned
-        wanted: dict[Task, ModelRef] = {"embed": _ref(embedder or settings.default_embedder)}
+        wanted: dict[Task, ModelRef] = {"embed": embedder or ModelRef(settings.default_embedder)}
         if not crops:
-            wanted["detect"] = _ref(detector or settings.default_detector)
+            wanted["detect"] = detector or ModelRef(settings.default_detector)
         with engine(settings, wanted) as running:
+            config = _config(settings.model_repository, running)
+            if calibrate is not None:
+                check_editable(config)
             found = verify_pairs(running, data, aligned=crops)
-        report = verification_document if as_json else verification_text
-        _print(report(running, data, found))
-        if roc is not None:
-            _draw(roc, running, data, found)
-        if far is not None:
-            _calibrate(settings.model_repository, running, data, found, far)
     except (EvaluationError, DatasetError, OSError) as error:
         raise CommandFailed(str(error)) from error
+    try:
+        if roc is not None:
+            _draw(roc, running, data, found)
+        if calibrate is not None:
+            _calibrate(config, running, data, found, calibrate)
+    except (EvaluationError, OSError) as error:
+        raise CommandFailed(str(error)) from error
+    finally:
+        say(
+            _json(verification_document(running, data, found))
+            if as_json
+            else verification_text(running, data, found)
+        )
     return 0
 
 
@@ -206,7 +222,7 @@ def _detection(
     labels: Path,
     images: Path,
     subsets: Path | None,
-    detector: str | None,
+    detector: "ModelRef | None",
     as_json: bool,
     **flags: object,
 ) -> int:
@@ -216,15 +232,18 @@ def _detection(
     from mien_server.evaluation.pairs import DatasetError
     from mien_server.evaluation.reports import detection_document, detection_text
     from mien_server.evaluation.wider import read_wider
+    from mien_server.pipeline.types import ModelRef
 
     try:
         data = read_wider(labels, images, subsets)
-        with engine(settings, {"detect": _ref(detector or settings.default_detector)}) as running:
+        with engine(
+            settings, {"detect": detector or ModelRef(settings.default_detector)}
+        ) as running:
             found = detect_faces(running, data)
     except (EvaluationError, DatasetError, OSError) as error:
         raise CommandFailed(str(error)) from error
-    _print(
-        detection_document(running, data, found)
+    say(
+        _json(detection_document(running, data, found))
         if as_json
         else detection_text(running, data, found)
     )
@@ -236,21 +255,40 @@ def _ref(text: str) -> "ModelRef":
 
     name, _, version = text.partition(":")
     if version and not (version.isdecimal() and int(version)):
-        raise CommandFailed(f"{text!r} must be a model's name, or NAME:N for its version N")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a model's name, or NAME:N for its version N"
+        )
     return ModelRef(name, int(version or 0))
 
 
-def _calibration_far(text: str | None) -> float | None:
-    """The false accept rate to keep; `_MOST_PAIRS`; None: do not calibrate."""
-    if text is None or text == "":
-        return None if text is None else _MOST_PAIRS
+def _far(text: str) -> float:
     try:
         far = float(text)
     except ValueError:
         far = math.nan
     if not 0 < far < 1:
-        raise CommandFailed(f"--calibrate {text}: must be a false accept rate between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a false accept rate between 0 and 1")
     return far
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    """Finds out before the work whether its result can be written."""
+    if path.is_dir():
+        problem = "is a folder"
+    elif not path.parent.is_dir():
+        problem = f"cannot be written: there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = "may not be written"
+    else:
+        return
+    raise CommandFailed(f"{flag} {path} {problem}; name another file")
+
+
+def _config(repositories: Sequence[Path], running: "Engine") -> Path:
+    """The embedder's config.pbtxt."""
+    from mien_server.repository.folders import CONFIG, find_models
+
+    return find_models(repositories)[running.models["embed"].name].path / CONFIG
 
 
 def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -> None:
@@ -270,19 +308,21 @@ def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -
 
 
 def _calibrate(
-    repositories: Sequence[Path],
-    running: "Engine",
-    data: "Pairs",
-    found: "Verification",
-    far: float,
+    config: Path, running: "Engine", data: "Pairs", found: "Verification", far: float
 ) -> None:
     from mien_server.evaluation.calibration import calibrate
     from mien_server.evaluation.engine import EvaluationError
-    from mien_server.evaluation.metrics import operation
-    from mien_server.repository.folders import CONFIG, find_models
+    from mien_server.evaluation.metrics import PAIRS_TO_BE_BEST, operation
 
     threshold, rule = found.best.threshold, "most pairs right"
-    if far != _MOST_PAIRS:
+    if far == _MOST_PAIRS:
+        if min(found.genuine, found.impostor) < PAIRS_TO_BE_BEST:
+            raise EvaluationError(
+                f"not calibrated: the threshold with the most pairs right needs {PAIRS_TO_BE_BEST} pairs"
+                f" of one person and as many of two, not {found.genuine:,} and {found.impostor:,};"
+                " --calibrate FAR needs 3/FAR of two"
+            )
+    else:
         kept = operation(found.similarity, found.same, far)
         if kept.threshold is None:
             raise EvaluationError(
@@ -291,7 +331,6 @@ def _calibrate(
             )
         threshold, rule = kept.threshold, f"FAR {far:g}"
     model = running.models["embed"]
-    config = find_models(repositories)[model.name].path / CONFIG
     note = (
         f"with version {model.version} on {found.genuine:,} + {found.impostor:,} pairs of"
         f" {data.source}: {rule}"
@@ -300,5 +339,5 @@ def _calibrate(
     print(f"{config} is calibrated", file=sys.stderr)
 
 
-def _print(report: str | dict[str, Any]) -> None:
-    print(report if isinstance(report, str) else json.dumps(report, indent=2))
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2)

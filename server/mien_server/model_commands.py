@@ -1,6 +1,7 @@
 """`mien-server models import`, `pull` and `quantize`: a person's own weights into the repository."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
 
 class CommandFailed(Exception):
     """The message for the person who typed the command."""
+
+
+def say(text: str) -> None:
+    """Prints what a command has found.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more. CommandFailed: it cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # The interpreter would try to write the rest once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise CommandFailed(f"standard output cannot be written: {error.strerror}") from error
 
 
 def add_import(models: Any) -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -123,11 +124,37 @@ def test_model_that_is_not_shipped_is_refused_before_anything_happens(
     assert entries(repository)["sface"] == set()
 
 
-def test_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InstallError, match="configures none of retinaface, sface"):
-        install(tmp_path)
-    with pytest.raises(InstallError, match=r"config\.pbtxt does not exist"):
-        install(tmp_path, ["sface"])
+def test_repository_that_does_not_exist_is_made_with_its_configurations(
+    tmp_path: Path, cache: Path
+) -> None:
+    repository = tmp_path / "new" / "repository"
+    assert [done.model for done in install(repository, cache=cache)] == ["retinaface", "sface"]
+    install(repository, ["mtcnn"], cache=cache)
+    assert entries(repository) == {name: {"1"} for name in SHIPPED}
+    for name in SHIPPED:
+        config = Path(name) / "config.pbtxt"
+        assert (repository / config).read_bytes() == (CONFIGS / config).read_bytes()
+
+
+def test_configuration_that_is_there_is_left_alone(repository: Path, cache: Path) -> None:
+    config = repository / "mtcnn" / "config.pbtxt"
+    config.write_text(config.read_text() + "# mine\n")
+    install(repository, ["mtcnn"], cache=cache)
+    assert config.read_text().endswith("# mine\n")
+
+
+def test_file_that_is_no_repository_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InstallError, match="cannot install into"):
+        install(tmp_path / "file")
+
+
+def test_wheel_carries_the_configuration_of_every_shipped_model() -> None:
+    build = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    files = {f"model_repository/{name}/config.pbtxt" for name in SHIPPED}
+    assert build["targets"]["wheel"]["force-include"] == {
+        file: f"mien_server/{file}" for file in files
+    }
 
 
 def test_only_configured_models_are_installed_by_default(repository: Path, cache: Path) -> None:

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
@@ -160,12 +163,40 @@ def test_polling_server_follows_the_folders(root: Path, photo: bytes) -> None:
         assert client.version_of_embed(photo) == 4
 
 
-def test_sigterm_while_models_load_exits_0(root: Path) -> None:
+def warm_up_for_long(root: Path) -> None:
+    """Has the embedding model warm up a hundred times, for more than ten seconds."""
     with (root / "sface" / "config.pbtxt").open("a") as file:
         file.write(
-            'model_warmup { name: "for ever" batch_size: 1 count: 1000000 inputs { key: "face" value'
+            'model_warmup { name: "for ever" batch_size: 32 count: 100 inputs { key: "face" value'
             " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
         )
+
+
+def test_sigterm_ends_a_load_and_tells_its_caller(root: Path) -> None:
+    with serving(root, "--model-control-mode", "explicit") as client, ThreadPoolExecutor(1) as pool:
+        warm_up_for_long(root)
+        load = pool.submit(client.load, "sface")
+        eventually(lambda: "for ever" in client.server.log.read_text())
+        client.server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as caught:
+            load.result(SECONDS)
+        assert client.server.process.wait(SECONDS) == 0
+    assert reason_of(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    log = client.server.log.read_text()
+    assert log.count("for ever") < 100
+    assert "left behind" not in log
+
+
+def reason_of(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    """The code of an error, and the reason in its details."""
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details)
+    return error.code(), info.reason
+
+
+def test_sigterm_while_models_load_exits_0(root: Path) -> None:
+    warm_up_for_long(root)
     command = [
         str(PROGRAM),
         "serve",
@@ -189,3 +220,4 @@ def test_sigterm_while_models_load_exits_0(root: Path) -> None:
         said += process.stdout.readlines()
         assert process.wait(SECONDS) == 0, said
     assert not any("Traceback" in line for line in said)
+    assert sum("for ever" in line for line in said) < 100

@@ -74,23 +74,33 @@ def test_repository_without_weights_ends_the_start_with_the_command_to_run(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "status", "said"),
     [
-        (["--default-detector", "nobody"], "there is no model 'nobody'"),
-        (["--default-detector", "sface"], "is an embedding model"),
-        (["--default-embedder", "arcface"], "model 'arcface' has no weights"),
-        (["--model-repository", "/no/such/folder"], "is not a folder"),
-        (["--grpc-port", "99999"], "--grpc-port (MIEN_GRPC_PORT)"),
+        (["--default-detector", "nobody"], 1, "there is no model 'nobody'"),
+        (["--default-detector", "sface"], 1, "is an embedding model"),
+        (["--default-embedder", "arcface"], 1, "model 'arcface' has no weights"),
+        (["--default-embedder", "face_embedding"], 1, "model 'face_embedding' is an ensemble"),
+        (["--model-repository", __file__], 1, f"{__file__} is not a folder"),
+        (["--grpc-port", "99999"], 2, "--grpc-port (MIEN_GRPC_PORT)"),
     ],
 )
 def test_setting_that_cannot_hold_ends_the_start(
-    flags: list[str], said: str, model_repository_path: Path
+    flags: list[str], status: int, said: str, model_repository_path: Path
 ) -> None:
     repository = ["--model-repository", str(model_repository_path), *ANY_PORTS]
     done = mien_server("serve", *repository, *flags)
-    assert done.returncode == 1
+    assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
+def test_missing_repository_ends_the_start_with_the_command_that_makes_it(mode: str) -> None:
+    flags = ["--model-control-mode", mode, *ANY_PORTS]
+    done = mien_server("serve", "--model-repository", "/no/such/folder", *flags)
+    assert done.returncode == 1
+    assert "the model repository /no/such/folder does not exist" in done.stderr
+    assert "mien-server models install --model-repository /no/such/folder" in done.stderr
 
 
 def test_help_and_health_do_not_import_torch() -> None:

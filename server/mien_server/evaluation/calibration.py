@@ -1,6 +1,7 @@
 """Writes measured thresholds into a model's config.pbtxt, and leaves the rest of the text as it is."""
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,22 +43,41 @@ def calibrate(config: Path, threshold: float, operations: Sequence[Operation], n
     values = {"match_threshold": _rounded_up(threshold)}
     if table:
         values["thresholds_by_far"] = table
+    edited = _edited(config, values, note)
     path = config.resolve()
     try:
-        text = path.read_text(encoding="utf-8")
-        wanted = _parameters(path, text) | values
-        edited = with_parameters(text, values, note)
-        if not _says(path, edited, wanted):
-            written = "; ".join(f'{key} "{value}"' for key, value in values.items())
-            raise EvaluationError(
-                f"{config} is laid out in an unusual way, write by hand: {written}"
-            )
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(edited, encoding="utf-8")
         shutil.copymode(path, partial)
         partial.replace(path)
+    except OSError as error:
+        raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
+
+
+def check_editable(config: Path) -> None:
+    """Finds out, before thresholds are measured for it, whether `calibrate` can write them.
+
+    Raises:
+        EvaluationError: as `calibrate` would raise it.
+    """
+    folder = config.resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise EvaluationError(f"{config} cannot be calibrated: {folder} may not be written")
+    _edited(config, dict.fromkeys(("match_threshold", "thresholds_by_far"), "…"), "")
+
+
+def _edited(config: Path, values: dict[str, str], note: str) -> str:
+    path = config.resolve()
+    try:
+        text = path.read_text(encoding="utf-8")
+        wanted = _parameters(path, text) | values
     except (OSError, ConfigError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
+    edited = with_parameters(text, values, note)
+    if not _says(path, edited, wanted):
+        written = "; ".join(f'{key} "{value}"' for key, value in values.items())
+        raise EvaluationError(f"{config} is laid out in an unusual way, write by hand: {written}")
+    return edited
 
 
 def with_parameters(text: str, values: Mapping[str, str], note: str) -> str:

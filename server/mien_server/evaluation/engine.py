@@ -64,11 +64,15 @@ def engine(settings: Settings, wanted: dict[Task, ModelRef]) -> Iterator[Engine]
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[CpuDevice | CudaDevice] = [cpu]
     devices += [CudaDevice(index) for index in range(torch.cuda.device_count())]
-    scheduler = Scheduler(devices)
-    pool = DecodePool(threads=settings.decode_threads or cpu.cores)
-    try:
+    with contextlib.ExitStack() as closing:
+        scheduler = Scheduler(devices)
+        closing.callback(scheduler.close)
+        pool = DecodePool(threads=settings.decode_threads or cpu.cores)
+        closing.callback(pool.close)
         try:
             repository = ModelRepository(settings.model_repository, scheduler, devices)
+            # Ctrl-C leaves a load at work, and the process must not end while its thread is in torch.
+            closing.callback(repository.close)
             repository.start({ref.name for ref in wanted.values()})
             models = {
                 task: repository.resolve(ref.name, ref.version, task=task)
@@ -88,9 +92,6 @@ def engine(settings: Settings, wanted: dict[Task, ModelRef]) -> Iterator[Engine]
             ),
         )
         yield Engine(pipeline, models)
-    finally:
-        pool.close()
-        scheduler.close()
 
 
 def run_all(

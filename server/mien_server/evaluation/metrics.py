@@ -16,6 +16,10 @@ _PAIRS_PER_ACCEPT = 3.0
 """The rule of three (Hanley and Lippman-Hand, JAMA 249, 1983): if none of n pairs is accepted, the rate is
 below 3/n with 95 % confidence. So fewer than 3/FAR impostor pairs cannot tell that a FAR holds."""
 
+PAIRS_TO_BE_BEST = 300
+"""The pairs of either kind from which `best_threshold` may stand for more than the pairs themselves: by the
+same rule, with fewer, even a threshold that gets all of them right may err on more than 1 % of a kind."""
+
 Similarities = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 

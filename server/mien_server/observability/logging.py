@@ -66,8 +66,9 @@ class JsonFormatter(logging.Formatter):
 class RateLimit(logging.Filter):
     """Lets at most `burst` warnings of each message template through in every `seconds`.
 
-    The first one of the next period carries the number of those dropped as the fact `suppressed`, so
-    that a flood of refusals cannot fill the disk and is still counted. Other levels pass freely.
+    The next line that passes, of whatever kind, carries the number of those dropped as the fact
+    `suppressed`, so that a flood of refusals cannot fill the disk and is still counted. Other levels pass
+    freely.
 
     Args:
         burst: lines of one template in one period, at least 1.
@@ -79,16 +80,21 @@ class RateLimit(logging.Filter):
         self._burst = burst
         self._seconds = seconds
         self._periods: dict[str, tuple[float, int]] = {}
+        self._dropped = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is let through."""
-        if record.levelno != logging.WARNING:
-            return True
+        if record.levelno == logging.WARNING and not self._fits(record):
+            self._dropped += 1
+            return False
+        if self._dropped:
+            record.suppressed, self._dropped = self._dropped, 0
+        return True
+
+    def _fits(self, record: logging.LogRecord) -> bool:
         template = str(record.msg)
         start, seen = self._periods.get(template, (record.created, 0))
         if record.created - start >= self._seconds:
-            if seen > self._burst:
-                record.suppressed = seen - self._burst
             start, seen = record.created, 0
         self._periods[template] = (start, seen + 1)
         return seen < self._burst

