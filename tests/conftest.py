@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,11 @@ from tools.local_server import PROGRAM, LocalServer, local_server
 ROOT = Path(__file__).resolve().parent.parent
 LOG = pytest.StashKey[Path]()
 LaunchServer = Callable[..., AbstractContextManager[LocalServer]]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C can be tried whoever runs the tests: what a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
