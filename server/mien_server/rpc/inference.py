@@ -173,13 +173,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
         """Unloads a model; answers once no new call gets it."""
         _check_repository_name(request)
-        for key in request.parameters:
-            if key != "unload_dependents":
-                raise _invalid_parameter(key, "unloading has no parameter of that name")
-            if request.parameters[key].bool_param:
-                raise _invalid_parameter(
-                    key, "face calls may use an ensemble's models, too: unload them by name"
-                )
+        known = "unload_dependents"
+        unknown = min((key for key in request.parameters if key != known), default=None)
+        if unknown is not None:
+            raise _invalid_parameter(unknown, "unloading has no parameter of that name")
+        if known in request.parameters and request.parameters[known].bool_param:
+            raise _invalid_parameter(
+                known, "face calls may use an ensemble's models, too: unload them by name"
+            )
         await asyncio.wrap_future(self._models.unload(request.model_name))
         return triton.RepositoryModelUnloadResponse()
 

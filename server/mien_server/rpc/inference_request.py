@@ -13,6 +13,8 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 FINAL_RESPONSE_REQUEST = "triton_enable_empty_final_response"
 """Streaming clients set it; every answer here is final, so there never is an empty one."""
 
+_KNOWN = frozenset({"priority", "timeout", FINAL_RESPONSE_REQUEST})
+
 
 @dataclass(frozen=True, slots=True)
 class InferOptions:
@@ -33,9 +35,9 @@ def infer_options(request: Any) -> InferOptions:
     Raises:
         InvalidRequest: names a parameter that has no meaning here, or whose value has none.
     """
-    for key in request.parameters:
-        if key in ("priority", "timeout", FINAL_RESPONSE_REQUEST):
-            continue
+    # A map has no order of its own, and the same request should get the same answer.
+    key = min((key for key in request.parameters if key not in _KNOWN), default=None)
+    if key is not None:
         why = "requests know no parameter of that name; priority and timeout are what there is"
         if key.startswith("sequence_"):
             why = "the models keep no state between requests"
