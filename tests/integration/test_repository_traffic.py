@@ -23,7 +23,7 @@ from tests.integration.repository_rig import (
     open_rig,
     write_variant,
 )
-from tests.unit.repository.folders import keep_versions, parameter, seal
+from tests.unit.repository.folders import keep_versions, parameter, seal, traffic
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def shadowed(root: Path, name: str, factor: float) -> Iterator[Rig]:
 
 
 def counted(rig: Rig, name: str) -> ShadowStatistics:
-    return rig.repository.traffic(name).shadows.get(2, ShadowStatistics())
+    return traffic(rig.repository, name).shadows.get(2, ShadowStatistics())
 
 
 async def settled(rig: Rig, name: str, rows: int) -> ShadowStatistics:
@@ -74,7 +74,7 @@ async def test_canary_answers_its_share_of_the_calls(root: Path, photos: list[by
             for embedding in embeddings:
                 assert embedding.model.fingerprint == prints[embedding.model.version]
                 answered[embedding.model.version] += 1
-            assert rig.repository.traffic("sface").routed == answered, turn
+            assert traffic(rig.repository, "sface").routed == answered, turn
     assert answered.total() == 36
     assert 2 <= answered[2] <= 20, "30 % of 36 is 11, three standard deviations are 8"
 
@@ -113,7 +113,7 @@ async def test_shadow_is_compared_and_never_returned(
             embedding = await rig.embed(photo)
             assert embedding.model.version == 1
             await settled(rig, name, number + 1)
-        assert rig.repository.traffic(name).routed == {1: 6}
+        assert traffic(rig.repository, name).routed == {1: 6}
         assert counted(rig, name) == ShadowStatistics(compared=6, agreed=agreed)
 
 

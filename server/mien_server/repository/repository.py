@@ -265,7 +265,7 @@ class ModelRepository(SwappedModels):
             self._settle_step(name)
         with self._lock:
             problem = self._problem(config)
-            works = isinstance(entry.config, EnsembleConfig) and not self._problem(entry.config)
+            works = isinstance(entry.config, EnsembleConfig) and self._answers(entry)
             missing = self._lacks_a_model(config)
         if problem and works:
             self._fail(entry, problem)

@@ -14,7 +14,6 @@ from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig, E
 from mien_server.repository.entry import SERVES_ON, ModelEntry
 from mien_server.repository.leases import LoadedVersion, Shadow
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
-from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
 
 _KIND: dict[Task, str] = {"detect": "a detector", "embed": "an embedding model"}
@@ -116,15 +115,6 @@ class ServedModels:
                 for _, entry in sorted(self._models.items())
                 for status in self._statuses(entry)
             ]
-
-    def traffic(self, name: str) -> TrafficStatistics:
-        """Where a model's unversioned calls went.
-
-        Raises:
-            ModelNotFound: there is no such model.
-        """
-        with self._lock:
-            return self._find(name, "").counter.copy()
 
     def ensemble_counter(self, name: str) -> EnsembleCounter:
         """Where to count what an ensemble does.

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from mien_server.errors import MienError, Reason, Unmet
 from mien_server.models.catalogue import FAMILIES
 from mien_server.models.interface import EmbedderRow
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.repository import ModelRepository
+from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
 
 ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
@@ -89,3 +92,18 @@ def embed(model: ReadyModel) -> Any:
     """What an embedder makes of a black crop."""
     crop = np.zeros((112, 112, 3), np.uint8)
     return model.slot.submit([EmbedderRow(crop)]).result(SECONDS).results[0]
+
+
+def failure(repository: ModelRepository, name: str) -> MienError:
+    """The error that loading a model again ends with."""
+    with pytest.raises(Unmet) as caught:
+        repository.load(name).result(SECONDS)
+    assert caught.value.reason is Reason.MODEL_LOAD_FAILED
+    return caught.value
+
+
+def traffic(repository: ModelRepository, name: str) -> TrafficStatistics:
+    """Where the unversioned calls went of a model that splits them."""
+    found = next(each.traffic for each in repository.statistics() if each.name == name)
+    assert found is not None
+    return found

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.errors import Reason, Unmet
 from mien_server.repository.repository import ModelRepository
 from mien_server.repository.versions import State
 from mien_server.scheduling.interface import Timing
@@ -15,6 +14,7 @@ from tests.unit.repository.folders import (
     Open,
     add_version,
     configure,
+    failure,
     line,
     reason,
 )
@@ -30,13 +30,6 @@ def root(root: Path) -> Path:
     for name in ("retinaface", "sface"):
         add_version(root, name, 1)
     return root
-
-
-def refusal(repository: ModelRepository) -> str:
-    with pytest.raises(Unmet) as caught:
-        repository.load(NAME).result(SECONDS)
-    assert caught.value.reason is Reason.MODEL_LOAD_FAILED
-    return caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -60,7 +53,7 @@ def test_ensemble_that_cannot_answer_does_not_replace_one_that_does(
     text = good.replace("model_version: -1", "") if "model_version" in new else good
     assert old in text
     config.write_text(text.replace(old, new))
-    assert why in refusal(repository)
+    assert why in failure(repository, NAME).message
     assert repository.ensemble(NAME) is not None
     found = line(repository, NAME, 1)
     assert found.state is State.READY

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mien_server.errors import MienError, ModelNotReady, Reason, Unmet
+from mien_server.errors import ModelNotReady
 from mien_server.repository import loading
 from mien_server.repository.versions import State
 from tests.unit.repository.folders import (
@@ -16,17 +16,11 @@ from tests.unit.repository.folders import (
     add_version,
     configure,
     embed,
+    failure,
     keep_versions,
     line,
     parameter,
 )
-
-
-def failure(load: Any) -> MienError:
-    with pytest.raises(Unmet) as caught:
-        load.result(SECONDS)
-    assert caught.value.reason is Reason.MODEL_LOAD_FAILED
-    return caught.value
 
 
 def corrupt(folder: Path) -> None:
@@ -42,7 +36,7 @@ def test_config_of_another_kind_of_model_does_not_replace_what_serves(
     repository = open_repository()
     other = (root / "retinaface" / "config.pbtxt").read_text()
     (root / "sface" / "config.pbtxt").write_text(other.replace('"retinaface"', '"sface"'))
-    failure(repository.load("sface"))
+    failure(repository, "sface")
     assert embed(repository.resolve("sface", task="embed")).shape == (128,)
     assert "it serves on; loading it again failed: " in line(repository, "sface", 1).reason
 
@@ -55,7 +49,7 @@ def test_failed_load_that_would_leave_only_a_shadow_keeps_the_old_routing(
     corrupt(add_version(root, "sface", 2, seed=1))
     keep_versions(root, "sface", 2)
     parameter(root, "sface", "shadow_version", 1)
-    failure(repository.load("sface"))
+    failure(repository, "sface")
     with repository.lease("sface") as model:
         assert (model.version, model.shadow) == (1, None)
     assert repository.unready(["sface"], strict=True) == {}
@@ -71,7 +65,7 @@ def test_settings_that_need_no_load_change_only_with_the_load(
     keep_versions(root, "sface", 2)
     configure(root, "sface", '"0.363"', '"0.5"')
     parameter(root, "sface", "shadow_version", 1)
-    failure(repository.load("sface"))
+    failure(repository, "sface")
     assert repository.resolve("sface").config.match_threshold == 0.363
     before = repository.resolve("sface").slot
     add_version(root, "sface", 2, seed=1)
@@ -94,10 +88,10 @@ def test_reload_that_works_leaves_no_complaint_and_a_later_failure_is_told(
     )
     add_version(root, "sface", 1, seed=2)
     corrupt(root / "sface" / "1")
-    failure(repository.load("sface"))
+    failure(repository, "sface")
     assert "does not match its manifest" in line(repository, "sface", 1).reason
     configure(root, "sface", "max_batch_size: 16", "max_batch_size: 16 nonsense: 1")
-    failure(repository.load("sface"))
+    failure(repository, "sface")
     assert "nonsense" in line(repository, "sface", 1).reason
 
 

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mien_server.backends.pytorch import LoadError
-from mien_server.errors import MienError, ModelNotReady, Reason, Unmet
+from mien_server.errors import ModelNotReady
 from mien_server.repository.loading import WarmupError
 from mien_server.repository.manifest import ManifestError
 from mien_server.repository.pbtxt import ConfigError
-from mien_server.repository.repository import ModelRepository
 from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
@@ -25,6 +24,7 @@ from tests.unit.repository.folders import (
     add_version,
     configure,
     embed,
+    failure,
     keep_versions,
     line,
     parameter,
@@ -32,14 +32,6 @@ from tests.unit.repository.folders import (
     seal,
     states,
 )
-
-
-def failure(repository: ModelRepository, name: str) -> MienError:
-    """The error that loading a model again ends with."""
-    with pytest.raises(Unmet) as caught:
-        repository.load(name).result(SECONDS)
-    assert caught.value.reason is Reason.MODEL_LOAD_FAILED
-    return caught.value
 
 
 def test_new_version_takes_over_and_the_old_one_is_freed(root: Path, open_repository: Open) -> None:

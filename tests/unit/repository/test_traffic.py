@@ -10,7 +10,7 @@ import pytest
 from mien_server.errors import ModelNotReady
 from mien_server.repository.config import ConfigError, ModelConfig
 from mien_server.repository.traffic import Traffic, TrafficCounter
-from tests.unit.repository.folders import Open, add_version, keep_versions, parameter
+from tests.unit.repository.folders import Open, add_version, keep_versions, parameter, traffic
 
 Read = Callable[[str], ModelConfig]
 
@@ -125,7 +125,7 @@ def test_calls_are_counted_by_the_version_that_answers(root: Path, open_reposito
     assert 70 < seen[2] < 130
     with repository.lease("sface", 2) as model:
         assert model.version == 2
-    assert repository.traffic("sface").routed == seen, "calls that name a version do not count"
+    assert traffic(repository, "sface").routed == seen, "calls that name a version do not count"
     assert repository.resolve("sface").version == 1
 
 
