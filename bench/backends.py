@@ -28,7 +28,7 @@ from mien_server.backends.precision import Precision, cpu_multiplies_bf16
 from mien_server.models.catalogue import find_family
 from mien_server.models.folding import fold_batch_norms
 from mien_server.models.interface import EmbedderRow, FamilyOptions, Normalisation
-from mien_server.weights.quantise_graph import export, quantise_graph
+from mien_server.weights.write.quantise_graph import export, quantise_graph
 
 NETWORKS = ["sface", "iresnet50", "retinaface_mobilenet0.25"]
 SIDES = {"detect": 640, "embed": 112}

@@ -4,9 +4,9 @@ import sys
 
 
 def main() -> int:
-    """Runs `mien_server.cli`, or says what to install for it; the exit status."""
+    """Runs `mien_server.commands.main`, or says what to install for it; the exit status."""
     try:
-        from mien_server import cli
+        from mien_server.commands import main as commands
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "mien_server":
             raise
@@ -16,7 +16,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    return cli.main()
+    return commands.main()
 
 
 if __name__ == "__main__":

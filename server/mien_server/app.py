@@ -80,7 +80,7 @@ async def _serve(settings: Settings) -> int:
 
     with _metrics_served(settings, registry):
         from mien_server.rpc.faces import FaceService
-        from mien_server.rpc.inference import InferenceService
+        from mien_server.triton.service import InferenceService
 
         engine = _build(settings)
         left = settings.exit_timeout_secs
@@ -214,7 +214,7 @@ def _build(settings: Settings) -> _Engine:
     from mien_server.pipeline.types import Limits
     from mien_server.repository.repository import ModelRepository, RepositoryError
     from mien_server.scheduling.scheduler import Scheduler
-    from mien_server.weights.sources import SHIPPED
+    from mien_server.weights.fetch.sources import SHIPPED
 
     memory.keep_imports()
     cpu = CpuDevice(settings.cpu_cores or None)

@@ -64,9 +64,9 @@ def _install_into(repository: Path) -> str:
 
 
 def _is_ensemble(folder: Path) -> bool:
-    from mien_server.repository.ensembles import ENSEMBLE_PLATFORM
+    from mien_server.repository.config.ensembles import ENSEMBLE_PLATFORM
+    from mien_server.repository.config.pbtxt import ConfigError, ConfigText
     from mien_server.repository.folders import CONFIG
-    from mien_server.repository.pbtxt import ConfigError, ConfigText
 
     try:
         return bool(ConfigText.read(folder / CONFIG).message.platform == ENSEMBLE_PLATFORM)

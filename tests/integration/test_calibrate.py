@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mien_server.cli import main
+from mien_server.commands.main import main
 from mien_server.evaluation.engine import engine
 from mien_server.models.interface import Task
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.settings import Settings
 
 GENUINE, IMPOSTOR = 2, 13

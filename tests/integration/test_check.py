@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.precision import Precision
-from mien_server.cli import main
-from mien_server.evaluation_commands import PRECISIONS
+from mien_server.commands.evaluate import PRECISIONS
+from mien_server.commands.main import main
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from mien_server.cli import main
+from mien_server.commands.main import main
 from mien_server.evaluation.engine import engine
 from mien_server.models.catalogue import find_family
 from mien_server.pipeline.align import crop_faces

@@ -13,11 +13,11 @@ import torch
 
 from mien_server.models.catalogue import find_family
 from mien_server.repository.manifest import read_manifest
-from mien_server.weights.onnx_weights import WeightsError
-from mien_server.weights.packages import FetchError
+from mien_server.weights.fetch.https import download
+from mien_server.weights.fetch.packages import FetchError
 from mien_server.weights.progress import Progress
 from mien_server.weights.pull import pull
-from mien_server.weights.pull_https import download
+from mien_server.weights.recognise.onnx_weights import WeightsError
 
 CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "retinaface" / "config.pbtxt"
 

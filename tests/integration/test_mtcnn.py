@@ -25,11 +25,11 @@ from mien_server.models.interface import (
 )
 from mien_server.models.mtcnn import MTCNN
 from mien_server.pipeline.align import crop_faces
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
+from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.sources import FACENET_PYTORCH, SHIPPED
 from mien_server.weights.install import install
-from mien_server.weights.packages import default_cache, fetch
-from mien_server.weights.sources import FACENET_PYTORCH, SHIPPED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "model_repository"
 State = dict[str, Tensor]

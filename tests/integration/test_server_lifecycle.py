@@ -105,7 +105,7 @@ def test_missing_repository_ends_the_start_with_the_command_that_makes_it(mode: 
 
 def test_help_and_health_do_not_import_torch() -> None:
     code = (
-        "import sys, mien_server.cli as cli\n"
+        "import sys, mien_server.commands.main as cli\n"
         "try: cli.main(['serve', '--help'])\n"
         "except SystemExit: pass\n"
         "cli.main(['health', '--address', '127.0.0.1:1', '--timeout', '0.1'])\n"

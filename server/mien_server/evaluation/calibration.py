@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.evaluation.metrics import Operation
-from mien_server.repository.pbtxt import ConfigError, ConfigText
+from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 
 _MARK = "# calibrated"
 _DIGITS = 4

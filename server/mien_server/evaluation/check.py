@@ -15,7 +15,7 @@ from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.precision import Precision
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.repository import golden as golden_file
-from mien_server.repository.config import ConfigError, ModelConfig, read_config
+from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, find_models, version_numbers
 from mien_server.repository.golden import BOUNDS, applies, golden_pictures, read_golden, rows_of
 from mien_server.repository.instances import load_instance

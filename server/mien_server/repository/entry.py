@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from mien_server.repository.config import ModelConfig
-from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.config.ensembles import EnsembleConfig
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.folders import ModelFolder, Stamp
 from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.statistics import EnsembleCounter

@@ -31,9 +31,9 @@ from mien_server.models.interface import (
     Normalisation,
     Task,
 )
-from mien_server.repository.config import ModelConfig
+from mien_server.repository.config.model import ModelConfig
+from mien_server.repository.config.tensors import CROP_SIDE
 from mien_server.repository.manifest import ManifestError
-from mien_server.repository.tensors import CROP_SIDE
 from mien_server.scheduling.interface import Instance
 
 FILENAME = "golden.safetensors"

@@ -6,7 +6,7 @@ from mien_server.backends import pytorch
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
 from mien_server.models.catalogue import FAMILIES
-from mien_server.repository.config import ModelConfig
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.placement import AnyDevice
 
 

@@ -13,7 +13,7 @@ from mien_server.backends.devices import DeviceError
 from mien_server.backends.pytorch import LoadError
 from mien_server.errors import Unmet
 from mien_server.models.interface import DetectorRow, EmbedderRow
-from mien_server.repository.config import ModelConfig, Warmup
+from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.golden import (

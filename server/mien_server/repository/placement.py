@@ -9,7 +9,7 @@ from mien_server.backends.devices import (
     device_names,
     gpu_remedy,
 )
-from mien_server.repository.config import InstanceGroup
+from mien_server.repository.config.model import InstanceGroup
 
 AnyDevice = CpuDevice | CudaDevice
 

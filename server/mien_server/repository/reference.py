@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.precision import Precision
-from mien_server.repository.config import ModelConfig
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.golden import make_golden, write_golden_file
 from mien_server.repository.instances import load_instance
 

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 
 from mien_server.backends.devices import DeviceError
 from mien_server.errors import MienError, Reason, Unmet
-from mien_server.repository.config import ConfigError, ModelConfig, read_config
-from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.config.ensembles import EnsembleConfig
+from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 from mien_server.repository.entry import LOADING, UNLOADED, ModelEntry
 from mien_server.repository.folders import (
     CONFIG,

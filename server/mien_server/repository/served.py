@@ -9,8 +9,8 @@ from dataclasses import replace
 from mien_server.errors import InvalidRequest, MienError, ModelNotFound, ModelNotReady, Reason
 from mien_server.models.interface import Task
 from mien_server.quoting import quoted
-from mien_server.repository.config import ModelConfig
-from mien_server.repository.ensembles import ENSEMBLE_VERSION, EnsembleConfig, EnsembleStep
+from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig, EnsembleStep
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.entry import SERVES_ON, ModelEntry
 from mien_server.repository.leases import LoadedVersion, Shadow
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of

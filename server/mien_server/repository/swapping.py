@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import NoReturn, TypeAlias
 
 from mien_server.errors import Reason, Unmet
-from mien_server.repository.config import ModelConfig
-from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.config.ensembles import EnsembleConfig
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.entry import UNLOADED, UNLOADING, ModelEntry
 from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.served import ServedModels

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mien_server.repository.parameters import Parameters
-from mien_server.repository.pbtxt import ConfigText
+from mien_server.repository.config.parameters import Parameters
+from mien_server.repository.config.pbtxt import ConfigText
 
 TRAFFIC_PARAMETERS = frozenset({"canary_version", "canary_percent", "shadow_version"})
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from mien_server.repository.config import ModelConfig
+from mien_server.repository.config.model import ModelConfig
 from mien_server.scheduling.slot import Slot
 
 if TYPE_CHECKING:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mien_server.repository.config import ModelConfig, read_config
-from mien_server.repository.ensembles import EnsembleConfig
+from mien_server.repository.config.ensembles import EnsembleConfig
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
 from mien_server.repository.manifest import sha256_of
-from mien_server.weights.golden import add_golden
-from mien_server.weights.onnx_weights import WeightsError
-from mien_server.weights.packs import files_of
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognise import recognise
-from mien_server.weights.recognised import Recognised
-from mien_server.weights.templates import config_text, input_parameters
-from mien_server.weights.version_folder import LOCK, turn, write_tensors, write_version
+from mien_server.weights.recognise.checkpoint import recognise
+from mien_server.weights.recognise.onnx_weights import WeightsError
+from mien_server.weights.recognise.packs import files_of
+from mien_server.weights.recognise.recognised import Recognised
+from mien_server.weights.write.golden import add_golden
+from mien_server.weights.write.templates import config_text, input_parameters
+from mien_server.weights.write.version_folder import LOCK, turn, write_tensors, write_version
 
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
-from mien_server.weights.golden import add_golden
-from mien_server.weights.packages import default_cache, fetch
+from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.sources import SHIPPED, Source
 from mien_server.weights.progress import Progress
-from mien_server.weights.sources import SHIPPED, Source
-from mien_server.weights.version_folder import turn, write_tensors, write_version
+from mien_server.weights.write.golden import add_golden
+from mien_server.weights.write.version_folder import turn, write_tensors, write_version
 
 _WEIGHTS = "model.safetensors"
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mien_server.repository.manifest import sha256_of
+from mien_server.weights.fetch.https import check_url, download, shown
+from mien_server.weights.fetch.hubs import hugging_face, modelscope
+from mien_server.weights.fetch.packages import FetchError, default_cache
 from mien_server.weights.importer import Imported, import_weights
-from mien_server.weights.packages import FetchError, default_cache
 from mien_server.weights.progress import Progress
-from mien_server.weights.pull_https import check_url, download, shown
-from mien_server.weights.pull_hubs import hugging_face, modelscope
 
 _HUBS = {"hf": hugging_face, "modelscope": modelscope}
 _HUB_FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?", re.ASCII)

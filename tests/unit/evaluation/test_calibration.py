@@ -7,7 +7,7 @@ import pytest
 from mien_server.evaluation.calibration import calibrate, with_parameters
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.evaluation.metrics import Operation
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 
 SHIPPED = Path(__file__).parents[3] / "model_repository" / "sface" / "config.pbtxt"
 TABLE = [Operation(0.1, 30, 0.25, 0.9), Operation(0.01, 300, 0.412345, 0.8), Operation(0.001, 3000)]

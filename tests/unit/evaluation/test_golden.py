@@ -11,7 +11,7 @@ import pytest
 
 from mien_server.models.interface import Detections
 from mien_server.repository import golden as goldens
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import (
     BOUNDS,
     FILENAME,

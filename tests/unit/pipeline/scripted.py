@@ -35,8 +35,8 @@ from mien_server.pipeline.types import (
     ModelRef,
     RawPixels,
 )
-from mien_server.repository.config import InstanceGroup, ModelConfig
-from mien_server.repository.tensors import TensorSpec
+from mien_server.repository.config.model import InstanceGroup, ModelConfig
+from mien_server.repository.config.tensors import TensorSpec
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy

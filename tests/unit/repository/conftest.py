@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.repository import ControlMode, ModelRepository
 from mien_server.scheduling.scheduler import Scheduler
 from tests.unit.repository.folders import ARCHITECTURES, Open, configure

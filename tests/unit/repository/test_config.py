@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.models.interface import FamilyOptions, Normalisation
-from mien_server.repository.config import (
+from mien_server.repository.config.model import (
     InstanceGroup,
     ModelConfig,
     TensorSpec,

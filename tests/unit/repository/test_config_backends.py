@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mien_server.repository.config import ConfigError, ModelConfig
+from mien_server.repository.config.model import ConfigError, ModelConfig
 
 Read = Callable[[str], ModelConfig]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.repository.config import ConfigError, ModelConfig, read_config
+from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 
 Read = Callable[[str], ModelConfig]
 

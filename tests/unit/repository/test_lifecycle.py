@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from mien_server.backends.pytorch import LoadError
 from mien_server.errors import ModelNotReady
+from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.loading import WarmupError
 from mien_server.repository.manifest import ManifestError
-from mien_server.repository.pbtxt import ConfigError
 from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler

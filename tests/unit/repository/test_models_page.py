@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mien_server.models.catalogue import FAMILIES
-from mien_server.repository.config import _PARAMETERS, _PRECISIONS
-from mien_server.repository.fields import _WITHOUT_EFFECT, ENSEMBLE_FIELDS, MODEL_FIELDS
+from mien_server.repository.config.fields import _WITHOUT_EFFECT, ENSEMBLE_FIELDS, MODEL_FIELDS
+from mien_server.repository.config.model import _PARAMETERS, _PRECISIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 

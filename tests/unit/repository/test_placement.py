@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from mien_server.backends.devices import DeviceError
-from mien_server.repository.config import InstanceGroup
+from mien_server.repository.config.model import InstanceGroup
 from mien_server.repository.placement import AnyDevice, place
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.errors import ModelNotReady
-from mien_server.repository.config import read_config
+from mien_server.repository.config.model import read_config
 from mien_server.repository.repository import RepositoryError
 from mien_server.repository.versions import State
 from tests.unit.repository.folders import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.errors import ModelNotReady
-from mien_server.repository.config import ConfigError, ModelConfig
+from mien_server.repository.config.model import ConfigError, ModelConfig
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from tests.unit.repository.folders import Open, add_version, keep_versions, parameter, traffic
 

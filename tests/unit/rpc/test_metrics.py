@@ -13,10 +13,10 @@ from mien_server.observability.metrics_endpoint import exposition
 from mien_server.observability.model_metrics import ModelMetrics
 from mien_server.repository.served import ServedModels
 from mien_server.repository.traffic import Traffic
-from mien_server.rpc.inference_stream import METHOD
 from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.triton.stream import METHOD
 from tests.exposition import Exposition
-from tests.unit.rpc.triton_world import (
+from tests.unit.triton.triton_world import (
     ENSEMBLE,
     Running,
     Scripted,

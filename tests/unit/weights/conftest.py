@@ -11,10 +11,10 @@ from torch import nn
 
 from mien_server.backends.checkpoint import load_network
 from mien_server.models.catalogue import find_family
-from mien_server.repository.config import ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.weights.importer import Imported, import_weights
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognised import Recognised
+from mien_server.weights.recognise.recognised import Recognised
 from tests.unit.weights.public_networks import public_input
 
 CONFIGS = Path(__file__).resolve().parents[3] / "model_repository"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 from mien_server.repository.manifest import read_manifest, verify_version
-from mien_server.repository.pbtxt import ConfigError, ConfigText
-from mien_server.weights import version_folder
 from mien_server.weights.importer import ImportRefused, import_weights
+from mien_server.weights.write import version_folder
 from tests.unit.weights.conftest import Import, config_of
 from tests.unit.weights.onnx_files import one_layer, scrfd
 from tests.unit.weights.public_networks import public_network

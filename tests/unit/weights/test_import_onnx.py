@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from mien_server.models.interface import Normalisation
+from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.manifest import read_manifest, sha256_of
-from mien_server.repository.pbtxt import ConfigText
-from mien_server.weights.onnx_weights import WeightsError
-from mien_server.weights.recognise import recognise
+from mien_server.weights.recognise.checkpoint import recognise
+from mien_server.weights.recognise.onnx_weights import WeightsError
 from tests.unit.weights.conftest import CONFIGS, Import, difference_as_served, largest_difference
 from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd
 from tests.unit.weights.public_networks import public_input, public_network

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien_server.weights.importer import ImportRefused
-from mien_server.weights.onnx_weights import WeightsError
+from mien_server.weights.recognise.onnx_weights import WeightsError
 from tests.unit.weights.conftest import Import
 from tests.unit.weights.onnx_files import one_layer, saved, scrfd
 from tests.unit.weights.public_networks import public_network

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mien_server.models.interface import Normalisation
 from mien_server.repository.manifest import sha256_of, verify_version
-from mien_server.weights.recognise import recognise
+from mien_server.weights.recognise.checkpoint import recognise
 from tests.unit.weights.conftest import Import, config_of, difference_as_served, largest_difference
 from tests.unit.weights.public_networks import public_network
 

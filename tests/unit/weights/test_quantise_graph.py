@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from mien_server.models.interface import ArrayF32
-from mien_server.weights.quantise_graph import quantise_graph
+from mien_server.weights.write.quantise_graph import quantise_graph
 from tests import graphs
 
 

@@ -1,0 +1,314 @@
+"""Triton's `config.pbtxt`, parsed with Triton's schema into a typed, validated `ModelConfig`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tritonclient.grpc import model_config_pb2 as triton
+
+from mien_server.backends.precision import Precision
+from mien_server.models.catalogue import FAMILIES
+from mien_server.models.interface import FamilyOptions, Normalisation, Task
+from mien_server.repository.config.ensembles import ENSEMBLE_PLATFORM, EnsembleConfig, read_ensemble
+from mien_server.repository.config.fields import MODEL_FIELDS, check_fields
+from mien_server.repository.config.parameters import Parameters
+from mien_server.repository.config.pbtxt import ConfigError, ConfigText
+from mien_server.repository.config.policy import QUEUE_PARAMETERS, read_batching
+from mien_server.repository.config.tensors import (
+    CROP_SIDE,
+    TensorSpec,
+    Warmup,
+    read_inputs,
+    read_outputs,
+    read_warmup,
+)
+from mien_server.repository.traffic import TRAFFIC_PARAMETERS, Traffic, read_traffic
+from mien_server.scheduling.policy import BatchingPolicy
+
+__all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "TensorSpec", "Warmup", "read_config"]
+
+Backend: TypeAlias = Literal["pytorch", "onnxruntime"]
+"""What runs a model."""
+
+_PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
+    "pytorch": ("auto", "fp32", "bf16", "fp16"),
+    "onnxruntime": ("auto", "fp32", "fp16", "int8"),
+}
+_SUFFIXES: dict[Backend, str] = {"pytorch": ".safetensors", "onnxruntime": ".onnx"}
+_ONNX_PLATFORM = "onnxruntime_onnx"
+"""Triton's older name for that backend."""
+
+_CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
+
+_DETECTORS_ONLY = frozenset({"buckets", "score_threshold", "nms_threshold"})
+_EMBEDDERS_ONLY = frozenset({"match_threshold", "thresholds_by_far"})
+_PARAMETERS = frozenset(
+    {
+        *("architecture", "precision", "channel_order", "mean", "scale", "license", "source"),
+        *_DETECTORS_ONLY,
+        *_EMBEDDERS_ONLY,
+        *QUEUE_PARAMETERS,
+        *TRAFFIC_PARAMETERS,
+    }
+)
+
+# A detector's deepest feature map has a 32nd of the side.
+_STRIDE = 32
+_MAX_BUCKET = 4096
+_MAX_COUNT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """Where a model runs, and how many of its batches at once.
+
+    Attributes:
+        kind: "auto" is a GPU where there is one, else the processor.
+        count: batches at once on each device; 0: as many as the device runs.
+        gpus: indices of the GPUs; empty: all there are.
+    """
+
+    kind: Literal["auto", "cpu", "gpu"]
+    count: int = 0
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model's configuration, named as in config.pbtxt; `parameters` hold what is mien's own.
+
+    Attributes:
+        name: the model's folder.
+        backend: what runs it.
+        architecture: the family's name in `models.catalogue`.
+        task: the family's.
+        precision: what to compute in.
+        normalisation: how pixels become the network's input.
+        options: thresholds of the family's post-processing.
+        batching: how requests share batches.
+        instance_groups: where it runs; at least one.
+        inputs, outputs: the tensors that Triton's protocol shows.
+        buckets: a detector's canvas sides in pixels, ascending multiples of 32; else empty.
+        match_threshold: an embedder's cosine from which two faces match, in [-1, 1], or None.
+        thresholds_by_far: false accept rates, each with the cosine that was measured to keep it.
+        default_model_filename: the weights' file in a version folder.
+        license, source: free text: who may use the weights for what, and where they come from.
+        warmup: what runs before the model is ready.
+        latest_versions: how many of the highest to load; None: all, or `specific_versions`.
+        specific_versions: exactly these versions, if not empty.
+        traffic: which of the loaded versions answer calls that name none.
+        message: Triton's `inference.ModelConfig`, as it was read, with the name.
+    """
+
+    name: str
+    backend: Backend
+    architecture: str
+    task: Task
+    precision: Precision
+    normalisation: Normalisation
+    options: FamilyOptions
+    batching: BatchingPolicy
+    instance_groups: tuple[InstanceGroup, ...]
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    buckets: tuple[int, ...] = ()
+    match_threshold: float | None = None
+    thresholds_by_far: tuple[tuple[float, float], ...] = ()
+    default_model_filename: str = "model.safetensors"
+    license: str = ""
+    source: str = ""
+    warmup: tuple[Warmup, ...] = ()
+    latest_versions: int | None = 1
+    specific_versions: tuple[int, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
+    message: Any = field(default_factory=triton.ModelConfig, compare=False, repr=False)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides in pixels of the square images that the network gets."""
+        return self.buckets or (CROP_SIDE,)
+
+    def wanted_versions(self, available: Iterable[int]) -> tuple[int, ...]:
+        """What version_policy asks for, highest first; a specific version may be missing."""
+        if self.specific_versions:
+            return tuple(sorted(self.specific_versions, reverse=True))
+        return tuple(sorted(available, reverse=True)[: self.latest_versions])
+
+    def runs_like(self, other: "ModelConfig") -> bool:
+        """Whether a version loaded under the other config need not be loaded again under this one."""
+        return self == replace(
+            other,
+            match_threshold=self.match_threshold,
+            thresholds_by_far=self.thresholds_by_far,
+            license=self.license,
+            source=self.source,
+            latest_versions=self.latest_versions,
+            specific_versions=self.specific_versions,
+            traffic=self.traffic,
+        )
+
+
+def read_config(path: Path) -> ModelConfig | EnsembleConfig:
+    """Parses and validates one config.pbtxt. Fields without effect are logged as warnings.
+
+    Raises:
+        ConfigError: the file, line and field at fault, and the fix.
+    """
+    text = ConfigText.read(path)
+    if text.message.platform == ENSEMBLE_PLATFORM:
+        return read_ensemble(text)
+    return _read_model(text)
+
+
+def _read_model(text: ConfigText) -> ModelConfig:
+    check_fields(text, MODEL_FIELDS)
+    name = text.model_name()
+    backend = _backend(text)
+    parameters = Parameters(text, _PARAMETERS)
+    architecture = parameters.choice("architecture", sorted(FAMILIES))
+    task = FAMILIES[architecture].task
+    foreign = _EMBEDDERS_ONLY if task == "detect" else _DETECTORS_ONLY
+    for key in sorted(foreign):
+        if key in parameters:
+            raise parameters.error(key, f"has no meaning for {architecture}; remove it")
+
+    buckets = _buckets(parameters) if task == "detect" else ()
+    batching = read_batching(text, parameters)
+    inputs = read_inputs(text, task)
+    latest, specific = _versions(text)
+    return ModelConfig(
+        name=name,
+        message=text.message,
+        backend=backend,
+        architecture=architecture,
+        task=task,
+        precision=parameters.choice("precision", _PRECISIONS[backend], "auto"),
+        normalisation=_normalisation(parameters),
+        options=_options(parameters),
+        batching=batching,
+        instance_groups=_instance_groups(text),
+        inputs=inputs,
+        outputs=read_outputs(text, task),
+        buckets=buckets,
+        match_threshold=(
+            parameters.number("match_threshold", -1, 1) if "match_threshold" in parameters else None
+        ),
+        thresholds_by_far=parameters.table("thresholds_by_far", keys=(0, 1), values=(-1, 1)),
+        default_model_filename=_filename(text, backend),
+        license=parameters.text("license", ""),
+        source=parameters.text("source", ""),
+        warmup=read_warmup(text, inputs, buckets or (CROP_SIDE,), batching.max_batch_size),
+        latest_versions=latest,
+        specific_versions=specific,
+        traffic=read_traffic(text, parameters),
+    )
+
+
+def _buckets(parameters: Parameters) -> tuple[int, ...]:
+    buckets = parameters.integers("buckets", 1)
+    for side in buckets:
+        if side % _STRIDE or side > _MAX_BUCKET:
+            raise parameters.error(
+                "buckets", f"{side} must be a multiple of {_STRIDE}, at most {_MAX_BUCKET}"
+            )
+    if list(buckets) != sorted(set(buckets)):
+        raise parameters.error("buckets", "must be ascending, without repetition")
+    return buckets
+
+
+def _normalisation(parameters: Parameters) -> Normalisation:
+    mean = parameters.numbers("mean", 0, 255)
+    if len(mean) == 1:
+        mean *= 3
+    if len(mean) != 3:
+        raise parameters.error("mean", f"has {len(mean)} values; must be 1 or 3, in channel_order")
+    scale = parameters.number("scale", 0, 1)
+    if not scale:
+        raise parameters.error("scale", "must be above 0")
+    return Normalisation(
+        channel_order=parameters.choice("channel_order", _CHANNEL_ORDERS),
+        mean=(mean[0], mean[1], mean[2]),
+        scale=scale,
+    )
+
+
+def _options(parameters: Parameters) -> FamilyOptions:
+    usual = FamilyOptions()
+    return FamilyOptions(
+        score_threshold=parameters.number("score_threshold", 0, 1, usual.score_threshold),
+        nms_threshold=parameters.number("nms_threshold", 0, 1, usual.nms_threshold),
+    )
+
+
+def _backend(text: ConfigText) -> Backend:
+    named, platform = text.message.backend, text.message.platform
+    if platform and platform != _ONNX_PLATFORM:
+        raise text.error(
+            ("platform",), f'is {platform!r}; must be "{_ONNX_PLATFORM}", or write backend instead'
+        )
+    if platform and named not in ("", "onnxruntime"):
+        raise text.error(("platform",), f"does not fit backend {named!r}; remove one of them")
+    for backend in _SUFFIXES:
+        if backend == (named or (platform and "onnxruntime")):
+            return backend
+    raise text.error(("backend",), f'is {named!r}; must be "pytorch" or "onnxruntime"')
+
+
+def _filename(text: ConfigText, backend: Backend) -> str:
+    suffix = _SUFFIXES[backend]
+    filename: str = text.message.default_model_filename or f"model{suffix}"
+    if Path(filename).name != filename or not filename.endswith(suffix):
+        raise text.error(
+            ("default_model_filename",),
+            f"is {filename!r}; for backend {backend!r} it must be a {suffix} file in the version folder",
+        )
+    return filename
+
+
+def _versions(text: ConfigText) -> tuple[int | None, tuple[int, ...]]:
+    policy = text.message.version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return None, ()
+    if choice == "specific":
+        versions = tuple(policy.specific.versions)
+        at = ("version_policy", "specific", "versions")
+        if not versions:
+            raise text.error(at, "is empty; name at least one version")
+        for version in versions:
+            if version < 1:
+                raise text.error(at, f"{version} must be at least 1", value=str(version))
+        return None, tuple(sorted(set(versions)))
+    return policy.latest.num_versions or 1, ()
+
+
+def _instance_groups(text: ConfigText) -> tuple[InstanceGroup, ...]:
+    groups = tuple(
+        _instance_group(text, index, group)
+        for index, group in enumerate(text.message.instance_group)
+    )
+    return groups or (InstanceGroup("auto"),)
+
+
+def _instance_group(text: ConfigText, index: int, message: Any) -> InstanceGroup:
+    group = triton.ModelInstanceGroup
+    kinds: dict[int, Literal["auto", "cpu", "gpu"]] = {
+        group.KIND_AUTO: "auto",
+        group.KIND_CPU: "cpu",
+        group.KIND_GPU: "gpu",
+    }
+    at = ("instance_group", index)
+    if message.kind not in kinds:
+        raise text.error((*at, "kind"), "must be KIND_AUTO, KIND_CPU or KIND_GPU")
+    if not 0 <= message.count <= _MAX_COUNT:
+        raise text.error(
+            (*at, "count"), f"is {message.count}; must be in [1, {_MAX_COUNT}], or left out"
+        )
+    gpus = tuple(message.gpus)
+    if gpus and message.kind == group.KIND_CPU:
+        raise text.error((*at, "gpus"), "has no meaning for KIND_CPU; write KIND_GPU or remove it")
+    for gpu in gpus:
+        if gpu < 0 or gpus.count(gpu) > 1:
+            raise text.error((*at, "gpus"), f"{gpu} must be 0 or more, once", value=str(gpu))
+    return InstanceGroup(kinds[message.kind], message.count, gpus)

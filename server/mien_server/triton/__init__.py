@@ -1,0 +1,1 @@
+"""Triton's own protocol, in front of the same slots as the face calls."""

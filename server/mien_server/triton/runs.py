@@ -1,0 +1,196 @@
+"""What ModelInfer runs: a request's rows in one model's slot, or its photos through an ensemble."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mien_server.errors import InvalidRequest, MienError, Reason
+from mien_server.models.interface import Detections, DetectorRow, EmbedderRow
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.rows import run_rows, together
+from mien_server.pipeline.types import (
+    ArrayF32,
+    Call,
+    EncodedImage,
+    Face,
+    FacePolicy,
+    FaceSelection,
+    ImageU8,
+    ModelRef,
+)
+from mien_server.repository.config.ensembles import EnsembleConfig, FaceValue
+from mien_server.repository.versions import ReadyModel
+from mien_server.triton.tensors import (
+    has_raw_contents,
+    input_shape,
+    raw_pixels,
+    requested_outputs,
+    strings,
+    typed_pixels,
+)
+
+_LARGEST = FaceSelection(FacePolicy.LARGEST)
+
+
+async def run_model(
+    model: ReadyModel, request: Any, call: Call, pool: DecodePool
+) -> dict[str, ArrayF32]:
+    """Runs the rows of an `inference.ModelInferRequest` in a model's slot.
+
+    Args:
+        model: held by the caller.
+        request: an embedder's [N, 3, 112, 112] crops, or a detector's [N, 3, S, S] canvases, RGB uint8,
+            where S is one of its buckets.
+        call: gets the stages.
+        pool: for contents that are slow to read.
+
+    Returns:
+        The outputs asked for, by name, rows first. Those of a detector hold as many faces a row as the
+        row with the most, at least one; what a row has less is zeros, with score 0.
+
+    Raises:
+        InvalidRequest: the tensors are not what the model's configuration says.
+        SchedulingError: why there is no result.
+    """
+    config = model.config
+    wanted = requested_outputs(request, config.outputs)
+    spec = config.inputs[0]
+    shape = input_shape(request, spec, batched=True)
+    _check_rows(model, shape[0])
+    side = shape[-1]
+    if shape[2] != side or side not in config.sides:
+        sizes = ", ".join(f"{known}x{known}" for known in config.sides)
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST,
+            f"input {spec.name!r} has images of {shape[2]}x{side} pixels; must be one of {sizes}.",
+            field="inputs[0].shape",
+        )
+    if has_raw_contents(request, spec):
+        pixels = raw_pixels(request, spec.name, shape)
+    else:
+        pixels, _ = await pool.decode(
+            lambda: typed_pixels(request, spec.name, shape),
+            nbytes=request.ByteSize(),
+            deadline=call.deadline,
+        )
+    images = _images(pixels)
+    rows: list[EmbedderRow] | list[DetectorRow]
+    if config.task == "detect":
+        rows = [DetectorRow(image, config.options.score_threshold) for image in images]
+    else:
+        rows = [EmbedderRow(image) for image in images]
+    results = await run_rows(
+        model,
+        rows,
+        call,
+        name=config.task,
+        nbytes=pixels.nbytes,
+        stage=0,
+        shape=side if config.task == "detect" else None,
+        deadline=call.deadline,
+    )
+    arrays = _padded(results) if config.task == "detect" else (np.stack(results),)
+    outputs = dict(zip((output.name for output in config.outputs), arrays, strict=True))
+    return {name: outputs[name] for name in wanted}
+
+
+async def run_ensemble(
+    ensemble: EnsembleConfig, request: Any, call: Call, pipeline: FacePipeline
+) -> dict[str, ArrayF32]:
+    """Runs the encoded photos of an `inference.ModelInferRequest` through the pipeline, all at once.
+
+    Returns:
+        The outputs asked for, by name, rows first: of each photo's largest face its box [4], score [1],
+        landmarks [5, 2], in pixels of the upright photo, and embedding [d], of unit length.
+
+    Raises:
+        InvalidRequest: the tensors are not what the configuration says, or a photo is none.
+        Unmet: a photo without a usable face. Errors about a photo name its row.
+        SchedulingError: why there is no result.
+    """
+    wanted = requested_outputs(request, ensemble.outputs)
+    spec = ensemble.inputs[0]
+    batched = ensemble.max_batch_size > 0
+    shape = input_shape(request, spec, batched=batched)
+    if batched and shape[0] > ensemble.max_batch_size:
+        raise _too_many(ensemble.name, shape[0], ensemble.max_batch_size)
+    raw = has_raw_contents(request, spec)
+    photos = strings(request, spec.name, shape[0], raw=raw)
+
+    async def face(row: int, photo: bytes) -> Face:
+        part = Call(call.deadline, call.priority, call.arrived, queue_timeout=call.queue_timeout)
+        try:
+            found = await pipeline.embed(
+                EncodedImage(photo, f"inputs[0].row[{row}]"),
+                detector=ModelRef(ensemble.detector.model, ensemble.detector.version, "model_name"),
+                embedder=ModelRef(ensemble.embedder.model, ensemble.embedder.version, "model_name"),
+                selection=_LARGEST,
+                call=part,
+            )
+        except MienError as error:
+            if error.field != "model_name":
+                error.message = f"input {spec.name!r}, row {row}: {error.message}"
+            raise
+        call.stages += part.stages
+        return found.faces[0]
+
+    faces = await together(*(face(row, photo) for row, photo in enumerate(photos)))
+    outputs = {name: _values(faces, ensemble.values[name]) for name in wanted}
+    return outputs if batched else {name: array[0] for name, array in outputs.items()}
+
+
+def _check_rows(model: ReadyModel, rows: int) -> None:
+    policy = model.config.batching
+    if rows > policy.max_batch_size and not policy.split_rows:
+        raise _too_many(model.name, rows, policy.max_batch_size)
+
+
+def _too_many(name: str, rows: int, limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        Reason.INVALID_REQUEST,
+        f"model {name!r} takes at most {limit} rows a request (max_batch_size), not {rows}.",
+        field="inputs[0].shape",
+    )
+
+
+def _images(pixels: NDArray[np.uint8]) -> list[ImageU8]:
+    """Planes [N, 3, H, W] as images [H, W, 3], ten times faster than numpy's transpose."""
+    return [np.asarray(cv2.merge(list(planes)), np.uint8) for planes in pixels]
+
+
+def _padded(results: Sequence[Detections]) -> tuple[ArrayF32, ...]:
+    """Boxes [N, M, 4], scores [N, M] and landmarks [N, M, 5, 2], zeros beyond each row's faces."""
+    most = max(1, *(len(found.scores) for found in results))
+    return tuple(
+        np.stack([_grown(np.asarray(part, np.float32), most) for part in parts])
+        for parts in zip(*results, strict=True)
+    )
+
+
+def _grown(array: ArrayF32, length: int) -> ArrayF32:
+    grown = np.zeros((length, *array.shape[1:]), np.float32)
+    grown[: len(array)] = array
+    return grown
+
+
+def _values(faces: Sequence[Face], value: FaceValue) -> ArrayF32:
+    return np.stack([_value(face, value) for face in faces])
+
+
+def _value(face: Face, value: FaceValue) -> ArrayF32:
+    # Every face of an answer to an encoded photo has all of these.
+    found: Any
+    match value:
+        case "boxes":
+            found = face.box
+        case "scores":
+            found = [face.score]
+        case "landmarks":
+            found = face.landmarks
+        case "embedding":
+            found = face.embedding and face.embedding.values
+    return np.asarray(found, np.float32)

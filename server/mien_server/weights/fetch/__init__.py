@@ -1,0 +1,1 @@
+"""Gets weights from packages, hubs and addresses."""

@@ -1,0 +1,1 @@
+"""Which network a checkpoint holds, and its weights as data."""

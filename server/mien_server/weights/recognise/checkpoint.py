@@ -1,0 +1,40 @@
+"""Which network a checkpoint holds, told by its content."""
+
+from pathlib import Path
+
+import onnx
+
+from mien_server.weights.recognise.formats import Contents, read
+from mien_server.weights.recognise.graph_kinds import GRAPHS, unknown_graph, with_shapes
+from mien_server.weights.recognise.onnx_weights import WeightsError
+from mien_server.weights.recognise.recognised import Recognised
+from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
+
+
+def recognise(path: Path, source: str = "") -> list[Recognised]:
+    """Everything that a file can be imported as, the best first.
+
+    Args:
+        path: a PyTorch, safetensors or ONNX file.
+        source: where it came from, if that is known: decides what its content does not tell.
+
+    Raises:
+        WeightsError: nothing; the message names the file and says why not and what to do.
+        OSError: the file cannot be read.
+    """
+    contents = read(path)
+    try:
+        return _look(contents, path, source)
+    except WeightsError as error:
+        raise WeightsError(f"{path.name}: {error}") from error
+
+
+def _look(contents: Contents, path: Path, source: str) -> list[Recognised]:
+    if isinstance(contents, onnx.ModelProto):
+        graph = with_shapes(contents).graph
+        if found := [each for look in GRAPHS if (each := look(graph, path))]:
+            return found
+        raise WeightsError(unknown_graph(graph))
+    if found := [each for look in STATE_DICTS if (each := look(contents, source))]:
+        return found
+    raise WeightsError(unknown_state_dict(contents))

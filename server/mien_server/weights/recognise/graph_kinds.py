@@ -1,0 +1,166 @@
+"""The networks that are known by their ONNX graph.
+
+To recognise another one, write a function like those here and add it to `GRAPHS`.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import shape_inference
+
+from mien_server.models.interface import Normalisation, Task
+from mien_server.weights.recognise.iresnet_graph import read_iresnet
+from mien_server.weights.recognise.recognised import (
+    ARCFACE_INPUT,
+    INSIGHTFACE_LICENSE,
+    Recognised,
+    for_pytorch,
+)
+from mien_server.weights.recognise.state_dicts import Found, fit
+
+_SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
+
+_CROP = 112
+_MIN_DIMENSIONS = 64
+"""Networks on faces with fewer outputs tell age, gender or expression."""
+_SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
+"""Last dimensions of scores, boxes and landmarks of the three strides."""
+
+
+def iresnet_graph(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # noqa: ARG001
+    """An ArcFace backbone exported to ONNX, such as InsightFace's w600k_r50.onnx, read into PyTorch."""
+    found = read_iresnet(graph)
+    if found is None:
+        return None
+    architecture, weights = found
+    state, notes = fit(Found("", weights, ()), architecture)
+    return for_pytorch(
+        architecture,
+        state,
+        notes,
+        title="ArcFace IResNet as an ONNX graph (InsightFace w600k_r50)",
+        normalisation=ARCFACE_INPUT,
+        license_=INSIGHTFACE_LICENSE,
+    )
+
+
+def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
+    """Any network from one aligned crop to one embedding, such as InsightFace's w600k_mbf.onnx."""
+    inputs, outputs = _signature(graph)
+    if len(inputs) != 1 or len(outputs) != 1:
+        return None
+    (shape,), (output,) = inputs.values(), outputs.values()
+    if shape[1:] != [3, _CROP, _CROP] or len(output) != 2 or output[1] < _MIN_DIMENSIONS:
+        return None
+    # InsightFace's older graphs subtract and multiply themselves.
+    own = {"Sub", "Mul"} <= {node.op_type for node in graph.node[:8]}
+    return _onnx(
+        "embedder",
+        "embed",
+        graph,
+        path,
+        title=f"an ONNX embedder of {output[1]} dimensions",
+        normalisation=Normalisation("RGB", (0, 0, 0), 1) if own else ARCFACE_INPUT,
+        dimensions=output[1],
+        batch=max(shape[0], 0),
+    )
+
+
+def scrfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:
+    """InsightFace's SCRFD detectors with landmarks, such as det_10g.onnx and det_500m.onnx."""
+    inputs, outputs = _signature(graph)
+    if (
+        len(inputs) != 1
+        or sorted(shape[-1] for shape in outputs.values() if shape) != _SCRFD_OUTPUTS
+    ):
+        return None
+    (shape,) = inputs.values()
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        return None
+    return _onnx(
+        "scrfd",
+        "detect",
+        graph,
+        path,
+        title="an SCRFD detector with landmarks",
+        normalisation=_SCRFD_INPUT,
+        batch=max(shape[0], 0),
+        side=max(shape[2], 0),
+    )
+
+
+GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
+    iresnet_graph,
+    embedder,
+    scrfd,
+)
+"""Look at an ONNX graph and its file; the first that recognises it is what a new model becomes."""
+
+
+def unknown_graph(graph: onnx.GraphProto) -> str:
+    """What to say of a graph that none of them recognises."""
+    inputs, outputs = (
+        ", ".join(f"{name} {shape}" for name, shape in tensors.items())
+        for tensors in _signature(graph)
+    )
+    return (
+        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
+        " an SCRFD detector with landmarks (nine outputs). InsightFace's landmark and age-and-gender"
+        " models have no use here"
+    )
+
+
+def _onnx(
+    architecture: str,
+    task: Task,
+    graph: onnx.GraphProto,
+    path: Path,
+    *,
+    title: str,
+    normalisation: Normalisation,
+    batch: int,
+    side: int = 0,
+    dimensions: int = 0,
+) -> Recognised:
+    return Recognised(
+        title=title,
+        backend="onnxruntime",
+        architecture=architecture,
+        task=task,
+        weights=path,
+        tensors=len(graph.initializer),
+        parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),
+        normalisation=normalisation,
+        license=INSIGHTFACE_LICENSE,
+        dimensions=dimensions,
+        batch=batch,
+        side=side,
+        notes=(f"its graph always takes {batch} at once",) if batch else (),
+    )
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, its shapes inferred where its outputs do not say theirs."""
+    shapes = [_shape(output) for output in model.graph.output]
+    if all(shape and shape[-1] > 0 for shape in shapes):
+        return model
+    inferred: onnx.ModelProto = shape_inference.infer_shapes(model)
+    return inferred
+
+
+def _signature(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Names and shapes of the inputs and outputs; a dimension of any size is -1."""
+    # Older exporters list weights among the inputs, quantisers some that nothing reads.
+    given = {name for node in graph.node for name in node.input}
+    given -= {tensor.name for tensor in graph.initializer}
+    inputs = {each.name: _shape(each) for each in graph.input if each.name in given}
+    return inputs, {each.name: _shape(each) for each in graph.output}
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1
+        for dim in value.type.tensor_type.shape.dim
+    ]

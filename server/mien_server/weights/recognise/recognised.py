@@ -1,0 +1,89 @@
+"""What a checkpoint was recognised as: everything that importing it needs to know."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mien_server.models.catalogue import find_family
+from mien_server.models.interface import Normalisation, Task
+from mien_server.models.iresnet import DIMENSIONS
+from mien_server.repository.config.model import Backend
+from mien_server.weights.recognise.state_dicts import StateDict
+
+ARCFACE_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
+INSIGHTFACE_LICENSE = (
+    "not stated; InsightFace's and ModelScope's public weights are for non-commercial research only"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognised:
+    """What a checkpoint can be imported as.
+
+    Attributes:
+        title: the network, for people.
+        backend: what runs it.
+        architecture: as `config.pbtxt` names it.
+        task: what it is for.
+        weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
+        tensors, parameters: how many tensors there are, and learnt numbers in them.
+        normalisation: the input that its publisher trained it with.
+        license: what is known of who may use such weights for what.
+        dimensions: an embedding's, else 0.
+        batch: rows that the graph always takes at once, 0: any number.
+        side: of the square canvas that a detector's graph always takes, 0: any size.
+        notes: what a person should know.
+    """
+
+    title: str
+    backend: Backend
+    architecture: str
+    task: Task
+    weights: StateDict | Path
+    tensors: int
+    parameters: int
+    normalisation: Normalisation
+    license: str
+    dimensions: int = 0
+    batch: int = 0
+    side: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """Backend and architecture, for people: what a config.pbtxt must say."""
+        return f"architecture {self.architecture!r} on backend {self.backend!r}"
+
+    @property
+    def filename(self) -> str:
+        """What the weights are called in a version folder."""
+        return "model.onnx" if isinstance(self.weights, Path) else "model.safetensors"
+
+
+def for_pytorch(
+    architecture: str,
+    state: StateDict,
+    notes: list[str],
+    *,
+    title: str,
+    normalisation: Normalisation,
+    license_: str,
+) -> Recognised:
+    """A state_dict that is exactly that of one of mien's own networks."""
+    family = find_family(architecture)
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in family.network().parameters())
+    return Recognised(
+        title=title,
+        backend="pytorch",
+        architecture=architecture,
+        task=family.task,
+        weights=state,
+        tensors=len(state),
+        parameters=parameters,
+        normalisation=normalisation,
+        license=license_,
+        dimensions=DIMENSIONS if family.task == "embed" else 0,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,1 @@
+"""Writes version folders and their configurations."""

@@ -1,0 +1,78 @@
+"""Gives a new version folder its golden file."""
+
+import shutil
+from pathlib import Path
+
+from mien_server.backends.checkpoint import LoadError
+from mien_server.repository.config.model import ModelConfig, read_config
+from mien_server.repository.folders import CONFIG
+from mien_server.repository.golden import FILENAME
+from mien_server.repository.manifest import verify_version
+from mien_server.repository.reference import write_golden
+from mien_server.weights.progress import Progress
+from mien_server.weights.recognise.onnx_weights import WeightsError
+from mien_server.weights.write.version_folder import turn, write_version
+
+
+def add_golden(model: Path, staging: Path, progress: Progress) -> None:
+    """Runs new weights once in float32 and writes down what they answer; says so if that cannot be.
+
+    Args:
+        model: the model's folder, with its config.pbtxt.
+        staging: the version folder that is being made, with the weights.
+        progress: whom to tell.
+
+    Raises:
+        ConfigError: the model's config.pbtxt cannot be read.
+        WeightsError: the weights cannot be run.
+    """
+    if reason := _write(model, staging):
+        progress.say(f"note: {model.name} has no golden file: {reason}")
+
+
+def renew_golden(repository: Path, folder: Path, weights: str, progress: Progress) -> None:
+    """Makes the golden file of a version that is there, in place of the one that it may have.
+
+    The version folder is replaced in one rename; its weights, their source and their licence stay.
+
+    Args:
+        repository: the model repository.
+        folder: the version folder.
+        weights: the name of the weights' file.
+        progress: whom to tell.
+
+    Raises:
+        ManifestError: the version is damaged.
+        ConfigError: the model's config.pbtxt cannot be read.
+        WeightsError: the weights cannot be run, or there is nothing to compare with; the version stays as
+            it is.
+        OSError: the repository cannot be written.
+    """
+    model = folder.parent
+    with turn(model, progress):
+        manifest = verify_version(folder, repository, weights)
+
+        def fill(into: Path) -> None:
+            for name in manifest.files:
+                if name != FILENAME:
+                    shutil.copy2(folder / name, into / name)
+            if reason := _write(model, into):
+                raise WeightsError(f"no golden file can be made: {reason}")
+
+        write_version(
+            folder,
+            fill,
+            source=manifest.source,
+            license_=manifest.license,
+            command="models check",
+        )
+
+
+def _write(model: Path, staging: Path) -> str:
+    """Writes the golden file; "" or why there is none."""
+    config = read_config(model / CONFIG)
+    assert isinstance(config, ModelConfig)  # noqa: S101 - an ensemble has no weights
+    try:
+        return write_golden(config, staging)
+    except LoadError as error:
+        raise WeightsError(str(error)) from error

@@ -1,0 +1,125 @@
+"""The config.pbtxt of a model that comes into a repository with its first weights."""
+
+from string import Template
+
+from mien_server.models.interface import Normalisation
+from mien_server.weights.recognise.recognised import Recognised
+
+_HEAD = """\
+# $title: written by mien-server models import. docs/models.md explains every line.
+name: $name
+backend: "$backend"
+
+# Rows that one batch may have, and the sizes worth forming. On a processor four already reach the
+# peak; on a GPU add larger ones.
+max_batch_size: $max_batch_size
+dynamic_batching {$preferred }
+
+# A GPU where there is one, else the processor.
+instance_group [ { kind: KIND_AUTO } ]
+"""
+
+_EMBEDDER = """
+# Aligned crops, RGB 0..255, and their embeddings as the network gives them: not of unit length.
+input [
+  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, 112, 112 ] }
+]
+output [
+  { name: "embedding", data_type: TYPE_FP32, dims: [ $dimensions ] }
+]
+
+# Without match_threshold, which is known of no new weights, Verify wants one in each request.
+parameters [
+  $parameters,
+  { key: "split_rows", value: { string_value: "true" } }
+]
+model_warmup [
+  {
+    name: "one face"
+    batch_size: 1
+    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, 112, 112 ], random_data: true } }
+  }
+]
+"""
+
+_DETECTOR = """
+# Square canvases, RGB 0..255, and the faces on them in canvas pixels.
+input [
+  { name: "image", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, -1, -1 ] }
+]
+output [
+  { name: "boxes", data_type: TYPE_FP32, dims: [ -1, 4 ] },
+  { name: "scores", data_type: TYPE_FP32, dims: [ -1 ] },
+  { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }
+]
+
+# Photos are letterboxed to square canvases of these sides. Faces that score above the threshold are
+# reported, unless a request asks otherwise.
+parameters [
+  $parameters,
+  { key: "buckets", value: { string_value: "$buckets" } },
+  { key: "score_threshold", value: { string_value: "0.5" } },
+  { key: "nms_threshold", value: { string_value: "0.4" } }
+]
+model_warmup [
+  {
+    name: "one photo"
+    batch_size: 1
+    inputs { key: "image", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
+  }
+]
+"""
+
+_BUCKETS = (320, 640, 1024)
+_PREFERRED = 4
+_ROWS = {"embed": 32, "detect": 16}
+
+
+def config_text(name: str, recognised: Recognised, *, license_: str, source: str) -> str:
+    """A whole config.pbtxt with everything that the recognised weights decide.
+
+    Args:
+        name: the model's folder.
+        recognised: its weights.
+        license_: of the weights, for people.
+        source: where they come from, for people.
+    """
+    parameters = {
+        "architecture": recognised.architecture,
+        "precision": "auto",
+        **input_parameters(recognised.normalisation),
+        "license": license_,
+        "source": source,
+    }
+    rows = recognised.batch or _ROWS[recognised.task]
+    buckets = (recognised.side,) if recognised.side else _BUCKETS
+    return Template(_HEAD + (_EMBEDDER if recognised.task == "embed" else _DETECTOR)).substitute(
+        title=" ".join(recognised.title.split()),
+        name=_quoted(name),
+        backend=recognised.backend,
+        max_batch_size=rows,
+        preferred=f" preferred_batch_size: [ {_PREFERRED} ]" if rows > _PREFERRED else "",
+        dimensions=recognised.dimensions,
+        parameters=",\n  ".join(
+            f"{{ key: {_quoted(key)}, value: {{ string_value: {_quoted(value)} }} }}"
+            for key, value in parameters.items()
+        ),
+        buckets=", ".join(map(str, buckets)),
+        side=buckets[0],
+    )
+
+
+def input_parameters(normalisation: Normalisation) -> dict[str, str]:
+    """The parameters of config.pbtxt that say what a network's input is."""
+    mean = normalisation.mean if len(set(normalisation.mean)) > 1 else normalisation.mean[:1]
+    scale = normalisation.scale
+    return {
+        "channel_order": normalisation.channel_order,
+        "mean": ", ".join(f"{value:g}" for value in mean),
+        "scale": f"{scale:g}" if scale >= 1 else f"1/{1 / scale:g}",
+    }
+
+
+def _quoted(text: str) -> str:
+    escaped = " ".join(text.split()).replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'

@@ -1,0 +1,321 @@
+"""What tests of Triton's service share: real slots of scripted models, and requests for them."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from typing import Any, cast
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as tritonclient
+from prometheus_client import CollectorRegistry
+from tritonclient.grpc import InferInput, service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from mien_server.errors import ModelNotFound, ModelNotReady, Reason, Unmet
+from mien_server.models.interface import Detections, FamilyOptions, Normalisation, Task
+from mien_server.observability.call_metrics import CallMetrics
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.types import (
+    Call,
+    Embedding,
+    EncodedImage,
+    Face,
+    ModelIdentity,
+    PhotoFaces,
+    StageTime,
+)
+from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
+from mien_server.repository.config.model import InstanceGroup, ModelConfig
+from mien_server.repository.config.tensors import TensorSpec
+from mien_server.repository.repository import ModelRepository
+from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
+from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
+from mien_server.repository.versions import ReadyModel, State, VersionStatus
+from mien_server.rpc.faces import FaceService
+from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.server import RpcServer
+from mien_server.scheduling.interface import PlacedInstance
+from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.scheduler import Scheduler
+from mien_server.triton.service import InferenceService
+
+CROP = (3, 112, 112)
+DETECTOR_OUTPUTS = (
+    TensorSpec("boxes", "TYPE_FP32", (-1, 4)),
+    TensorSpec("scores", "TYPE_FP32", (-1,)),
+    TensorSpec("landmarks", "TYPE_FP32", (-1, 5, 2)),
+)
+ENSEMBLE = EnsembleConfig(
+    name="photo_to_vector",
+    detector=EnsembleStep("finder"),
+    embedder=EnsembleStep("vectors", 1),
+    max_batch_size=4,
+    inputs=(TensorSpec("image", "TYPE_STRING", (1,)),),
+    outputs=(TensorSpec("vector", "TYPE_FP32", (2,)), TensorSpec("box", "TYPE_FP32", (4,))),
+    values={"vector": "embedding", "box": "boxes"},
+    message=service_pb2.ModelConfigResponse().config,
+)
+Script = Callable[[Any], Any]
+
+
+class Processor:
+    name, executors, cores = "cpu", 1, 1
+
+    def begin(self, cores: int) -> None:
+        """One core is all there is."""
+
+
+@dataclass
+class Scripted:
+    """An instance whose model is a function of one row."""
+
+    answer: Script
+    gate: threading.Event | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def collate(self, rows: Sequence[Any]) -> Sequence[Any]:
+        self.begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        return rows
+
+    def compute(self, batch: Sequence[Any]) -> list[Any]:
+        return [self.answer(row) for row in batch]
+
+    def split(self, outputs: list[Any], rows: Sequence[Any]) -> list[Any]:
+        return outputs
+
+
+def mean_colour(row: Any) -> Any:
+    """The mean of each channel [3]; a black crop fails."""
+    if not row.image.any():
+        raise RuntimeError("black")
+    return row.image.reshape(-1, 3).mean(axis=0).astype(np.float32)
+
+
+def as_many_faces_as_red(row: Any) -> Detections:
+    """As many faces as the first pixel is red, all alike."""
+    n = int(row.image[0, 0, 0])
+    return Detections(
+        np.tile(np.array([1, 2, 3, 4], np.float32), (n, 1)),
+        np.full(n, 0.75, np.float32),
+        np.ones((n, 5, 2), np.float32),
+    )
+
+
+class World:
+    """The service's collaborators: real slots, a stand-in for the repository and for the pipeline."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler([Processor()])
+        self.pool = DecodePool(threads=1)
+        self.ready: dict[str, list[ReadyModel]] = {}
+        self.leases = 0
+        self.loads: list[str] = []
+        self.calls: list[Call] = []
+        self.counter = EnsembleCounter()
+
+    def add(self, name: str, task: Task, instance: Scripted, **options: Any) -> ReadyModel:
+        version = options.pop("version", 1)
+        policy = options.pop("policy", BatchingPolicy(max_batch_size=4))
+        config = ModelConfig(
+            name=name,
+            backend="pytorch",
+            architecture="scripted",
+            task=task,
+            precision="fp32",
+            normalisation=Normalisation("RGB", (0, 0, 0), 1.0),
+            options=FamilyOptions(),
+            batching=policy,
+            instance_groups=(InstanceGroup("cpu"),),
+            inputs=(TensorSpec("image", "TYPE_UINT8", (3, -1, -1)),)
+            if task == "detect"
+            else (TensorSpec("face", "TYPE_UINT8", CROP),),
+            outputs=DETECTOR_OUTPUTS
+            if task == "detect"
+            else (TensorSpec("embedding", "TYPE_FP32", (3,)),),
+            buckets=(64, 128) if task == "detect" else (),
+        )
+        config.message.name = name
+        slot = self.scheduler.open_slot(name, version, policy, [PlacedInstance(instance, "cpu")])
+        model = ReadyModel(name, version, "print", replace(config, **options), slot)
+        self.ready.setdefault(name, []).append(model)
+        return model
+
+    def resolve(self, name: str, version: int = 0, *, field: str = "") -> ReadyModel:
+        if name == "asleep":
+            raise ModelNotReady("model 'asleep' is not ready: it snores", field=field)
+        for model in reversed(self.ready.get(name, [])):
+            if version in (0, model.version):
+                return model
+        raise ModelNotFound(f"there is no {name!r} {version}", field=field)
+
+    @contextmanager
+    def lease(self, name: str, version: int = 0, *, field: str = "") -> Iterator[ReadyModel]:
+        model = self.resolve(name, version, field=field)
+        self.leases += 1
+        try:
+            yield model
+        finally:
+            self.leases -= 1
+
+    def ensemble(self, name: str, version: int = 0, *, field: str = "") -> EnsembleConfig | None:
+        return ENSEMBLE if name == ENSEMBLE.name and version in (0, 1) else None
+
+    def statuses(self) -> list[VersionStatus]:
+        models = [model for versions in self.ready.values() for model in versions]
+        found = [VersionStatus(m.name, m.version, State.READY, model=m) for m in models]
+        return [
+            VersionStatus("asleep", 0, State.UNAVAILABLE, "it snores"),
+            VersionStatus(ENSEMBLE.name, 1, State.READY),
+            *found,
+        ]
+
+    index = statuses
+
+    def ensemble_counter(self, name: str) -> EnsembleCounter:
+        assert name == ENSEMBLE.name
+        return self.counter
+
+    def statistics(self) -> list[VersionStatistics]:
+        found = [VersionStatistics(ENSEMBLE.name, 1, self.counter.copy())]
+        for status in self.statuses():
+            if model := status.model:
+                figures, traffic = model.slot.statistics(), None
+                if model.config.traffic.candidates:
+                    shadow = ShadowStatistics(compared=5, agreed=4, failed=3, dropped=2)
+                    traffic = TrafficStatistics(Counter({1: 9}), {2: shadow})
+                found.append(
+                    VersionStatistics(
+                        status.name,
+                        status.version,
+                        totals_of(figures),
+                        slot=figures,
+                        pending=model.slot.pending,
+                        traffic=traffic,
+                    )
+                )
+        return found
+
+    def load(self, name: str) -> Any:
+        self.loads.append(f"load {name}")
+        raise Unmet(Reason.MODEL_LOAD_FAILED, f"model {name!r} could not be loaded: it is broken")
+
+    def unload(self, name: str) -> Any:
+        self.loads.append(f"unload {name}")
+        return self.pool._finishing.submit(lambda: None)
+
+    async def embed(self, image: EncodedImage, *, call: Call, **options: Any) -> PhotoFaces:
+        self.calls.append(call)
+        assert options["embedder"].version == 1
+        if image.data == b"empty":
+            raise Unmet(Reason.FACE_NOT_FOUND, "There is no face.", field=image.field)
+        call.stages += [
+            StageTime("decode.queue", 0.01),
+            StageTime("decode", 0.012),
+            StageTime("detect.queue", 0.02),
+            StageTime("detect.compute", 0.02, 3),
+            StageTime("embed.compute", 0.03, 3),
+            StageTime("embed.postprocess", 0.001),
+        ]
+        size = float(len(image.data))
+        vector = Embedding(
+            np.array([size, 0], np.float32), 1.0, ModelIdentity("vectors", 1, "print")
+        )
+        return PhotoFaces([Face(np.array([0, 0, size, size], np.float32), 0.5, None, vector)], 1, 1)
+
+
+class Running:
+    def __init__(
+        self, world: World, server: RpcServer, admission: Admission, registry: CollectorRegistry
+    ) -> None:
+        self.registry = registry
+        self.world = world
+        self.server = server
+        self.admission = admission
+        self.client = tritonclient.InferenceServerClient(server.address)
+        self.channel = grpc.aio.insecure_channel(server.address)
+        self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Lets the event loop go on until something holds."""
+        async with asyncio.timeout(10):
+            while not true():  # noqa: ASYNC110 - what it watches changes on other threads, too
+                await asyncio.sleep(0)
+
+
+def crops(*colours: tuple[int, int, int]) -> list[InferInput]:
+    """One crop of each colour."""
+    pixels = np.empty((len(colours), *CROP), np.uint8)
+    pixels[:] = np.array(colours, np.uint8)[:, :, None, None]
+    tensor = InferInput("face", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    return [tensor]
+
+
+def canvases(side: int, *reds: int, width: int | None = None) -> list[InferInput]:
+    pixels = np.zeros((len(reds), 3, side, width or side), np.uint8)
+    pixels[:, 0] = np.array(reds, np.uint8)[:, None, None]
+    tensor = InferInput("image", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    return [tensor]
+
+
+def photos(*data: bytes) -> list[InferInput]:
+    tensor = InferInput("image", [len(data), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(data, np.object_).reshape(-1, 1))
+    return [tensor]
+
+
+async def refusal(call: Any) -> tuple[str, str]:
+    """The status and the message that a call fails with."""
+    with pytest.raises(InferenceServerException) as caught:
+        await call
+    status = caught.value.status()
+    return str(status).removeprefix("StatusCode."), caught.value.message()
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Running]:
+    """A server of two models, `vectors` and `finder`, ready; and clients of it."""
+    world = World()
+    world.add("vectors", "embed", Scripted(mean_colour))
+    world.add("finder", "detect", Scripted(as_many_faces_as_red))
+    admission = Admission(max_calls=100, max_bytes=1 << 26)
+    registry = CollectorRegistry()
+    metrics = CallMetrics(registry)
+    server = RpcServer(
+        address=IPv4Address("127.0.0.1"),
+        port=0,
+        max_message_bytes=1 << 26,
+        admission=admission,
+        metrics=metrics,
+    )
+    pipeline = cast(FacePipeline, world)
+    service = InferenceService(
+        cast(ModelRepository, world),
+        pipeline,
+        world.pool,
+        admission,
+        metrics,
+        ready=lambda: server.ready,
+        default_deadline=30,
+    )
+    faces = FaceService(pipeline, default_deadline=30)
+    await server.start(faces, inference=service, reflect=True)
+    admission.open()
+    await server.set_ready(True)
+    running = Running(world, server, admission, registry)
+    yield running
+    await running.client.close()
+    await running.channel.close()
+    await server.close()
+    world.pool.close()
+    world.scheduler.close()
