@@ -4,6 +4,8 @@
 queue (full, expired, draining, failed row) are `scheduling.errors`, mapped at the same place.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -42,6 +44,23 @@ class MienError(Exception):
         self.field = field
 
 
+@contextmanager
+def at(path: str) -> Iterator[None]:
+    """Puts a path in front of the field of every `MienError` that leaves the block.
+
+    Code that looks at one part of a request names fields within that part. Whoever hands the part on
+    knows where it stands: nested blocks build the whole path from the inside out.
+
+    Args:
+        path: where the part stands: `image`, `selection`, `a`.
+    """
+    try:
+        yield
+    except MienError as error:
+        error.field = f"{path}.{error.field}" if error.field else path
+        raise
+
+
 class InvalidRequest(MienError):
     """The request itself is wrong, whatever the server's state. INVALID_ARGUMENT on the wire."""
 
@@ -67,3 +86,10 @@ class ModelNotReady(MienError):
     def __init__(self, message: str, *, field: str = "", lasting: bool = False) -> None:
         super().__init__(Reason.MODEL_NOT_READY, message, field=field)
         self.lasting = lasting
+
+
+class OperatorError(Exception):
+    """Something that an operator can mend: a setting, a file, a device. The message says what and how.
+
+    Commands print it and exit with 1; none of its kinds is a defect of mien.
+    """
