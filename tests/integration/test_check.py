@@ -188,7 +188,7 @@ def test_check_reports_cosine_speed_and_memory(
     assert [speed["rows"] for speed in report["speeds"]] == [1, 2, 4]
     for speed in report["speeds"]:
         rate = 1000 * speed["rows"] / speed["milliseconds"]
-        assert speed["rows_per_second"] == pytest.approx(rate, rel=0.01)
+        assert speed["rows_per_second"] == pytest.approx(rate, rel=0.01, abs=0.05)
     assert report["memory"]["loaded_bytes"] > 5_000_000
 
     assert main(["models", "check", "retinaface", "--model-repository", str(repository)]) == 0

@@ -125,6 +125,9 @@ def _options(cores: int) -> onnxruntime.SessionOptions:
     # piece, which malloc then fetches from the system each time.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # Without VNNI instructions onnxruntime's int8 products saturate in 16 bits, and SFace comes down to a
+    # cosine of 0.9889 to float32. This makes them exact there, and changes nothing on other processors.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(_MAX_FOLDED_BYTES)
     )
