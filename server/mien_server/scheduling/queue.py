@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from mien_server.scheduling.request import Part, Request
 
-# The order of service: priority level, then those on time before those delayed, then later stages first.
+# The order of service: by priority level, then those on time before those delayed, then the calls that
+# have passed more slots.
 _Lane = tuple[int, bool, int]
 
 
@@ -102,4 +103,4 @@ class SlotQueue:
 
 
 def _lane(request: Request) -> _Lane:
-    return (request.level, request.delayed, -request.stage)
+    return (request.level, request.delayed, -request.passed)
