@@ -126,6 +126,24 @@ def test_drain_under_load_loses_nothing() -> None:
         assert slot.statistics().succeeded == sum(map(len, accepted))
 
 
+@pytest.mark.parametrize("leaves_by", ["cancellation", "expiry"])
+def test_whoever_waits_for_a_slot_to_empty_learns_of_a_request_that_only_left(
+    leaves_by: str,
+) -> None:
+    with two_streams() as (scheduler, open_slot):
+        gate = busy(open_slot)
+        slot = open_slot(Echo())
+        patience = 0.2 if leaves_by == "expiry" else LONG
+        waiting = slot.submit(Work(rows=["row"], deadline=time.monotonic() + patience))
+        with ThreadPoolExecutor(1) as pool:
+            closed = pool.submit(scheduler.close_slot, slot)
+            if leaves_by == "cancellation":
+                assert eventually(lambda: slot.state.closing)
+                assert waiting.cancel()
+            assert closed.result(timeout=LONG)
+        gate.open.set()
+
+
 def test_drain_and_close_slot_say_when_time_runs_out_and_may_be_called_again() -> None:
     with two_streams() as (scheduler, open_slot):
         gate = Gate()

@@ -1,8 +1,7 @@
 """Who is let in: limits of a slot, of the server, and of what the deadline still allows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from mien_server.scheduling.device_state import DeviceState
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
 from mien_server.scheduling.estimate import with_headroom
 from mien_server.scheduling.request import Request
@@ -24,7 +23,6 @@ class Admission:
 
     def __init__(
         self,
-        devices: Mapping[str, DeviceState],
         slots: Sequence[SlotState],
         *,
         max_requests: int,
@@ -34,7 +32,6 @@ class Admission:
         self.held_bytes = 0
         self.draining = False
         self.closed = False
-        self._devices = devices
         self._slots = slots
         self._max_requests = max_requests
         self._max_bytes = max_bytes
@@ -114,16 +111,16 @@ class Admission:
 
     def _expected_wait(self, slot: SlotState, level: int, now: float) -> float:
         """Seconds until a new request of the slot would start, at the pace of late."""
-        placed = slot.share.keys()
-        capacity = sum(self._devices[name].capacity for name in placed)
         others = [
             other.queue.rows * other.estimate.row_cost(now)
             for other in self._slots
-            if other is not slot and len(other.queue) and not placed.isdisjoint(other.share)
+            if other is not slot
+            and len(other.queue)
+            and not slot.share.keys().isdisjoint(other.share)
         ]
         own = slot.queue.rows_ahead(level) * slot.estimate.row_cost(now)
         # With fair shares, of k busy slots each gets at least its k-th of the device.
-        return min(own + sum(others), own * (1 + len(others))) / capacity
+        return min(own + sum(others), own * (1 + len(others))) / slot.capacity
 
 
 def _retry_after(wait: float) -> float:

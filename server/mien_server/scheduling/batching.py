@@ -57,7 +57,7 @@ def form_batch(
     now: float,
     expected: Expected,
     *,
-    draining: bool = False,
+    draining: bool,
 ) -> Batch | float | None:
     """The batch to run now, or when to ask again, or None if nothing waits.
 

@@ -65,9 +65,7 @@ class Dispatcher:
     def __init__(self, devices: Sequence[Device], *, max_requests: int, max_bytes: int) -> None:
         self.devices = {device.name: DeviceState(device) for device in devices}
         self.slots: list[SlotState] = []
-        self.admission = Admission(
-            self.devices, self.slots, max_requests=max_requests, max_bytes=max_bytes
-        )
+        self.admission = Admission(self.slots, max_requests=max_requests, max_bytes=max_bytes)
         self._deadlines = DeadlineHeap()
 
     def open_slot(
@@ -89,7 +87,8 @@ class Dispatcher:
                 raise ValueError(
                     f"there is no device {placed.device!r}, only {sorted(self.devices)}"
                 )
-        slot = SlotState(name, version, policy, instances)
+        capacity = sum(self.devices[name].capacity for name in {at.device for at in instances})
+        slot = SlotState(name, version, policy, instances, capacity)
         self.slots.append(slot)
         return slot
 
@@ -302,7 +301,7 @@ class Dispatcher:
     def _assign(self, slot: SlotState, device: DeviceState, batch: Batch, now: float) -> Assignment:
         for part in batch.parts:
             slot.queue.take(part)
-            if not part.request.running():
+            if part.start == 0:
                 part.request.set_running_or_notify_cancel()
                 slot.statistics.queue.add(now - part.request.queued)
         index = slot.free_runs(device.device.name)[0]

@@ -81,7 +81,7 @@ class Request(Future[Completion]):
 
     def tell(self, outcome: Completion | Exception) -> None:
         """Completes the future, unless the caller has cancelled it. Runs the caller's callbacks."""
-        if not self.running() and not self.set_running_or_notify_cancel():
+        if not self.taken and not self.set_running_or_notify_cancel():
             return
         if isinstance(outcome, Exception):
             self.set_exception(outcome)

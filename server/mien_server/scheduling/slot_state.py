@@ -23,6 +23,7 @@ class SlotState:
         running: batches under way, per placed instance.
         held: requests accepted and not yet settled.
         share: per device, seconds of a core (or executor) spent on new work, for fairness between slots.
+        capacity: units (cores, or executors of a GPU) of its devices, which work at the same time.
         closing: whether it takes no new calls.
         closed: whether it takes nothing any more and is gone from the dispatcher.
         broken: why it serves no more, or "".
@@ -36,6 +37,7 @@ class SlotState:
         version: int,
         policy: BatchingPolicy,
         instances: Sequence[PlacedInstance],
+        capacity: int,
     ) -> None:
         self.name = name
         self.version = version
@@ -47,6 +49,7 @@ class SlotState:
         self.running = [0] * len(self.instances)
         self.held = 0
         self.share = dict.fromkeys((placed.device for placed in self.instances), 0.0)
+        self.capacity = capacity
         self.closing = False
         self.closed = False
         self.broken = ""

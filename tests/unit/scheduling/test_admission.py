@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
+from mien_server.scheduling.policy import QueuePolicy, TimeoutAction
 from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.work import BACKGROUND, Work
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import START, Lab, Model, answers, rows_of
 
@@ -156,6 +157,33 @@ def test_an_urgent_call_is_not_refused_for_a_backlog_that_it_overtakes() -> None
         slot.submit(Work(rows=["usual"], deadline=lab.now + 1.0))
     slot.submit(Work(rows=["urgent"], priority=1, deadline=lab.now + 1.0))
     assert rows_of(lab.taken()) == ["urgent"]
+
+
+@pytest.mark.parametrize("kind", ["delayed", "background"])
+def test_a_backlog_that_a_call_would_overtake_refuses_it_nothing(kind: str) -> None:
+    lab = Lab()
+    override = QueuePolicy(TimeoutAction.DELAY, allow_timeout_override=True)
+    slot = lab.slot(default_queue_policy=override)
+    learn(lab, slot, seconds=0.1)
+    backlog = {"timeout": 1.0} if kind == "delayed" else {"passed": BACKGROUND}
+    lab.submit_each(slot, range(50), **backlog)
+    lab.wait(2.0)
+    slot.submit(Work(rows=["call"], deadline=lab.now + 0.2))
+    assert rows_of(lab.taken()) == ["call"]
+
+
+def test_rows_that_a_batch_has_taken_are_no_backlog_any_more() -> None:
+    lab = Lab(FakeDevice(executors=2, cores=0))
+    slot = lab.slot(max_batch_size=4, split_rows=True)
+    for _ in range(2):
+        lab.submit(slot, range(4))
+        lab.finish(lab.taken(), after=0.4)
+    lab.submit(slot, range(6))
+    lab.taken()
+    assert slot.state.queue.rows == 2
+    # Two executors share the two rows that are left, at 0.1 s each.
+    with pytest.raises(QueueFull, match="about 100 ms"):
+        lab.submit(slot, [0], deadline=lab.now + 0.1)
 
 
 def test_a_backlog_of_another_slot_counts_only_by_the_share_it_is_due() -> None:

@@ -241,6 +241,13 @@ def test_shapes_never_mix_and_a_batch_that_ends_for_lack_of_its_shape_says_so() 
     ]
 
 
+def test_two_shapes_wait_for_company_side_by_side_until_the_older_ones_delay_is_over() -> None:
+    lab = Lab()
+    of_shapes(lab, "abb", max_batch_size=8, max_queue_delay=DELAY)
+    assert formed(lab) == []
+    assert lab.ask_again == START + DELAY
+
+
 def test_a_full_batch_of_another_shape_need_not_wait_for_the_oldest_ones_delay() -> None:
     lab = Lab()
     of_shapes(lab, "abbb", max_batch_size=3, max_queue_delay=DELAY)
