@@ -14,6 +14,7 @@ from bench.report import machine, percentile, table
 from bench.slots import crop, embedder_slot
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 POLICIES = {
@@ -31,7 +32,7 @@ def closed_loop(slot: Slot, concurrency: int, seconds: float) -> list[float]:
     def caller() -> None:
         while time.monotonic() < ends:
             start = time.perf_counter()
-            slot.submit([row]).result()
+            slot.submit(Work(rows=[row])).result()
             if time.monotonic() < ends:
                 latencies.append(time.perf_counter() - start)
 

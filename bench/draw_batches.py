@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mien_server.scheduling.dispatch import Assignment, Dispatcher
-from mien_server.scheduling.interface import Completion, PlacedInstance
+from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.request import Request
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 
 ARRIVALS = [
     (0, 640), (3, 640), (5.5, 320), (8, 640), (10.5, 640), (13, 320), (16, 640), (20, 640), (24, 320),
@@ -39,7 +37,7 @@ class TwoCores:
 
 
 class NoModel:
-    """Never called: the drawing is about time."""
+    """Gives rows back: the drawing is about time."""
 
     def collate(self, rows: Sequence[Any]) -> Any:
         return rows
@@ -67,9 +65,7 @@ def simulate() -> list[Ran]:
     """Runs the arrivals through the dispatcher."""
     dispatcher = Dispatcher([TwoCores()], max_requests=100, max_bytes=1 << 30)
     policy = BatchingPolicy(max_batch_size=8, preferred_batch_sizes=(3,))
-    desk: Any = Scheduler  # a slot asks its desk only when somebody submits through it
-    slot = Slot("retinaface", 1, policy, [PlacedInstance(NoModel(), "cpu", 2)], desk)
-    dispatcher.slots.append(slot)
+    slot = dispatcher.open_slot("retinaface", 1, policy, [PlacedInstance(NoModel(), "cpu", 2)])
     ran: list[Ran] = []
     free = [0, 1]
     executor_of: dict[Assignment, int] = {}
@@ -80,12 +76,13 @@ def simulate() -> list[Ran]:
     while events:
         now, _, event = heapq.heappop(events)
         if isinstance(event, Assignment):
-            event.run.outcomes = [Completion] * event.batch.rows
+            event.run.run(lambda: now / 1000)  # noqa: B023 - called at once
             dispatcher.finish(event, now / 1000)
             free.append(executor_of.pop(event))
             free.sort()
         else:
-            dispatcher.submit(slot, _request(slot, event, now / 1000), now / 1000)
+            work = Work(rows=[event], shape=ARRIVALS[event][1])
+            dispatcher.submit(slot, work, now / 1000, lambda _: False)
         while free:
             assignment, _ = dispatcher.take("cpu", now / 1000)
             if not isinstance(assignment, Assignment):
@@ -101,22 +98,6 @@ def simulate() -> list[Ran]:
             order += 1
             heapq.heappush(events, (now + seconds, order, assignment))
     return ran
-
-
-def _request(slot: Slot, photo: int, now: float) -> Request:
-    return Request(
-        slot,
-        [photo],
-        shape=ARRIVALS[photo][1],
-        nbytes=0,
-        level=0,
-        stage=0,
-        deadline=None,
-        expires=None,
-        arrived=now,
-        queued=now,
-        withdraw=lambda _: False,
-    )
 
 
 def draw(ran: Sequence[Ran]) -> str:

@@ -29,6 +29,7 @@ from mien_server.scheduling.errors import QueueFull
 from mien_server.scheduling.interface import Completion
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 
 DEADLINE = 0.5
 BATCHED = BatchingPolicy(max_batch_size=32, preferred_batch_sizes=(4,))
@@ -65,7 +66,7 @@ def open_loop(slot: Slot, rate: float, seconds: float, *, with_deadline: bool) -
         tally.offered += 1
         deadline = due + DEADLINE if with_deadline else None
         try:
-            future = slot.submit([row], nbytes=CROP_BYTES, deadline=deadline)
+            future = slot.submit(Work(rows=[row], nbytes=CROP_BYTES, deadline=deadline))
         except QueueFull:
             tally.refused += 1
             continue

@@ -19,6 +19,7 @@ from bench.report import machine, percentile, table
 from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
+from mien_server.scheduling.work import Work
 
 
 class NoDevice:
@@ -82,7 +83,7 @@ def main() -> None:
     pool = ThreadPoolExecutor(1)
     rows = [0]
     subjects: dict[str, Callable[[], Future[Any]]] = {
-        "mien slot": lambda: slot.submit(rows, deadline=time.monotonic() + 60),
+        "mien slot": lambda: slot.submit(Work(rows=rows, deadline=time.monotonic() + 60)),
         "bare thread pool": lambda: pool.submit(list, rows),
     }
     lines = []

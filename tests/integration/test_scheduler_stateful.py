@@ -24,6 +24,8 @@ from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
 
 LONG = 30.0
 GOOD, FAILS, KILLS = "good", "fails", "kills"
@@ -44,19 +46,6 @@ class Call(NamedTuple):
     rows: list[Row]
     future: Future[Any]
     deadline: float | None
-
-
-class Processor:
-    """Two executors that share `cores`."""
-
-    name = "cpu"
-    executors = 2
-
-    def __init__(self, cores: int) -> None:
-        self.cores = cores
-
-    def begin(self, cores: int) -> None:
-        assert cores <= self.cores
 
 
 class Model:
@@ -113,7 +102,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.threads_before = set(threading.enumerate())
         self.gate = threading.Event()
         self.gate.set()
-        self.scheduler = Scheduler([Processor(cores)], max_requests=60, max_bytes=1000)
+        self.device = FakeDevice(executors=2, cores=cores)
+        self.scheduler = Scheduler([self.device], max_requests=60, max_bytes=1000)
         self.models: dict[Slot, Model] = {}
         self.closed: set[Slot] = set()
         self.refused: Counter[Slot] = Counter()
@@ -139,7 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         shape=st.sampled_from("ab"),
         patience=st.none() | st.sampled_from([0.001, 0.005, LONG]),
         priority=st.integers(0, 2),
-        stage=st.sampled_from([0, 0, 1]),
+        passed=st.sampled_from([0, 0, 1]),
     )
     def submit(
         self,
@@ -148,19 +138,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         shape: str,
         patience: float | None,
         priority: int,
-        stage: int,
+        passed: int,
     ) -> None:
         for kinds in requests:
             rows = [Row(len(self.accepted), number, kind) for number, kind in enumerate(kinds)]
             deadline = None if patience is None else time.monotonic() + patience
             try:
                 future = slot.submit(
-                    rows,
-                    shape=shape,
-                    nbytes=len(rows),
-                    deadline=deadline,
-                    priority=priority,
-                    stage=stage,
+                    Work(
+                        rows=rows,
+                        shape=shape,
+                        nbytes=len(rows),
+                        deadline=deadline,
+                        priority=priority,
+                        passed=passed,
+                    )
                 )
             except Draining:
                 assert slot in self.closed
@@ -224,6 +216,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.drain(timeout=LONG)
         self.scheduler.close()
         assert set(threading.enumerate()) <= self.threads_before
+        assert all(granted <= self.device.cores for _, granted in self.device.grants)
         for slot in self.models:
             calls = [call for call in self.accepted if call.slot is slot]
             self.check(slot, calls)

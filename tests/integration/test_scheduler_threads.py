@@ -17,14 +17,13 @@ import pytest
 from mien_server.scheduling.errors import Expired
 from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.work import Work
 from tests.integration.threads import (
     LONG,
     SOON,
-    Echo,
     Gate,
     Napping,
     Photo,
-    Processor,
     answers,
     busy,
     busy_once,
@@ -32,6 +31,7 @@ from tests.integration.threads import (
     scheduling,
     two_streams,
 )
+from tests.scheduling_rig import Echo, FakeDevice
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_requests_leave_at_their_deadlines_while_every_executor_is_busy(
             left[deadline] = time.monotonic()
 
         for deadline in deadlines:
-            future = slot.submit(["row"], deadline=deadline)
+            future = slot.submit(Work(rows=["row"], deadline=deadline))
             future.add_done_callback(partial(note, deadline))
             futures.append(future)
         assert not wait_for(futures, timeout=LONG).not_done
@@ -81,7 +81,9 @@ def test_a_cancelled_request_is_gone_with_its_memory_while_every_executor_is_bus
         slot = open_slot(Echo())
         photos = [Photo() for _ in range(50)]
         observed = [ref(photo) for photo in photos]
-        futures = [slot.submit([photo], deadline=time.monotonic() + LONG) for photo in photos]
+        futures = [
+            slot.submit(Work(rows=[photo], deadline=time.monotonic() + LONG)) for photo in photos
+        ]
         photos.clear()
         slowest = 0.0
         for number, future in enumerate(futures):
@@ -102,7 +104,7 @@ async def test_a_cancelled_task_takes_its_request_out_of_the_queue() -> None:
         slot = open_slot(Echo())
 
         async def call() -> None:
-            await asyncio.wrap_future(slot.submit(["row"]))
+            await asyncio.wrap_future(slot.submit(Work(rows=["row"])))
 
         task = asyncio.create_task(call())
         await asyncio.sleep(0)
@@ -119,9 +121,9 @@ async def test_a_timed_out_task_and_its_neighbours_each_get_their_own_outcome() 
     with two_streams() as (_, open_slot):
         gate = busy(open_slot)
         slot = open_slot(Echo(), max_batch_size=4)
-        kept = [asyncio.wrap_future(slot.submit([number])) for number in range(3)]
+        kept = [asyncio.wrap_future(slot.submit(Work(rows=[number]))) for number in range(3)]
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.wrap_future(slot.submit(["impatient"])), 0.01)
+            await asyncio.wait_for(asyncio.wrap_future(slot.submit(Work(rows=["impatient"]))), 0.01)
         assert slot.pending == 3
         gate.open.set()
         completions = await asyncio.gather(*kept)
@@ -131,7 +133,7 @@ async def test_a_timed_out_task_and_its_neighbours_each_get_their_own_outcome() 
 
 
 def test_a_flooded_slot_leaves_another_its_share_of_the_device() -> None:
-    with scheduling(Processor(executors=1, cores=1)) as (_, open_slot):
+    with scheduling(FakeDevice(executors=1, cores=1)) as (_, open_slot):
         gate = busy_once(open_slot)
         order: list[str] = []
         futures = []
@@ -142,7 +144,7 @@ def test_a_flooded_slot_leaves_another_its_share_of_the_device() -> None:
         for name, count in (("flooded", 200), ("calm", 40)):
             slot = open_slot(Napping(0.003), name)
             for _ in range(count):
-                future = slot.submit(["row"])
+                future = slot.submit(Work(rows=["row"]))
                 future.add_done_callback(partial(note, name))
                 futures.append(future)
         gate.open.set()
@@ -184,11 +186,13 @@ def test_thousands_of_mixed_requests_from_many_threads_each_get_their_own_answer
             for call in range(500):
                 rows = [(number, call, row) for row in range(random.randint(1, 4))]
                 future = random.choice(slots).submit(
-                    rows,
-                    shape=random.choice("ab"),
-                    deadline=time.monotonic() + LONG,
-                    priority=random.randint(0, 3),
-                    stage=random.choice([0, 0, 1]),
+                    Work(
+                        rows=rows,
+                        shape=random.choice("ab"),
+                        deadline=time.monotonic() + LONG,
+                        priority=random.randint(0, 3),
+                        passed=random.choice([0, 0, 1]),
+                    )
                 )
                 calls.append((future, rows))
                 if call % 50 == 0:
@@ -210,7 +214,7 @@ def test_answers_leave_in_order_though_two_executors_finish_out_of_order() -> No
         left: list[int] = []
         futures = []
         for number in range(500):
-            future = slot.submit([number], stage=1)
+            future = slot.submit(Work(rows=[number], passed=1))
             future.add_done_callback(lambda done: left.append(done.result().results[0][1]))
             futures.append(future)
         assert not wait_for(futures, timeout=LONG).not_done
@@ -222,7 +226,7 @@ def test_an_answer_does_not_overtake_one_that_another_thread_is_still_handing_ou
     with two_streams() as (_, open_slot):
         gate = Gate()
         slot = open_slot(gate, preserve_ordering=True)
-        first, second = slot.submit(["first"]), slot.submit(["second"])
+        first, second = slot.submit(Work(rows=["first"])), slot.submit(Work(rows=["second"]))
         left: list[str] = []
 
         def slowly(_: Future[Any]) -> None:
@@ -237,25 +241,43 @@ def test_an_answer_does_not_overtake_one_that_another_thread_is_still_handing_ou
     assert left == ["first", "second"]
 
 
+def test_cancelling_the_head_of_an_ordered_slot_hands_out_the_answer_that_waited_behind_it() -> (
+    None
+):
+    with two_streams() as (_, open_slot):
+        slot = open_slot(Echo(), max_batch_size=2, max_queue_delay=LONG, preserve_ordering=True)
+        head = slot.submit(Work(rows=["waits for company"], shape="a"))
+        behind = slot.submit(Work(rows=["first", "second"], shape="b"))
+        assert eventually(lambda: slot.statistics().succeeded == 1)
+        assert not behind.done()
+        assert head.cancel()
+        # Nothing else happens in this slot, so that nobody but the canceller can hand it out.
+        assert behind.done()
+        assert answers(behind) == ["first", "second"]
+
+
 def test_a_callback_may_submit_and_cancel() -> None:
     with scheduling() as (_, open_slot):
         slot = open_slot(Echo(), preserve_ordering=True)
         chained: Future[list[Any]] = Future()
 
         def again(done: Future[Any]) -> None:
-            following, dropped = slot.submit(["second"]), slot.submit(["dropped"])
+            following, dropped = (
+                slot.submit(Work(rows=["second"])),
+                slot.submit(Work(rows=["dropped"])),
+            )
             dropped.cancel()
             following.add_done_callback(lambda last: chained.set_result(answers(last)))
 
-        slot.submit(["first"]).add_done_callback(again)
+        slot.submit(Work(rows=["first"])).add_done_callback(again)
         assert chained.result(timeout=LONG) == ["second"]
 
 
 def test_each_batch_learns_on_its_own_thread_how_many_cores_it_has() -> None:
-    device = Processor(executors=2, cores=2)
+    device = FakeDevice(executors=2, cores=2)
     with scheduling(device) as (_, open_slot):
         slot = open_slot(Echo())
-        answers(slot.submit(["lone"]))
+        answers(slot.submit(Work(rows=["lone"])))
         assert [cores for _, cores in device.grants] == [2]
     assert {thread for thread, _ in device.grants} <= {"mien-cpu-0", "mien-cpu-1"}
 

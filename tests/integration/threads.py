@@ -2,10 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -13,35 +12,11 @@ from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import Echo, FakeDevice
 
 SOON = 0.05  # seconds: ten times what is promised, for a machine that is shared
 LONG = 30.0  # seconds: never reached unless something hangs
-
-
-@dataclass
-class Processor:
-    """A device that notes the cores granted to each batch, and where."""
-
-    name: str = "cpu"
-    executors: int = 2
-    cores: int = 2
-    grants: list[tuple[str, int]] = field(default_factory=list)
-
-    def begin(self, cores: int) -> None:
-        self.grants.append((threading.current_thread().name, cores))
-
-
-class Echo:
-    """Answers `("answer", row)`."""
-
-    def collate(self, rows: Sequence[Any]) -> list[Any]:
-        return list(rows)
-
-    def compute(self, batch: list[Any]) -> list[Any]:
-        return [("answer", row) for row in batch]
-
-    def split(self, outputs: list[Any], rows: Sequence[Any]) -> list[Any]:
-        return outputs
 
 
 class Gate(Echo):
@@ -84,11 +59,11 @@ class Photo:
 
 @contextmanager
 def scheduling(
-    device: Processor | None = None, **limits: int
+    device: FakeDevice | None = None, **limits: int
 ) -> Iterator[tuple[Scheduler, Callable[..., Slot]]]:
     """A scheduler and how to open slots on it; at the end it must leave no thread."""
     before = set(threading.enumerate())
-    device = device or Processor()
+    device = device or FakeDevice(executors=2, cores=2)
     scheduler = Scheduler([device], **limits)
 
     def open_slot(model: Any, name: str = "model", **policy: Any) -> Slot:
@@ -104,7 +79,7 @@ def scheduling(
 
 def two_streams() -> AbstractContextManager[tuple[Scheduler, Callable[..., Slot]]]:
     """Two executors that share no cores, so that both always run."""
-    return scheduling(Processor("cuda:0", executors=2, cores=0))
+    return scheduling(FakeDevice("cuda:0", executors=2, cores=0))
 
 
 def answers(future: Future[Any]) -> list[Any]:
@@ -124,7 +99,7 @@ def busy(open_slot: Callable[..., Slot]) -> Gate:
     gate = Gate()
     slot = open_slot(gate, "busy")
     for _ in range(2):
-        slot.submit(["busy"])
+        slot.submit(Work(rows=["busy"]))
         assert gate.entered.acquire(timeout=LONG)
     return gate
 
@@ -132,6 +107,6 @@ def busy(open_slot: Callable[..., Slot]) -> Gate:
 def busy_once(open_slot: Callable[..., Slot]) -> Gate:
     """Occupies the one executor until the gate is opened."""
     gate = Gate()
-    open_slot(gate, "busy").submit(["busy"])
+    open_slot(gate, "busy").submit(Work(rows=["busy"]))
     assert gate.entered.acquire(timeout=LONG)
     return gate

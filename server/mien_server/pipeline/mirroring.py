@@ -14,6 +14,7 @@ from mien_server.repository.leases import Shadow
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.errors import RowFailed, SchedulingError
 from mien_server.scheduling.interface import Completion
+from mien_server.scheduling.work import BACKGROUND, Work
 
 MIN_COSINE = 0.99
 """From this cosine on two vectors of one face agree: what a lower precision of a network may lose."""
@@ -26,8 +27,6 @@ MOST_WAITING = 4
 
 PATIENCE_SECONDS = 5.0
 """How long a copy may wait for an executor that has nothing else to do."""
-
-_BACKGROUND = -1  # the stage of work that nobody waits for: all other work goes first
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +57,14 @@ def mirror(
     shadow.hold()
     try:
         copies = slot.submit(
-            rows,
-            shape=shape,
-            nbytes=nbytes,
-            deadline=time.monotonic() + PATIENCE_SECONDS,
-            priority=slot.policy.priority_levels,
-            stage=_BACKGROUND,
+            Work(
+                rows=rows,
+                shape=shape,
+                nbytes=nbytes,
+                deadline=time.monotonic() + PATIENCE_SECONDS,
+                priority=slot.policy.priority_levels,
+                passed=BACKGROUND,
+            )
         )
     except (
         SchedulingError,

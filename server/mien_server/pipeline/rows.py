@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, StageTime
 from mien_server.repository.versions import ReadyModel
+from mien_server.scheduling.work import Work
 
 T = TypeVar("T")
 
@@ -42,14 +43,16 @@ async def run_rows(
     """
     done = await asyncio.wrap_future(
         model.slot.submit(
-            rows,
-            shape=shape,
-            nbytes=nbytes,
-            deadline=deadline,
-            timeout=call.queue_timeout,
-            priority=call.priority,
-            stage=stage,
-            arrived=call.arrived,
+            Work(
+                rows=rows,
+                shape=shape,
+                nbytes=nbytes,
+                deadline=deadline,
+                timeout=call.queue_timeout,
+                priority=call.priority,
+                passed=stage,
+                arrived=call.arrived,
+            )
         )
     )
     timing = done.timing

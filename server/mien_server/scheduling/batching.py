@@ -8,14 +8,14 @@ come. If none closes now, the answer is when to ask again.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.request import Part, Request
 
 Expected = Callable[[int, Hashable], float]
-"""Seconds to allow for a batch of so many rows of a shape."""
+"""Seconds that a batch of so many rows of a shape is expected to take."""
 
 
 class CloseReason(StrEnum):
@@ -57,7 +57,7 @@ def form_batch(
     now: float,
     expected: Expected,
     *,
-    draining: bool = False,
+    draining: bool,
 ) -> Batch | float | None:
     """The batch to run now, or when to ask again, or None if nothing waits.
 
@@ -88,6 +88,20 @@ def form_batch(
             return decision
         ask_again = decision if ask_again is None else min(ask_again, decision)
     return ask_again
+
+
+def in_time(batch: Batch, now: float, expected: Expected) -> Batch:
+    """As much of a batch as is done before the nearest deadline in it, from the front; one part at least."""
+    parts = batch.parts
+    while len(parts) > 1:
+        deadlines = [part.request.deadline for part in parts if part.request.deadline is not None]
+        if not deadlines:
+            break
+        seconds = expected(sum(part.size for part in parts), batch.shape)
+        if now + seconds <= min(deadlines):
+            break
+        parts = parts[:-1]
+    return batch if parts == batch.parts else replace(batch, parts=parts, reason=CloseReason.URGENT)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ class Instance(Protocol):
     """
 
     def collate(self, rows: Sequence[Any]) -> Any:
-        """Makes one batch of rows of equal shape: stack, pad, stage (preprocess)."""
+        """Makes one batch of rows of equal shape: stack, pad, copy to the device (preprocess)."""
         ...
 
     def compute(self, batch: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from mien_server.scheduling.request import Part, Request
 
-# The order of service: priority level, then those on time before those delayed, then later stages first.
+# The order of service: by priority level, then those on time before those delayed, then the calls that
+# have passed more slots.
 _Lane = tuple[int, bool, int]
 
 
@@ -16,6 +17,7 @@ class SlotQueue:
     Not safe for threads: the scheduler's lock guards it.
 
     Attributes:
+        rows: rows that wait.
         nbytes: bytes of the requests that wait.
     """
 
@@ -24,6 +26,7 @@ class SlotQueue:
         self._order: list[_Lane] = []
         self._rows: Counter[_Lane] = Counter()
         self._length = 0
+        self.rows = 0
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -36,11 +39,6 @@ class SlotQueue:
 
     def __contains__(self, request: Request) -> bool:
         return id(request) in self._lanes.get(_lane(request), ())
-
-    @property
-    def rows(self) -> int:
-        """Rows that wait."""
-        return self._rows.total()
 
     def rows_ahead(self, level: int) -> int:
         """Rows that would be served before a new call of a level."""
@@ -57,8 +55,13 @@ class SlotQueue:
 
     def append(self, request: Request) -> None:
         """Adds a request behind its equals."""
-        self._lane_of(request)[id(request)] = request
-        self._count(request, +1)
+        key = _lane(request)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = {}
+            insort(self._order, key)
+        lane[id(request)] = request
+        self._count(request, key, +1)
 
     def remove(self, request: Request) -> bool:
         """Takes a request out; False if it does not wait here."""
@@ -66,7 +69,7 @@ class SlotQueue:
         lane = self._lanes.get(key)
         if lane is None or lane.pop(id(request), None) is None:
             return False
-        self._count(request, -1)
+        self._count(request, key, -1)
         if not lane:
             del self._lanes[key], self._rows[key]
             self._order.remove(key)
@@ -85,21 +88,16 @@ class SlotQueue:
             self.remove(request)
         else:
             self._rows[_lane(request)] -= part.size
+            self.rows -= part.size
         request.taken = part.stop
 
-    def _lane_of(self, request: Request) -> dict[int, Request]:
-        key = _lane(request)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = {}
-            insort(self._order, key)
-        return lane
-
-    def _count(self, request: Request, sign: int) -> None:
+    def _count(self, request: Request, lane: _Lane, sign: int) -> None:
+        rows = sign * request.waiting_rows
         self._length += sign
-        self._rows[_lane(request)] += sign * request.waiting_rows
+        self._rows[lane] += rows
+        self.rows += rows
         self.nbytes += sign * request.nbytes
 
 
 def _lane(request: Request) -> _Lane:
-    return (request.level, request.delayed, -request.stage)
+    return (request.level, request.delayed, -request.passed)

@@ -1,70 +1,66 @@
-"""A request: rows of equal shape that wait for one slot, and the future of their results."""
+"""A request: work that a slot has accepted, and the future of its results."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mien_server.scheduling.interface import Completion, Timing
-
-if TYPE_CHECKING:
-    from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 
 
 class Request(Future[Completion]):
     """One caller's rows in a slot's queue, and the future that its caller holds.
 
-    All times are `time.monotonic()` seconds. The scheduler alone writes the attributes, under its lock.
+    All times are `time.monotonic()` seconds. The dispatcher alone makes requests and writes their
+    attributes.
+
+    Args:
+        work: what the caller asked for.
+        level: the priority level that holds for it.
+        queued: when it came in.
+        expires: when its queue timeout passes.
+        withdraw: takes it out of its queue for `cancel`; says whether it waited there.
 
     Attributes:
-        slot: where it waits.
         rows: what to run; emptied as soon as nobody needs them any more.
         shape: requests of equal shape may share a batch.
         nbytes: bytes that the rows hold.
         level: priority level, 1 most urgent (0 where the model has no levels).
-        stage: how many slots the call has already passed.
-        deadline: never served after it.
+        passed: how many slots the call has passed already.
+        deadline: the request is never served after it.
         expires: when the queue timeout passes; None: never.
         arrived: when the call came in.
         queued: when this request came in.
-        delayed: its queue timeout passed, and the policy says DELAY.
+        delayed: whether its queue timeout passed and the policy says DELAY.
         taken: how many of its rows have been handed to batches.
-        settled: its outcome is decided, though perhaps not yet delivered.
-        answer: its completion, while earlier requests must be answered first.
+        settled: whether its outcome is decided, though perhaps not yet delivered.
     """
 
     def __init__(
         self,
-        slot: "Slot",
-        rows: Sequence[Any],
+        work: Work,
         *,
-        shape: Hashable,
-        nbytes: int,
         level: int,
-        stage: int,
-        deadline: float | None,
-        expires: float | None,
-        arrived: float,
         queued: float,
+        expires: float | None,
         withdraw: "Callable[[Request], bool]",
     ) -> None:
         super().__init__()
-        self.slot = slot
-        self.rows = rows
-        self.shape = shape
-        self.nbytes = nbytes
+        self.rows = work.rows
+        self.shape = work.shape
+        self.nbytes = work.nbytes
         self.level = level
-        self.stage = stage
-        self.deadline = deadline
+        self.passed = work.passed
+        self.deadline = work.deadline
         self.expires = expires
-        self.arrived = arrived
+        self.arrived = queued if work.arrived is None else work.arrived
         self.queued = queued
         self.delayed = False
         self.taken = 0
         self.settled = False
-        self.answer: Completion | None = None
         self._timing: Timing | None = None
-        self._results: list[Any] = [None] * len(rows)
-        self._missing = len(rows)
+        self._results: list[Any] = [None] * len(work.rows)
+        self._missing = len(work.rows)
         self._withdraw = withdraw
 
     @property
@@ -82,6 +78,15 @@ class Request(Future[Completion]):
         if withdrawn:  # some of its rows run already, and the rest never will
             self.set_exception(CancelledError())
         return withdrawn
+
+    def tell(self, outcome: Completion | Exception) -> None:
+        """Completes the future, unless the caller has cancelled it. Runs the caller's callbacks."""
+        if not self.taken and not self.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
 
     def add_results(self, start: int, results: Sequence[Any], timing: Timing) -> Completion | None:
         """Notes the results of rows `start`…; returns the completion once none is missing."""

@@ -1,4 +1,4 @@
-"""What a slot has done: counts, durations by stage, batch sizes, and why batches closed."""
+"""What a slot has done: counts, durations by step, batch sizes, and why batches closed."""
 
 from bisect import bisect_left
 from collections import Counter

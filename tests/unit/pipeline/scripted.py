@@ -42,6 +42,8 @@ from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
 
 PAINT = (255, 0, 255)
 GROUND = (60, 120, 60)
@@ -101,28 +103,21 @@ class Scripted:
         return outputs
 
 
-class Processor:
-    name, executors, cores = "cpu", 1, 1
-
-    def begin(self, cores: int) -> None:
-        """One core is all there is."""
-
-
 class NotedSlot(Slot):
     """A slot that remembers what it was asked."""
 
-    requests: list[dict[str, Any]]
+    requests: list[Work]
 
-    def submit(self, rows: Sequence[Any], **options: Any) -> Future[Completion]:
-        self.requests.append({"rows": len(rows), **options})
-        return super().submit(rows, **options)
+    def submit(self, work: Work) -> Future[Completion]:
+        self.requests.append(work)
+        return super().submit(work)
 
 
 class World:
     """A pipeline with everything below it, and the models it finds."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler([Processor()])
+        self.scheduler = Scheduler([FakeDevice()])
         self.pool = DecodePool(threads=1, max_requests=8)
         self.detector = Scripted(find_paint)
         self.embedder = Scripted(mean_colour)
@@ -182,7 +177,7 @@ class World:
         finally:
             self.held[name] -= 1
 
-    def requests(self, name: str) -> list[dict[str, Any]]:
+    def requests(self, name: str) -> list[Work]:
         slot = self.ready[name].slot
         assert isinstance(slot, NotedSlot)
         return slot.requests

@@ -73,7 +73,7 @@ async def test_a_small_largest_face_is_looked_for_on_the_fine_canvas(world: Worl
     answer = await world.detect(painted(1600, 1200, (800, 600, 60)), LARGEST)
     assert world.sides() == [320, 1024]
     assert np.abs(answer.faces[0].box - [800, 600, 860, 660]).max() <= 3
-    assert [request["stage"] for request in world.requests("finder")] == [0, 1]
+    assert [request.passed for request in world.requests("finder")] == [0, 1]
 
 
 async def test_a_small_face_in_the_centre_is_not_lost_to_a_large_one_at_the_border(
@@ -145,13 +145,15 @@ async def test_requests_say_what_the_scheduler_needs(world: World) -> None:
     await world.embed(painted(200, 100, (10, 10, 80)), call=call)
     (detection,) = world.requests("finder")
     (embedding,) = world.requests("vectors")
-    assert detection["shape"] == 320
-    assert detection["nbytes"] == 320 * 320 * 3 + 200 * 100 * 3
-    assert embedding["nbytes"] == 112 * 112 * 3
-    assert [detection["stage"], embedding["stage"]] == [0, 1]
+    assert detection.shape == 320
+    assert detection.nbytes == 320 * 320 * 3 + 200 * 100 * 3
+    assert embedding.nbytes == 112 * 112 * 3
+    assert [detection.passed, embedding.passed] == [0, 1]
     for request in (detection, embedding):
-        assert (request["priority"], request["arrived"]) == (2, call.arrived)
-        assert request["deadline"] <= call.deadline
+        assert (request.priority, request.arrived) == (2, call.arrived)
+        assert request.deadline is not None
+        assert call.deadline is not None
+        assert request.deadline <= call.deadline
 
 
 async def test_stages_tell_where_the_time_went(world: World) -> None:

@@ -47,7 +47,7 @@ async def test_every_face_gets_its_own_embedding_however_many_there_are(world: W
     assert [face.score for face in answer.faces] == sorted(
         (face.score for face in answer.faces), reverse=True
     )
-    assert sorted(request["rows"] for request in world.requests("vectors")) == [3, 4, 4]
+    assert sorted(len(request.rows) for request in world.requests("vectors")) == [3, 4, 4]
     pixels = np.frombuffer(photo.data, np.uint8).reshape(300, 640, 3)
     for face in answer.faces:
         x1, y1, x2, y2 = face.box.round().astype(int)
@@ -76,7 +76,7 @@ async def test_an_aligned_crop_is_embedded_without_detection(world: World, encod
         assert face.embedding.values == pytest.approx(PAINT_VECTOR)
         assert (answer.width, answer.height, answer.detector) == (112, 112, None)
     assert world.detector.batches == []
-    assert world.requests("vectors")[0]["stage"] == 0
+    assert world.requests("vectors")[0].passed == 0
 
 
 @pytest.mark.parametrize("size", [(112, 111), (224, 224), (1, 1)])

@@ -17,6 +17,7 @@ from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.repository import ModelRepository
 from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
+from mien_server.scheduling.work import Work
 
 ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
 
@@ -91,7 +92,7 @@ def reason(repository: ModelRepository, name: str, version: int = 0) -> str:
 def embed(model: ReadyModel) -> Any:
     """What an embedder makes of a black crop."""
     crop = np.zeros((112, 112, 3), np.uint8)
-    return model.slot.submit([EmbedderRow(crop)]).result(SECONDS).results[0]
+    return model.slot.submit(Work(rows=[EmbedderRow(crop)])).result(SECONDS).results[0]
 
 
 def failure(repository: ModelRepository, name: str) -> MienError:

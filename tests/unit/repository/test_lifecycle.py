@@ -18,6 +18,7 @@ from mien_server.repository.manifest import ManifestError
 from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
+from mien_server.scheduling.work import Work
 from tests.unit.repository.folders import (
     SECONDS,
     Open,
@@ -201,7 +202,7 @@ def test_failed_load_leaves_no_slot_and_no_network_behind(
     while frame:
         assert "instance" not in frame.tb_frame.f_locals, "the error holds the network"
         frame = frame.tb_next
-    assert scheduler._core.slots == []
+    assert scheduler._dispatcher.slots == []
 
 
 def test_unloaded_model_is_not_ready_and_can_be_loaded_again(
@@ -232,13 +233,22 @@ def test_model_that_appears_later_is_in_the_index_and_loads(
     assert repository.resolve("sface").version == 1
 
 
+class Killer:
+    """A row that kills the executor that looks at it."""
+
+    @property
+    def image(self) -> None:
+        raise SystemExit("killed")
+
+
 def test_broken_slot_is_unavailable_and_loading_again_repairs_it(
     root: Path, open_repository: Open
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
     broken = repository.resolve("sface")
-    broken.slot.state.broken = "6 executors in a row died in it"
+    for _ in range(3):
+        broken.slot.submit(Work(rows=[Killer()])).exception(SECONDS)
     assert "died in it" in reason(repository, "sface", 1)
     assert "sface" in repository.unready(["sface"], strict=False)
     with pytest.raises(ModelNotReady, match="died in it"):

@@ -191,7 +191,7 @@ def test_shutdown_ends_loading_after_the_version_under_way(
     with pytest.raises(Draining):
         running.result(SECONDS)
     assert gate.passed == 1
-    assert scheduler._core.slots == [], "what it had loaded is freed"
+    assert scheduler._dispatcher.slots == [], "what it had loaded is freed"
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
@@ -225,7 +225,7 @@ def test_shutdown_ends_a_warm_up_at_its_next_batch(
     assert batches._value < 90, "the rest of its hundred did not run"
     with pytest.raises(Draining):
         running.result(SECONDS)
-    assert scheduler._core.slots == []
+    assert scheduler._dispatcher.slots == []
 
 
 def test_shutdown_does_not_make_callers_wait_for_the_next_step(

@@ -12,6 +12,7 @@ from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Rea
 from mien_server.models.interface import DetectorRow, EmbedderRow
 from mien_server.repository.repository import RepositoryError
 from mien_server.repository.versions import State
+from mien_server.scheduling.work import Work
 from tests.unit.repository.folders import Open, add_version, configure, reason, states
 
 
@@ -24,10 +25,10 @@ def test_ready_version_answers_through_its_slot(root: Path, open_repository: Ope
     assert (embedder.name, embedder.version) == ("sface", 1)
     assert embedder.config.match_threshold == 0.363
     image = np.zeros((64, 64, 3), np.uint8)
-    done = detector.slot.submit([DetectorRow(image, 0.5)], shape=64).result(30)
+    done = detector.slot.submit(Work(rows=[DetectorRow(image, 0.5)], shape=64)).result(30)
     assert done.results[0].boxes.shape[1] == 4
     crop = np.zeros((112, 112, 3), np.uint8)
-    done = embedder.slot.submit([EmbedderRow(crop)]).result(30)
+    done = embedder.slot.submit(Work(rows=[EmbedderRow(crop)])).result(30)
     assert done.results[0].shape == (128,)
 
 

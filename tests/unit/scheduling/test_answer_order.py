@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.errors import Expired, RowFailed
-from mien_server.scheduling.interface import Completion
-from tests.unit.scheduling.virtual import START, Lab, Model, VirtualDevice, answers
+from tests.scheduling_rig import FakeDevice
+from tests.unit.scheduling.virtual import START, Lab, Model, answers
 
 
 def two_executors() -> Lab:
-    return Lab(VirtualDevice(executors=2, cores=0))
+    return Lab(FakeDevice(executors=2, cores=0))
 
 
 def answered(lab: Lab) -> list[Any]:
     """The rows of all answers so far, in the order in which they left."""
     return [
         row
-        for _, outcome in lab.told
-        if isinstance(outcome, Completion)
-        for _, row in outcome.results
+        for future in lab.told
+        if not future.cancelled() and future.exception() is None
+        for row in answers(future)
     ]
 
 
@@ -53,13 +53,13 @@ def test_without_it_answers_leave_as_they_come() -> None:
 def test_failures_expiry_and_cancellation_in_between_hold_nobody_back() -> None:
     lab = two_executors()
     slot = lab.slot(preserve_ordering=True, model=Model(fails={"fails"}))
-    slow = slot.submit(["slow"])
+    slow = lab.submit(slot, ["slow"])
     running = lab.taken()
-    failing = slot.submit(["fails"])
+    failing = lab.submit(slot, ["fails"])
     lab.finish(lab.taken())
-    expiring = slot.submit(["expires"], deadline=START + 1)
-    cancelled = slot.submit(["cancelled"])
-    last = slot.submit(["last"])
+    expiring = lab.submit(slot, ["expires"], deadline=START + 1)
+    cancelled = lab.submit(slot, ["cancelled"])
+    last = lab.submit(slot, ["last"])
     assert cancelled.cancel()
     lab.wait(1.0)
     lab.finish(lab.taken())
@@ -75,7 +75,7 @@ def test_failures_expiry_and_cancellation_in_between_hold_nobody_back() -> None:
 def test_a_head_that_fails_releases_the_answers_behind_it(model: Model) -> None:
     lab = two_executors()
     slot = lab.slot(preserve_ordering=True, model=model)
-    head = slot.submit(["head"])
+    head = lab.submit(slot, ["head"])
     running = lab.taken()
     behind = lab.submit_each(slot, [1, 2])
     lab.run_all()
@@ -90,9 +90,9 @@ def test_a_head_that_fails_releases_the_answers_behind_it(model: Model) -> None:
 def test_a_head_that_leaves_the_queue_releases_the_answers_behind_it(leaves_by: str) -> None:
     lab = two_executors()
     slot = lab.slot(preserve_ordering=True)
-    head = slot.submit(["head"], deadline=START + 5)
-    # A later stage is served before it, and so is ready before it.
-    behind = slot.submit(["behind"], stage=1)
+    head = lab.submit(slot, ["head"], deadline=START + 5)
+    # Work that has passed more is served before it, and so is ready before it.
+    behind = lab.submit(slot, ["behind"], passed=1)
     lab.finish(lab.taken())
     assert not behind.done()
     if leaves_by == "expiry":
@@ -116,7 +116,7 @@ def test_a_held_answer_survives_its_callers_late_cancellation() -> None:
 def test_rows_of_several_batches_keep_the_order_too() -> None:
     lab = two_executors()
     slot = lab.slot(preserve_ordering=True, max_batch_size=2, split_rows=True)
-    futures = [slot.submit([0, 1, 2]), slot.submit([3])]
+    futures = [lab.submit(slot, [0, 1, 2]), lab.submit(slot, [3])]
     first, second = lab.taken(), lab.taken()
     lab.finish(second)
     assert done(futures) == [False, False]
@@ -140,7 +140,7 @@ def test_answers_that_come_up_while_a_thread_delivers_leave_behind_its_own() -> 
 def test_a_cancelled_request_in_the_middle_of_running_rows_ends_cancelled() -> None:
     lab = two_executors()
     slot = lab.slot(preserve_ordering=True, max_batch_size=2, split_rows=True)
-    future, behind = slot.submit([0, 1, 2, 3]), slot.submit([4])
+    future, behind = lab.submit(slot, [0, 1, 2, 3]), lab.submit(slot, [4])
     running = lab.taken()
     assert future.cancel()
     lab.finish(running)

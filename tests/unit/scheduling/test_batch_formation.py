@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.batching import CloseReason
+from mien_server.scheduling.work import Work
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 DELAY = 0.5
@@ -120,10 +121,10 @@ def test_requests_that_come_while_the_executor_is_busy_share_its_next_batch() ->
 def test_requests_of_several_rows_fill_a_batch_together() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=8, preferred_batch_sizes=(6,), max_queue_delay=DELAY)
-    first = slot.submit([0, 1, 2])
-    slot.submit([3])
+    first = slot.submit(Work(rows=[0, 1, 2]))
+    slot.submit(Work(rows=[3]))
     assert formed(lab) == []
-    last = slot.submit([4, 5])
+    last = slot.submit(Work(rows=[4, 5]))
     assert formed(lab) == [([0, 1, 2, 3, 4, 5], CloseReason.PREFERRED)]
     assert answers(first) == [0, 1, 2]
     assert answers(last) == [4, 5]
@@ -132,8 +133,8 @@ def test_requests_of_several_rows_fill_a_batch_together() -> None:
 def test_a_preferred_size_inside_a_request_is_not_reached() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=16, preferred_batch_sizes=(4, 12), max_queue_delay=DELAY)
-    slot.submit([0, 1, 2])
-    slot.submit([3, 4])
+    slot.submit(Work(rows=[0, 1, 2]))
+    slot.submit(Work(rows=[3, 4]))
     assert formed(lab) == []
     lab.wait(DELAY)
     assert formed(lab) == [([0, 1, 2, 3, 4], CloseReason.DELAY)]
@@ -142,25 +143,25 @@ def test_a_preferred_size_inside_a_request_is_not_reached() -> None:
 def test_one_request_larger_than_every_preferred_size_runs_at_once() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=8, preferred_batch_sizes=(2, 6), max_queue_delay=DELAY)
-    slot.submit(range(7))
+    slot.submit(Work(rows=range(7)))
     assert formed(lab) == [([0, 1, 2, 3, 4, 5, 6], CloseReason.PREFERRED)]
 
 
 def test_requests_that_together_pass_every_preferred_size_have_nothing_to_wait_for() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=8, preferred_batch_sizes=(2, 6), max_queue_delay=DELAY)
-    slot.submit([0, 1, 2])
+    slot.submit(Work(rows=[0, 1, 2]))
     assert formed(lab) == []
-    slot.submit([3, 4, 5, 6])
+    slot.submit(Work(rows=[3, 4, 5, 6]))
     assert formed(lab) == [([0, 1, 2, 3, 4, 5, 6], CloseReason.PREFERRED)]
 
 
 def test_a_request_that_does_not_fit_ends_the_batch_and_is_not_overtaken_by_smaller_ones() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, max_queue_delay=DELAY)
-    slot.submit([0, 1, 2])
-    slot.submit([3, 4])
-    slot.submit([5])
+    slot.submit(Work(rows=[0, 1, 2]))
+    slot.submit(Work(rows=[3, 4]))
+    slot.submit(Work(rows=[5]))
     assert formed(lab) == [([0, 1, 2], CloseReason.FULL)]
     lab.wait(DELAY)
     assert formed(lab) == [([3, 4, 5], CloseReason.DELAY)]
@@ -170,10 +171,10 @@ def test_rows_of_a_request_stay_together_unless_the_model_says_otherwise() -> No
     lab = Lab()
     whole = lab.slot("whole", max_batch_size=4)
     with pytest.raises(ValueError, match="takes 1 to 4 rows a request, not 5"):
-        whole.submit([0, 1, 2, 3, 4])
+        whole.submit(Work(rows=[0, 1, 2, 3, 4]))
     split = lab.slot("split", max_batch_size=4, split_rows=True)
-    first = split.submit([0, 1, 2])
-    second = split.submit([3, 4, 5, 6, 7, 8])
+    first = split.submit(Work(rows=[0, 1, 2]))
+    second = split.submit(Work(rows=[3, 4, 5, 6, 7, 8]))
     assert formed(lab) == [
         ([0, 1, 2, 3], CloseReason.FULL),
         ([4, 5, 6, 7], CloseReason.FULL),
@@ -188,10 +189,10 @@ def test_rows_of_a_request_stay_together_unless_the_model_says_otherwise() -> No
 def test_requests_that_are_not_combined_run_whole_and_at_once_each_by_itself() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, combine=False, max_queue_delay=DELAY)
-    slot.submit([0, 1, 2])
-    slot.submit([3], shape="other")
-    slot.submit([4, 5, 6, 7])
-    slot.submit([8])
+    slot.submit(Work(rows=[0, 1, 2]))
+    slot.submit(Work(rows=[3], shape="other"))
+    slot.submit(Work(rows=[4, 5, 6, 7]))
+    slot.submit(Work(rows=[8]))
     assert formed(lab) == [
         ([0, 1, 2], CloseReason.ALONE),
         ([3], CloseReason.ALONE),
@@ -199,27 +200,27 @@ def test_requests_that_are_not_combined_run_whole_and_at_once_each_by_itself() -
         ([8], CloseReason.ALONE),
     ]
     with pytest.raises(ValueError, match="takes 1 to 4 rows a request, not 5"):
-        slot.submit(range(5))
+        slot.submit(Work(rows=range(5)))
 
 
 def test_the_rest_of_a_request_that_is_split_is_not_combined_with_another() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, combine=False, split_rows=True)
-    slot.submit(range(5))
-    slot.submit([5])
+    slot.submit(Work(rows=range(5)))
+    slot.submit(Work(rows=[5]))
     assert lab.run_all() == [[0, 1, 2, 3], [4], [5]]
 
 
 def test_a_request_without_rows_is_refused() -> None:
     slot = Lab().slot(max_batch_size=4)
     with pytest.raises(ValueError, match="takes 1 to 4 rows a request, not 0"):
-        slot.submit([])
+        slot.submit(Work(rows=[]))
 
 
 def of_shapes(lab: Lab, shapes: Sequence[str], **policy: Any) -> None:
     slot = lab.slot(**policy)
     for number, shape in enumerate(shapes):
-        slot.submit([number], shape=shape)
+        slot.submit(Work(rows=[number], shape=shape))
 
 
 def test_a_batch_steps_over_another_shape_in_between() -> None:
@@ -238,6 +239,13 @@ def test_shapes_never_mix_and_a_batch_that_ends_for_lack_of_its_shape_says_so() 
         ([1, 4], CloseReason.SHAPE),
         ([2], CloseReason.DELAY),
     ]
+
+
+def test_two_shapes_wait_for_company_side_by_side_until_the_older_ones_delay_is_over() -> None:
+    lab = Lab()
+    of_shapes(lab, "abb", max_batch_size=8, max_queue_delay=DELAY)
+    assert formed(lab) == []
+    assert lab.ask_again == START + DELAY
 
 
 def test_a_full_batch_of_another_shape_need_not_wait_for_the_oldest_ones_delay() -> None:
@@ -259,7 +267,7 @@ def test_a_rare_shape_under_a_flood_of_another_waits_for_one_batch_at_most() -> 
     lab = Lab()
     slot = lab.slot(max_batch_size=2)
     for number in range(100):
-        slot.submit([number], shape="rare" if number == 1 else "common")
+        slot.submit(Work(rows=[number], shape="rare" if number == 1 else "common"))
     assert lab.run_all()[:2] == [[0, 2], [1]]
 
 
@@ -281,7 +289,7 @@ def test_a_closing_slot_waits_for_no_company() -> None:
     slot = lab.slot(max_batch_size=8, preferred_batch_sizes=(4,), max_queue_delay=DELAY)
     lab.submit_each(slot, [0, 1])
     assert formed(lab) == []
-    slot.state.closing = True
+    lab.core.close_slot(slot.state)
     assert formed(lab) == [([0, 1], CloseReason.DRAIN)]
 
 
@@ -289,7 +297,7 @@ def test_a_draining_server_waits_for_no_company() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=8, max_queue_delay=DELAY)
     lab.submit_each(slot, [0])
-    lab.core.admission.draining = True
+    lab.core.drain()
     assert formed(lab) == [([0], CloseReason.DRAIN)]
 
 

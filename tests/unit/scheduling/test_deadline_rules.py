@@ -8,21 +8,22 @@ from mien_server.scheduling.errors import Expired, QueueFull
 from mien_server.scheduling.estimate import ComputeEstimate
 from mien_server.scheduling.request import Request
 from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.work import Work
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 
 def learn(lab: Lab, slot: Slot, *, seconds: float, batches: int = 2) -> None:
     for _ in range(batches):
-        slot.submit(["lesson"])
+        slot.submit(Work(rows=["lesson"]))
         lab.finish(lab.taken(), after=seconds)
 
 
 def test_a_request_leaves_at_its_deadline_though_every_executor_is_busy() -> None:
     lab = Lab()
     slot = lab.slot()
-    slot.submit(["runs"])
+    slot.submit(Work(rows=["runs"]))
     lab.taken()
-    waiting = slot.submit(["waits"], deadline=START + 1, nbytes=10)
+    waiting = slot.submit(Work(rows=["waits"], deadline=START + 1, nbytes=10))
     assert lab.core.next_expiry() == START + 1
     lab.wait(0.999999)
     assert not waiting.done()
@@ -36,8 +37,8 @@ def test_a_request_leaves_at_its_deadline_though_every_executor_is_busy() -> Non
 def test_a_free_executor_takes_no_request_whose_deadline_has_come() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4)
-    late = slot.submit(["late"], deadline=START + 1)
-    slot.submit(["on time"], deadline=START + 1.1)
+    late = slot.submit(Work(rows=["late"], deadline=START + 1))
+    slot.submit(Work(rows=["on time"], deadline=START + 1.1))
     lab.now = START + 1  # the executor is faster than the timer
     assert rows_of(lab.taken()) == ["on time"]
     assert isinstance(late.exception(timeout=0), Expired)
@@ -47,9 +48,9 @@ def test_a_request_that_can_not_be_computed_in_time_is_dropped_before_it_costs_a
     lab = Lab()
     slot = lab.slot(max_batch_size=1)
     learn(lab, slot, seconds=1.0)
-    # Later stages of a call: new calls would have been refused at the door.
-    late = slot.submit(["late"], deadline=lab.now + 2.1, stage=1)
-    slot.submit(["feasible"], deadline=lab.now + 2.3, stage=1)
+    # Work of accepted calls: new calls would have been refused at the door.
+    late = slot.submit(Work(rows=["late"], deadline=lab.now + 2.1, passed=1))
+    slot.submit(Work(rows=["feasible"], deadline=lab.now + 2.3, passed=1))
     lab.wait(1.2)
     assert rows_of(lab.taken()) == ["feasible"]
     with pytest.raises(Expired, match="its deadline would pass while model version 1 computes it"):
@@ -64,9 +65,9 @@ def test_a_batch_takes_no_more_than_is_done_before_its_nearest_deadline() -> Non
     for _ in range(2):
         lab.submit_each(slot, range(4))
         lab.finish(lab.taken(), after=0.4)
-    slot.submit(["pressed"], deadline=lab.now + 0.2, stage=1)
+    slot.submit(Work(rows=["pressed"], deadline=lab.now + 0.2, passed=1))
     for name in ("patient", "also patient", "as patient"):
-        slot.submit([name], deadline=lab.now + 5.0, stage=1)
+        slot.submit(Work(rows=[name], deadline=lab.now + 5.0, passed=1))
     batch = lab.taken()
     assert rows_of(batch) == ["pressed"]
     assert batch.batch.reason is CloseReason.URGENT
@@ -82,14 +83,14 @@ def test_a_new_call_is_refused_if_the_batch_it_would_join_comes_too_late_for_it(
         lab.finish(lab.taken(), after=0.4)
     lab.submit_each(slot, range(3))
     with pytest.raises(QueueFull, match="deadline cannot be met"):
-        slot.submit(["joins them"], deadline=lab.now + 0.41)
+        slot.submit(Work(rows=["joins them"], deadline=lab.now + 0.41))
 
 
 def test_one_slow_batch_alone_makes_no_deadline_hopeless() -> None:
     lab = Lab()
     slot = lab.slot()
     learn(lab, slot, seconds=30.0, batches=1)
-    future = slot.submit(["row"], deadline=lab.now + 0.1)
+    future = slot.submit(Work(rows=["row"], deadline=lab.now + 0.1))
     lab.finish(lab.taken(), after=0.01)
     assert answers(future) == ["row"]
     assert slot.state.estimate.fastest(1, None, lab.now) == pytest.approx(0.01)
@@ -102,8 +103,8 @@ def test_an_idle_executor_does_not_wait_for_company_past_what_a_deadline_allows(
         lab.submit_each(slot, range(4))
         lab.finish(lab.taken(), after=0.2)
     start = lab.now
-    slot.submit(["patient"])
-    pressed = slot.submit(["pressed"], deadline=start + 1.0)
+    slot.submit(Work(rows=["patient"]))
+    pressed = slot.submit(Work(rows=["pressed"], deadline=start + 1.0))
     assert lab.take() is None
     assert lab.ask_again is not None
     # A fifth of a second to compute, some headroom, but no hurry.
@@ -120,7 +121,7 @@ def test_an_idle_executor_does_not_wait_for_company_past_what_a_deadline_allows(
 def test_a_deadline_shorter_than_the_delay_is_met_though_nothing_is_known_of_the_model() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, max_queue_delay=5.0)
-    slot.submit(["row"], deadline=START + 1.0)
+    slot.submit(Work(rows=["row"], deadline=START + 1.0))
     assert lab.take() is None
     assert lab.ask_again is not None
     assert lab.ask_again < START + 1.0
@@ -183,12 +184,13 @@ def waiting(lab: Lab, slot: Slot, count: int) -> list[Request]:
 
 def test_the_deadline_heap_gives_what_is_due_in_order_and_only_once() -> None:
     lab = Lab()
-    requests = waiting(lab, lab.slot(), 3)
+    slot = lab.slot()
+    requests = waiting(lab, slot, 3)
     heap = DeadlineHeap()
     for at, request in zip([3.0, 1.0, 2.0], requests, strict=True):
-        heap.push(at, request, waiting=3)
+        heap.push(at, slot.state, request, waiting=3)
     assert heap.next() == 1.0
-    assert heap.due(2.0) == [requests[1], requests[2]]
+    assert heap.due(2.0) == [(slot.state, requests[1]), (slot.state, requests[2])]
     assert heap.due(2.0) == []
     assert heap.next() == 3.0
 
@@ -197,17 +199,17 @@ def test_distant_deadlines_of_answered_requests_hold_no_memory() -> None:
     lab = Lab()
     slot = lab.slot()
     for _ in range(5_000):
-        slot.submit([0], deadline=lab.now + 1e6)
+        slot.submit(Work(rows=[0], deadline=lab.now + 1e6))
         lab.run_all()
-    assert len(lab.core._deadlines._entries) < 2_000
+    assert len(lab.core._deadlines) < 2_000
     assert lab.core.next_expiry() is None
 
 
 def test_compaction_loses_no_deadline_that_still_counts() -> None:
     lab = Lab()
     slot = lab.slot(max_queue_size=10_000)
-    kept = [slot.submit([0], deadline=START + 10 + number) for number in range(50)]
+    kept = [slot.submit(Work(rows=[0], deadline=START + 10 + number)) for number in range(50)]
     for _ in range(3_000):
-        assert slot.submit([0], deadline=START + 1000).cancel()
+        assert slot.submit(Work(rows=[0], deadline=START + 1000)).cancel()
     lab.wait(34.5)
     assert [future.done() for future in kept] == [True] * 25 + [False] * 25

@@ -2,11 +2,13 @@
 
 import pytest
 
-from tests.unit.scheduling.virtual import Lab, VirtualDevice, answers, rows_of
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
+from tests.unit.scheduling.virtual import Lab, answers, rows_of
 
 
-def cpu(cores: int, executors: int | None = None) -> VirtualDevice:
-    return VirtualDevice("cpu", executors=executors or cores, cores=cores)
+def cpu(cores: int, executors: int | None = None) -> FakeDevice:
+    return FakeDevice("cpu", executors=executors or cores, cores=cores)
 
 
 def test_a_lone_batch_gets_all_cores() -> None:
@@ -54,8 +56,8 @@ def test_the_share_foresees_batches_of_the_preferred_size() -> None:
 def test_the_share_foresees_a_batch_of_each_request_that_is_not_combined() -> None:
     lab = Lab(cpu(4))
     slot = lab.slot(max_batch_size=16, combine=False)
-    slot.submit(range(8))
-    slot.submit(range(8, 16))
+    slot.submit(Work(rows=range(8)))
+    slot.submit(Work(rows=range(8, 16)))
     assert [lab.taken().cores for _ in range(2)] == [2, 2]
 
 
@@ -111,7 +113,7 @@ def test_a_slot_runs_no_more_batches_at_once_than_its_count() -> None:
 
 
 def test_each_device_runs_the_slots_that_live_on_it_and_a_slot_on_two_is_served_by_both() -> None:
-    gpus = VirtualDevice("cuda:0", cores=0), VirtualDevice("cuda:1", cores=0)
+    gpus = FakeDevice("cuda:0", cores=0), FakeDevice("cuda:1", cores=0)
     lab = Lab(*gpus)
     both = lab.slot("both", placed=[("cuda:0", 1), ("cuda:1", 1)])
     second = lab.slot("second", placed=[("cuda:1", 1)])
@@ -131,7 +133,7 @@ def test_each_device_runs_the_slots_that_live_on_it_and_a_slot_on_two_is_served_
 
 
 def test_a_gpu_runs_one_batch_per_executor() -> None:
-    lab = Lab(VirtualDevice("cuda:0", executors=2, cores=0))
+    lab = Lab(FakeDevice("cuda:0", executors=2, cores=0))
     lab.submit_each(lab.slot(placed=[("cuda:0", 4)]), range(3))
     running = [lab.taken("cuda:0"), lab.taken("cuda:0")]
     assert lab.take("cuda:0") is None

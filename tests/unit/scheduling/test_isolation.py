@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.errors import RowFailed, Unavailable
-from tests.unit.scheduling.virtual import Lab, Model, VirtualDevice, answers
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
+from tests.unit.scheduling.virtual import Lab, Model, answers
 
 
 def test_only_the_guilty_row_of_a_batch_fails_and_every_row_runs_singly_once() -> None:
@@ -30,7 +32,7 @@ def test_only_the_guilty_row_of_a_batch_fails_and_every_row_runs_singly_once() -
 def test_a_lone_row_that_raises_is_not_run_again() -> None:
     lab = Lab()
     model = Model(fails={"bad"})
-    bad = lab.slot(model=model).submit(["bad"])
+    bad = lab.slot(model=model).submit(Work(rows=["bad"]))
     lab.run_all()
     assert isinstance(bad.exception(timeout=0), RowFailed)
     assert model.runs == [["bad"]]
@@ -39,8 +41,8 @@ def test_a_lone_row_that_raises_is_not_run_again() -> None:
 def test_a_request_of_several_rows_fails_as_a_whole_and_takes_no_other_with_it() -> None:
     lab = Lab()
     slot = lab.slot(model=Model(fails={"bad"}), max_batch_size=8)
-    several = slot.submit(["good", "bad", "good too"])
-    other = slot.submit(["other"])
+    several = slot.submit(Work(rows=["good", "bad", "good too"]))
+    other = slot.submit(Work(rows=["other"]))
     lab.run_all()
     assert isinstance(several.exception(timeout=0), RowFailed)
     assert answers(other) == ["other"]
@@ -51,8 +53,8 @@ def test_the_rest_of_a_split_request_is_not_run_once_a_row_has_failed() -> None:
     lab = Lab()
     model = Model(fails={"bad"})
     slot = lab.slot(model=model, max_batch_size=2, split_rows=True)
-    split = slot.submit(["bad", 1, 2, 3])
-    other = slot.submit(["other"])
+    split = slot.submit(Work(rows=["bad", 1, 2, 3]))
+    other = slot.submit(Work(rows=["other"]))
     lab.run_all()
     assert isinstance(split.exception(timeout=0), RowFailed)
     assert answers(other) == ["other"]
@@ -107,10 +109,10 @@ def test_a_batch_whose_executor_died_is_retried_once_and_the_guilty_row_fails_al
 
 
 def test_a_slot_in_which_executors_keep_dying_breaks_and_refuses_what_waits() -> None:
-    lab = Lab(VirtualDevice(executors=2, cores=0))
+    lab = Lab(FakeDevice(executors=2, cores=0))
     slot = lab.slot(model=Model(kills={"killer"}))
     killers = lab.submit_each(slot, ["killer"] * 3)
-    waiting = slot.submit(["waiting"])
+    waiting = slot.submit(Work(rows=["waiting"]))
     lab.run_all()
     assert all(isinstance(killer.exception(timeout=0), RowFailed) for killer in killers)
     assert slot.broken == "6 executors in a row died in it, the last of SystemExit('killed')"
@@ -118,7 +120,7 @@ def test_a_slot_in_which_executors_keep_dying_breaks_and_refuses_what_waits() ->
     with pytest.raises(Unavailable, match=reason):
         waiting.result(timeout=0)
     with pytest.raises(Unavailable, match=reason):
-        slot.submit(["new"])
+        slot.submit(Work(rows=["new"]))
     lab.assert_empty()
 
 
@@ -138,7 +140,7 @@ def test_deaths_in_one_slot_break_no_other() -> None:
     deadly = lab.slot("deadly", model=Model(kills={"killer"}))
     healthy = lab.slot("healthy")
     lab.submit_each(deadly, ["killer"] * 5)
-    fine = healthy.submit(["fine"])
+    fine = healthy.submit(Work(rows=["fine"]))
     lab.run_all()
     assert deadly.broken
     assert not healthy.broken
@@ -148,7 +150,7 @@ def test_deaths_in_one_slot_break_no_other() -> None:
 def test_what_failed_says_nothing_about_how_long_batches_take() -> None:
     lab = Lab()
     slot = lab.slot(model=Model(fails={"bad"}), max_batch_size=2)
-    slot.submit(["bad"])
+    slot.submit(Work(rows=["bad"]))
     lab.finish(lab.taken(), after=9.0)
     lab.submit_each(slot, ["bad", "good"])
     lab.finish(lab.taken(), after=9.0)

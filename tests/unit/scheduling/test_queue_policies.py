@@ -7,6 +7,7 @@ import pytest
 from mien_server.scheduling.batching import CloseReason
 from mien_server.scheduling.errors import Expired, QueueFull
 from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy, TimeoutAction
+from mien_server.scheduling.work import Work
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 DELAY = QueuePolicy(timeout_action=TimeoutAction.DELAY, default_timeout=1.0)
@@ -17,7 +18,7 @@ def test_a_more_urgent_level_is_served_first_and_each_level_in_the_order_of_arri
     lab = Lab()
     slot = lab.slot(max_batch_size=2, priority_levels=3, default_priority_level=2)
     for number, level in enumerate([3, 2, 1, 0, 1, 3]):
-        slot.submit([number], priority=level)
+        slot.submit(Work(rows=[number], priority=level))
     assert lab.run_all() == [[2, 4], [1, 3], [0, 5]]
 
 
@@ -26,15 +27,15 @@ def test_a_priority_that_the_model_does_not_have_means_its_default(priority: int
     lab = Lab()
     slot = lab.slot(priority_levels=3, default_priority_level=2)
     for number, level in enumerate([3, priority, 1]):
-        slot.submit([number], priority=level)
+        slot.submit(Work(rows=[number], priority=level))
     assert lab.run_all() == [[2], [1], [0]]
 
 
 def test_a_model_without_levels_ignores_priorities() -> None:
     lab = Lab()
     slot = lab.slot()
-    slot.submit([0], priority=9)
-    slot.submit([1], priority=1)
+    slot.submit(Work(rows=[0], priority=9))
+    slot.submit(Work(rows=[1], priority=1))
     assert lab.run_all() == [[0], [1]]
 
 
@@ -42,16 +43,16 @@ def test_less_urgent_requests_fill_the_rest_of_a_batch() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=3, priority_levels=2, default_priority_level=2)
     lab.submit_each(slot, ["late", "later"])
-    slot.submit(["urgent"], priority=1)
+    slot.submit(Work(rows=["urgent"], priority=1))
     assert lab.run_all() == [["urgent", "late", "later"]]
 
 
 def test_reject_answers_expired_when_the_timeout_passes_while_the_executor_is_busy() -> None:
     lab = Lab()
     slot = lab.slot(default_queue_policy=REJECT)
-    slot.submit(["runs"])
+    slot.submit(Work(rows=["runs"]))
     running = lab.taken()
-    waiting = slot.submit(["waits"])
+    waiting = slot.submit(Work(rows=["waits"]))
     lab.wait(0.999)
     assert not waiting.done()
     lab.wait(0.001)
@@ -66,7 +67,7 @@ def test_reject_answers_expired_when_the_timeout_passes_while_the_executor_is_bu
 def test_a_request_that_runs_when_its_timeout_passes_is_answered() -> None:
     lab = Lab()
     slot = lab.slot(default_queue_policy=REJECT)
-    future = slot.submit(["row"])
+    future = slot.submit(Work(rows=["row"]))
     lab.finish(lab.taken(), after=5.0)
     assert answers(future) == ["row"]
 
@@ -74,10 +75,10 @@ def test_a_request_that_runs_when_its_timeout_passes_is_answered() -> None:
 def test_delay_serves_a_request_after_all_others_of_its_level_but_before_the_next_level() -> None:
     lab = Lab()
     slot = lab.slot(default_queue_policy=DELAY, priority_levels=2, default_priority_level=1)
-    late = slot.submit(["late"])
-    slot.submit(["low"], priority=2)
+    late = slot.submit(Work(rows=["late"]))
+    slot.submit(Work(rows=["low"], priority=2))
     lab.wait(1.0)
-    slot.submit(["fresh"])
+    slot.submit(Work(rows=["fresh"]))
     assert lab.run_all() == [["fresh"], ["late"], ["low"]]
     assert answers(late) == ["late"]
     assert slot.statistics().expired == 0
@@ -86,10 +87,10 @@ def test_delay_serves_a_request_after_all_others_of_its_level_but_before_the_nex
 def test_delayed_requests_keep_their_order_and_their_deadline() -> None:
     lab = Lab()
     slot = lab.slot(default_queue_policy=DELAY)
-    doomed = slot.submit(["doomed"], deadline=START + 1.5)
+    doomed = slot.submit(Work(rows=["doomed"], deadline=START + 1.5))
     lab.submit_each(slot, ["first", "second"])
     lab.wait(1.0)
-    slot.submit(["fresh"])
+    slot.submit(Work(rows=["fresh"]))
     lab.wait(0.5)
     with pytest.raises(Expired, match="its deadline passed"):
         doomed.result(timeout=0)
@@ -104,10 +105,10 @@ def test_each_level_has_its_own_policy() -> None:
         default_queue_policy=REJECT,
         priority_queue_policy={2: QueuePolicy(max_queue_size=1)},
     )
-    bounded = slot.submit(["low"], priority=2)
+    bounded = slot.submit(Work(rows=["low"], priority=2))
     with pytest.raises(QueueFull, match=r"full for priority 2 \(1 requests\)"):
-        slot.submit(["low too"], priority=2)
-    timed = slot.submit(["high"])
+        slot.submit(Work(rows=["low too"], priority=2))
+    timed = slot.submit(Work(rows=["high"]))
     lab.submit_each(slot, ["high too"])
     lab.wait(1.0)
     assert isinstance(timed.exception(timeout=0), Expired)
@@ -133,7 +134,7 @@ def test_a_requests_own_timeout_may_only_shorten(
 ) -> None:
     lab = Lab()
     slot = lab.slot(default_queue_policy=policy)
-    future = slot.submit(["row"], timeout=requested)
+    future = slot.submit(Work(rows=["row"], timeout=requested))
     assert lab.core.next_expiry() == (None if holds is None else START + holds)
     lab.wait(100.0 if holds is None else holds)
     assert future.done() == (holds is not None)
@@ -143,8 +144,8 @@ def test_timeouts_pass_one_by_one_and_the_batch_takes_the_rest() -> None:
     lab = Lab()
     override = QueuePolicy(allow_timeout_override=True)
     slot = lab.slot(max_batch_size=4, max_queue_delay=1.0, default_queue_policy=override)
-    short = slot.submit(["short"], timeout=0.5)
-    slot.submit(["long"])
+    short = slot.submit(Work(rows=["short"], timeout=0.5))
+    slot.submit(Work(rows=["long"]))
     assert lab.take() is None
     lab.wait(0.5)
     assert isinstance(short.exception(timeout=0), Expired)

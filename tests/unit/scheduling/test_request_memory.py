@@ -10,7 +10,9 @@ from weakref import ref
 import pytest
 
 from mien_server.scheduling.errors import Draining, Expired, RowFailed
-from tests.unit.scheduling.virtual import START, Lab, Model, VirtualDevice
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
+from tests.unit.scheduling.virtual import START, Lab, Model
 
 
 class Photo:
@@ -41,7 +43,9 @@ def _no_collector() -> Iterator[None]:
 
 def submitted(lab: Lab, *, model: Model | None = None, **options: Any) -> tuple[Future[Any], Any]:
     photo = Photo()
-    future = lab.slot(model=model, max_batch_size=2).submit([photo], nbytes=100, **options)
+    future = lab.slot(model=model, max_batch_size=2).submit(
+        Work(rows=[photo], nbytes=100, **options)
+    )
     return future, ref(photo)
 
 
@@ -60,7 +64,7 @@ def test_cancellation_frees_the_rows() -> None:
     assert future.cancel()
     assert photo() is None
     assert lab.core.admission.held_bytes == 0
-    assert lab.core.slots[0].statistics().cancelled == 1
+    assert lab.slots[0].statistics().cancelled == 1
     lab.assert_empty()
 
 
@@ -80,7 +84,7 @@ def test_a_failure_frees_the_rows_of_the_whole_batch_while_callers_hold_the_erro
     lab = Lab()
     future, photo = submitted(lab, model=Faulty())
     other = Photo()
-    neighbour = lab.core.slots[0].submit([other])
+    neighbour = lab.slots[0].submit(Work(rows=[other]))
     other_ref = ref(other)
     del other
     lab.run_all()
@@ -99,7 +103,7 @@ def test_closing_frees_the_rows_and_says_why() -> None:
         future.result(timeout=0)
     lab.assert_empty()
     with pytest.raises(Draining):
-        lab.core.slots[0].submit([0], stage=1)
+        lab.slots[0].submit(Work(rows=[0], passed=1))
 
 
 def test_a_running_request_cannot_be_cancelled_and_a_waiting_one_only_once() -> None:
@@ -126,10 +130,10 @@ def test_waiting_for_several_futures_notices_a_cancelled_one() -> None:
 
 
 def test_cancelling_a_request_whose_first_rows_run_takes_out_the_rest() -> None:
-    lab = Lab(VirtualDevice(executors=2, cores=0))
+    lab = Lab(FakeDevice(executors=2, cores=0))
     model = Model()
     slot = lab.slot(model=model, max_batch_size=2, split_rows=True)
-    future = slot.submit(range(5), nbytes=50)
+    future = slot.submit(Work(rows=range(5), nbytes=50))
     running = lab.taken()
     assert future.cancel()
     with pytest.raises(CancelledError):

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.slot import Slot
-from tests.unit.scheduling.virtual import START, Lab, VirtualDevice, rows_of
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import FakeDevice
+from tests.unit.scheduling.virtual import START, Lab, rows_of
 
 
 def served(lab: Lab, *, seconds: float, batches: int, device: str = "cpu") -> list[Any]:
@@ -22,33 +24,33 @@ def served(lab: Lab, *, seconds: float, batches: int, device: str = "cpu") -> li
 def test_the_older_call_goes_first() -> None:
     lab = Lab()
     one, other = lab.slot("one"), lab.slot("other")
-    other.submit(["younger"], arrived=START - 1)
-    one.submit(["older"], arrived=START - 2)
+    other.submit(Work(rows=["younger"], arrived=START - 1))
+    one.submit(Work(rows=["older"], arrived=START - 2))
     assert lab.run_all() == [["older"], ["younger"]]
 
 
 def test_the_nearer_deadline_goes_before_the_older_call() -> None:
     lab = Lab()
     one, other, third = lab.slot("one"), lab.slot("other"), lab.slot("third")
-    one.submit(["none"])
-    other.submit(["far"], deadline=START + 60)
-    third.submit(["near"], deadline=START + 30)
+    one.submit(Work(rows=["none"]))
+    other.submit(Work(rows=["far"], deadline=START + 60))
+    third.submit(Work(rows=["near"], deadline=START + 30))
     assert lab.run_all() == [["near"], ["far"], ["none"]]
 
 
-def test_a_later_stage_goes_before_new_calls_whatever_their_deadline() -> None:
+def test_what_has_passed_more_slots_goes_before_new_calls_whatever_their_deadline() -> None:
     lab = Lab()
     detector, embedder = lab.slot("detector"), lab.slot("embedder")
-    detector.submit(["new"], deadline=START + 1)
-    embedder.submit(["detected"], stage=1)
+    detector.submit(Work(rows=["new"], deadline=START + 1))
+    embedder.submit(Work(rows=["detected"], passed=1))
     assert lab.run_all() == [["detected"], ["new"]]
 
 
-def test_within_a_slot_later_stages_go_first_too() -> None:
+def test_within_a_slot_what_has_passed_more_goes_first_too() -> None:
     lab = Lab()
     slot = lab.slot()
-    slot.submit(["new"])
-    slot.submit(["detected"], stage=1)
+    slot.submit(Work(rows=["new"]))
+    slot.submit(Work(rows=["detected"], passed=1))
     assert lab.run_all() == [["detected"], ["new"]]
 
 
@@ -56,11 +58,11 @@ def test_priority_is_measured_against_each_models_own_default() -> None:
     lab = Lab()
     plain = lab.slot("plain")
     levels = lab.slot("levels", priority_levels=3, default_priority_level=2)
-    levels.submit(["low"], priority=3, stage=1)
-    plain.submit(["plain"])
+    levels.submit(Work(rows=["low"], priority=3, passed=1))
+    plain.submit(Work(rows=["plain"]))
     assert lab.run_all() == [["plain"], ["low"]]
-    plain.submit(["plain"], stage=1)
-    levels.submit(["high"], priority=1)
+    plain.submit(Work(rows=["plain"], passed=1))
+    levels.submit(Work(rows=["high"], priority=1))
     assert lab.run_all() == [["high"], ["plain"]]
 
 
@@ -84,9 +86,9 @@ def test_lone_calls_wait_for_a_flood_no_longer_than_its_lead_and_the_batch_under
     flood(lab, flooded)
     for _ in range(5):
         running = lab.taken()
-        calm.submit(["calm"])
+        calm.submit(Work(rows=["calm"]))
         called = lab.now
-        while running.slot is flooded:
+        while running.slot is flooded.state:
             lab.finish(running, after=0.01)
             running = lab.taken()
         assert lab.now - called <= 0.05 + 2 * 0.01 + 1e-9
@@ -101,7 +103,7 @@ def test_shares_are_of_time_not_of_batches() -> None:
     spent = Counter[str]()
     for _ in range(200):
         assignment = lab.taken()
-        seconds = 0.04 if assignment.slot is slow else 0.01
+        seconds = 0.04 if assignment.slot is slow.state else 0.01
         spent[assignment.slot.name] += round(seconds * 1000)
         lab.finish(assignment, after=seconds)
     assert spent["slow"] == pytest.approx(spent["fast"], rel=0.1)
@@ -128,11 +130,11 @@ def test_time_in_which_a_slot_asked_for_nothing_earns_no_credit() -> None:
 def test_a_share_is_charged_for_new_work_only() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4)
-    slot.submit([0], stage=1)
+    slot.submit(Work(rows=[0], passed=1))
     lab.finish(lab.taken(), after=1.0)
     assert slot.state.share == {"cpu": 0.0}
-    slot.submit([1], stage=1)
-    slot.submit([2, 3, 4])
+    slot.submit(Work(rows=[1], passed=1))
+    slot.submit(Work(rows=[2, 3, 4]))
     lab.finish(lab.taken(), after=1.0)
     assert slot.state.share == {"cpu": pytest.approx(0.75)}
 
@@ -146,15 +148,15 @@ def test_detection_under_flood_does_not_starve_embedding_and_finishing_costs_no_
         assignment = lab.taken()
         order.append(assignment.slot.name)
         lab.finish(assignment, after=0.02)
-        if assignment.slot is detector:
-            embedder.submit(["face"], stage=1)
+        if assignment.slot is detector.state:
+            embedder.submit(Work(rows=["face"], passed=1))
     assert order == ["detector", "embedder"] * 20
 
 
 def test_shares_are_kept_for_each_device_so_that_a_busy_gpu_does_not_unsettle_the_processor() -> (
     None
 ):
-    lab = Lab(VirtualDevice("cpu"), VirtualDevice("cuda:0", cores=0))
+    lab = Lab(FakeDevice("cpu"), FakeDevice("cuda:0", cores=0))
     graphics = lab.slot("graphics", placed=[("cuda:0", 64)])
     flood(lab, graphics)
     served(lab, seconds=1.0, batches=50, device="cuda:0")
@@ -166,7 +168,7 @@ def test_shares_are_kept_for_each_device_so_that_a_busy_gpu_does_not_unsettle_th
 
 
 def test_a_slot_that_may_run_only_one_batch_at_a_time_keeps_its_turn() -> None:
-    lab = Lab(VirtualDevice(executors=2, cores=2))
+    lab = Lab(FakeDevice(executors=2, cores=2))
     flooded = lab.slot("flooded")
     narrow = lab.slot("narrow", placed=[("cpu", 1)])
     flood(lab, flooded)
@@ -175,7 +177,7 @@ def test_a_slot_that_may_run_only_one_batch_at_a_time_keeps_its_turn() -> None:
     narrow_batches = 0
     for _ in range(60):
         done = running.pop(0)
-        narrow_batches += done.slot is narrow
+        narrow_batches += done.slot is narrow.state
         lab.finish(done, after=0.05)
         running.append(lab.taken())
     assert narrow_batches == pytest.approx(30, abs=3)

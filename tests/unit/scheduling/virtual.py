@@ -1,42 +1,28 @@
 """A dispatcher whose clock is a number and whose executors are the test: no threads, no sleeping."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from mien_server.scheduling.desk import Desk
 from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
 from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.request import Request
 from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.statistics import SlotStatistics
+from mien_server.scheduling.work import Work
+from tests.scheduling_rig import Echo, FakeDevice
 
 START = 1000.0
 
 
 @dataclass
-class VirtualDevice:
-    """A device; the test is its executors."""
-
-    name: str = "cpu"
-    executors: int = 1
-    cores: int = 1
-
-    def begin(self, cores: int) -> None:
-        """Nothing to set."""
-
-
-@dataclass
-class Model:
-    """Answers `("answer", row)`; raises on rows in `fails` and kills its thread on rows in `kills`."""
+class Model(Echo):
+    """Raises on rows in `fails`, kills its thread on rows in `kills`, and notes each batch in `runs`."""
 
     fails: Collection[Any] = ()
     kills: Collection[Any] = ()
     runs: list[list[Any]] = field(default_factory=list)
-
-    def collate(self, rows: Sequence[Any]) -> list[Any]:
-        return list(rows)
 
     def compute(self, batch: list[Any]) -> list[Any]:
         self.runs.append(batch)
@@ -44,11 +30,7 @@ class Model:
             raise SystemExit("killed")
         if any(row in self.fails for row in batch):
             raise ArithmeticError("cannot compute")
-        return [("answer", row) for row in batch]
-
-    def split(self, outputs: list[Any], rows: Sequence[Any]) -> list[Any]:
-        assert len(outputs) == len(rows)
-        return outputs
+        return super().compute(batch)
 
 
 class Lab:
@@ -56,19 +38,21 @@ class Lab:
 
     Attributes:
         now: the time.
-        told: what callers were told, in the order in which they were.
+        told: the requests that were answered or refused, in the order in which their callers were told.
         ask_again: when the last `take` without a batch wants to be asked again.
     """
 
     def __init__(
-        self, *devices: VirtualDevice, max_requests: int = 4096, max_bytes: int = 1 << 30
+        self, *devices: FakeDevice, max_requests: int = 4096, max_bytes: int = 1 << 30
     ) -> None:
         self.now = START
-        self.told: list[Settlement] = []
+        self.told: list[Future[Any]] = []
         self.ask_again: float | None = None
         self.core = Dispatcher(
-            devices or (VirtualDevice(),), max_requests=max_requests, max_bytes=max_bytes
+            devices or (FakeDevice(),), max_requests=max_requests, max_bytes=max_bytes
         )
+        self.desk = Desk(self.core, clock=lambda: self.now)
+        self.slots: list[Slot] = []
 
     def slot(
         self,
@@ -81,51 +65,19 @@ class Lab:
         """Opens a slot; `placed` gives (device, count) of each instance, `policy` as BatchingPolicy."""
         model = model or Model()
         instances = [PlacedInstance(model, device, count) for device, count in placed]
-        slot = Slot(name, 1, BatchingPolicy(**policy), instances, self)
-        self.core.slots.append(slot)
-        return slot
+        state = self.core.open_slot(name, 1, BatchingPolicy(**policy), instances)
+        self.slots.append(Slot(state, self.desk))
+        return self.slots[-1]
 
-    def accept(
-        self,
-        slot: Slot,
-        rows: Sequence[Any],
-        *,
-        shape: Hashable,
-        nbytes: int,
-        deadline: float | None,
-        timeout: float | None,
-        priority: int,
-        stage: int,
-        arrived: float | None,
-    ) -> Request:
-        """`Slot.submit` ends here."""
-        level = slot.policy.level(priority)
-        limit = slot.policy.queue_policy(level).timeout(timeout)
-        request = Request(
-            slot,
-            rows,
-            shape=shape,
-            nbytes=nbytes,
-            level=level,
-            stage=stage,
-            deadline=deadline,
-            expires=None if limit is None else self.now + limit,
-            arrived=self.now if arrived is None else arrived,
-            queued=self.now,
-            withdraw=self._withdraw,
-        )
-        self.core.submit(slot, request, self.now)
-        return request
+    def submit(self, slot: Slot, rows: Sequence[Any], **work: Any) -> Future[Completion]:
+        """One request; `work` as Work."""
+        future = slot.submit(Work(rows=rows, **work))
+        future.add_done_callback(self._note)
+        return future
 
-    def look(self, slot: Slot) -> SlotStatistics:
-        return slot.state.statistics.copy()
-
-    def expect(self, slot: Slot, rows: int, shape: Hashable) -> float:
-        return slot.state.estimate.typical(rows, shape, self.now)
-
-    def submit_each(self, slot: Slot, rows: Collection[Any], **options: Any) -> list[Future[Any]]:
+    def submit_each(self, slot: Slot, rows: Collection[Any], **work: Any) -> list[Future[Any]]:
         """One request per row."""
-        return [slot.submit([row], **options) for row in rows]
+        return [self.submit(slot, [row], **work) for row in rows]
 
     def wait(self, seconds: float) -> None:
         """Lets time pass; then the timer fires."""
@@ -152,9 +104,8 @@ class Lab:
         self.now += after
         while True:
             try:
-                assignment.run.run(lambda: self.now)
+                assignment.run.run(self.desk.clock)
             except SystemExit as error:
-                assignment.run.died = True
                 self.tell(self.core.died(assignment, error))
             else:
                 break
@@ -169,40 +120,24 @@ class Lab:
         return batches
 
     def tell(self, settled: Sequence[Settlement]) -> None:
-        """Completes futures the way the scheduler does."""
-        while settled:
-            for request, outcome in settled:
-                if not request.running() and not request.set_running_or_notify_cancel():
-                    continue
-                self.told.append((request, outcome))
-                if isinstance(outcome, Exception):
-                    request.set_exception(outcome)
-                else:
-                    request.set_result(outcome)
-            ordered = {
-                request.slot
-                for request, outcome in settled
-                if request.slot.policy.preserve_ordering and isinstance(outcome, Completion)
-            }
-            settled = [more for slot in ordered for more in self.core.delivered(slot)]
+        """Completes futures."""
+        self.desk.deliver(settled)
 
     def assert_empty(self) -> None:
         """Nothing waits, nothing is held, and every executor and core is free."""
         assert (self.core.admission.held, self.core.admission.held_bytes) == (0, 0)
-        for slot in self.core.slots:
-            state = slot.state
+        for state in self.core.slots:
             assert (len(state.queue), state.queue.rows, state.queue.nbytes) == (0, 0, 0)
-            assert (state.held, list(state.in_order)) == (0, [])
+            assert state.held == 0
+            assert not state.order
             assert not any(state.running)
         for device in self.core.devices.values():
             assert device.idle == device.device.executors
             assert device.free_cores == device.device.cores
         assert self.core.next_expiry() is None
 
-    def _withdraw(self, request: Request) -> bool:
-        removed, settled = self.core.withdraw(request)
-        self.tell(settled)
-        return removed
+    def _note(self, future: Future[Any]) -> None:
+        self.told.append(future)
 
 
 def rows_of(assignment: Assignment) -> list[Any]:

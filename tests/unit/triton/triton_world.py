@@ -45,6 +45,7 @@ from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.triton.service import InferenceService
+from tests.scheduling_rig import FakeDevice
 
 CROP = (3, 112, 112)
 DETECTOR_OUTPUTS = (
@@ -63,13 +64,6 @@ ENSEMBLE = EnsembleConfig(
     message=service_pb2.ModelConfigResponse().config,
 )
 Script = Callable[[Any], Any]
-
-
-class Processor:
-    name, executors, cores = "cpu", 1, 1
-
-    def begin(self, cores: int) -> None:
-        """One core is all there is."""
 
 
 @dataclass
@@ -114,7 +108,7 @@ class World:
     """The service's collaborators: real slots, a stand-in for the repository and for the pipeline."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler([Processor()])
+        self.scheduler = Scheduler([FakeDevice()])
         self.pool = DecodePool(threads=1)
         self.ready: dict[str, list[ReadyModel]] = {}
         self.leases = 0
