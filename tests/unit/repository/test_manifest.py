@@ -176,12 +176,12 @@ def test_checking_a_large_file_can_be_ended_within_it(root: Path, version: Path)
     seal(version)
     calls = iter((None, Draining("enough")))
 
-    def go_on() -> None:
+    def stop_if_asked() -> None:
         if error := next(calls):
             raise error
 
     with pytest.raises(Draining, match="enough"):
-        verify_version(version, root, WEIGHTS, go_on)
+        verify_version(version, root, WEIGHTS, stop_if_asked)
 
 
 def test_link_within_the_repository_is_followed(root: Path, version: Path) -> None:
