@@ -58,8 +58,10 @@ def test_broken_models_do_not_stop_the_others(root: Path, open_repository: Open)
     }
     assert "config.pbtxt:8: " in reason(repository, "arcface")
     assert "does not match its manifest" in reason(repository, "retinaface", 1)
-    with pytest.raises(ModelNotReady, match=r"version 1: .*does not match its manifest"):
+    mismatch = r"version 1: .*does not match its manifest"
+    with pytest.raises(ModelNotReady, match=mismatch) as caught, at("detector"):
         repository.catalogue.resolve("retinaface", task="detect")
+    assert caught.value.field == "detector"
     with pytest.raises(ModelNotReady, match=r"config\.pbtxt:8: "):
         repository.catalogue.resolve("arcface", task="embed")
 
