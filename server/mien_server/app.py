@@ -29,7 +29,8 @@ from mien_server.start_checks import StartError, check_folders, check_weights
 if TYPE_CHECKING:
     from mien_server.pipeline.faces import FacePipeline
     from mien_server.pipeline.pool import DecodePool
-    from mien_server.repository.repository import ModelRepository
+    from mien_server.repository.catalogue import Catalogue
+    from mien_server.repository.loader import Loader
     from mien_server.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ async def _serve(settings: Settings) -> int:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)
             inference = InferenceService(
-                engine.repository,
+                engine.catalogue,
+                engine.loader,
                 engine.pipeline,
                 engine.pool,
                 admission,
@@ -98,10 +100,10 @@ async def _serve(settings: Settings) -> int:
             )
             _watch(registry, server, admission, engine)
             await server.start(faces, inference=inference, reflect=settings.reflection)
-            await _load_unless_stopped(engine.repository, settings, stop)
+            await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()
-                await _keep_up_until_stopped(server, engine.repository, settings, started, stop)
+                await _keep_up_until_stopped(server, engine, settings, started, stop)
             began = time.monotonic()
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
@@ -153,7 +155,7 @@ def _watch(
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
 
-    registry.register(ModelMetrics(engine.repository))
+    registry.register(ModelMetrics(engine.catalogue))
     watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
     watch(
         registry, "mien_calls_in_progress", "Calls admitted and not ended.", lambda: admission.calls
@@ -193,13 +195,14 @@ class _Engine:
     """What answers, below the RPC layer."""
 
     scheduler: "Scheduler"
-    repository: "ModelRepository"
+    catalogue: "Catalogue"
+    loader: "Loader"
     pool: "DecodePool"
     pipeline: "FacePipeline"
 
     def close(self, timeout: float) -> None:
         """Stops the threads; blocks until what they run is done, of a load for `timeout` seconds only."""
-        if not self.repository.close(timeout):
+        if not self.loader.close(timeout):
             logger.warning("exit timeout: a load has not come to its next step, and is left behind")
         self.pool.close()
         self.scheduler.close()
@@ -212,7 +215,8 @@ def _build(settings: Settings) -> _Engine:
     from mien_server.pipeline.faces import FacePipeline
     from mien_server.pipeline.pool import DecodePool
     from mien_server.pipeline.types import Limits
-    from mien_server.repository.repository import ModelRepository, RepositoryError
+    from mien_server.repository.catalogue import Catalogue
+    from mien_server.repository.loader import Loader, RepositoryError
     from mien_server.scheduling.scheduler import Scheduler
     from mien_server.weights.fetch.sources import SHIPPED
 
@@ -225,8 +229,10 @@ def _build(settings: Settings) -> _Engine:
         max_requests=settings.max_pending_requests,
         max_bytes=settings.max_pending_bytes,
     )
+    catalogue = Catalogue()
     try:
-        repository = ModelRepository(
+        loader = Loader(
+            catalogue,
             settings.model_repository,
             scheduler,
             devices,
@@ -242,7 +248,7 @@ def _build(settings: Settings) -> _Engine:
         max_bytes=settings.max_pending_bytes,
     )
     pipeline = FacePipeline(
-        repository,
+        catalogue,
         pool,
         default_detector=settings.default_detector,
         default_embedder=settings.default_embedder,
@@ -252,54 +258,53 @@ def _build(settings: Settings) -> _Engine:
             max_faces=settings.max_faces,
         ),
     )
-    return _Engine(scheduler, repository, pool, pipeline)
+    return _Engine(scheduler, catalogue, loader, pool, pipeline)
 
 
 def _default_models(settings: Settings) -> tuple[str, str]:
     return (settings.default_detector, settings.default_embedder)
 
 
-async def _load_unless_stopped(
-    repository: "ModelRepository", settings: Settings, stop: asyncio.Event
-) -> None:
+async def _load_unless_stopped(engine: _Engine, settings: Settings, stop: asyncio.Event) -> None:
     """Loads models off the loop; a signal ends the loads, and the wait for them at once.
 
     Raises:
         StartError: as `_load` does, unless a signal came.
     """
     stopped = asyncio.create_task(stop.wait())
-    loading = asyncio.create_task(asyncio.to_thread(_load, repository, settings))
+    loading = asyncio.create_task(asyncio.to_thread(_load, engine, settings))
     await asyncio.wait((stopped, loading), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if stop.is_set():
-        repository.close(timeout=0)
+        engine.loader.close(timeout=0)
         await asyncio.wait((loading,))
         loading.exception()  # nobody asks for it any more
     else:
         await loading
 
 
-def _load(repository: "ModelRepository", settings: Settings) -> None:
+def _load(engine: _Engine, settings: Settings) -> None:
     """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
 
     Raises:
         StartError: a model does not, or is configured for a device that is not there.
     """
     from mien_server.backends.devices import DeviceError
-    from mien_server.repository.repository import RepositoryError
+    from mien_server.repository.loader import RepositoryError
 
+    catalogue, loader = engine.catalogue, engine.loader
     try:
         match settings.model_control_mode:
             case "none":
-                repository.start()
-                repository.resolve(settings.default_detector, task="detect")
-                repository.resolve(settings.default_embedder, task="embed")
+                loader.start()
+                catalogue.resolve(settings.default_detector, task="detect")
+                catalogue.resolve(settings.default_embedder, task="embed")
             case "poll":
-                repository.start()
+                loader.start()
             case "explicit":
                 names = None if ALL_MODELS in settings.load_model else settings.load_model
-                repository.start(names)
-                for name, reason in repository.unready(names or (), strict=False).items():
+                loader.start(names)
+                for name, reason in catalogue.unready(names or (), strict=False).items():
                     raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
     except (DeviceError, RepositoryError) as error:
         raise StartError(str(error)) from error
@@ -309,37 +314,37 @@ def _load(repository: "ModelRepository", settings: Settings) -> None:
 
 async def _keep_up_until_stopped(
     server: RpcServer,
-    repository: "ModelRepository",
+    engine: _Engine,
     settings: Settings,
     started: float,
     stop: asyncio.Event,
 ) -> None:
     """Keeps the health service true and, in the mode poll, the models up to date."""
-    tasks = [asyncio.create_task(_watch_readiness(server, repository, settings, started))]
+    tasks = [asyncio.create_task(_watch_readiness(server, engine.catalogue, settings, started))]
     if settings.model_control_mode == "poll":
-        tasks.append(asyncio.create_task(_poll(repository, settings.repository_poll_secs)))
+        tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
     await stop.wait()
     # At once: a load that a caller waits for would take the time that calls have to finish.
-    repository.close(timeout=0)
+    engine.loader.close(timeout=0)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _watch_readiness(
-    server: RpcServer, repository: "ModelRepository", settings: Settings, started: float
+    server: RpcServer, catalogue: "Catalogue", settings: Settings, started: float
 ) -> None:
     needed = () if settings.model_control_mode == "explicit" else _default_models(settings)
     told: dict[str, str] | None = None
     while True:
-        unready = repository.unready(needed, strict=settings.strict_readiness)
+        unready = catalogue.unready(needed, strict=settings.strict_readiness)
         if unready != told:
             told = unready
             if unready:
                 why = "; ".join(f"{name}: {reason}" for name, reason in unready.items())
                 logger.error("not ready: %s", why, extra={"address": server.address})
             else:
-                serving = [f"{v.name}:{v.version}" for v in repository.statuses() if v.model]
+                serving = [f"{v.name}:{v.version}" for v in catalogue.statuses() if v.model]
                 seconds = round(time.monotonic() - started, 1)
                 facts = {"address": server.address, "models": ",".join(serving)}
                 logger.info("ready", extra=facts | {"seconds": seconds})
@@ -347,13 +352,13 @@ async def _watch_readiness(
         await asyncio.sleep(READINESS_SECONDS)
 
 
-async def _poll(repository: "ModelRepository", seconds: float) -> None:
-    from mien_server.repository.repository import RepositoryError
+async def _poll(loader: "Loader", seconds: float) -> None:
+    from mien_server.repository.loader import RepositoryError
 
     while True:
         await asyncio.sleep(seconds)
         try:
-            await asyncio.to_thread(repository.poll)
+            await asyncio.to_thread(loader.poll)
         except (RepositoryError, Draining) as error:
             logger.warning("no poll: %s", error)
         except Exception:

@@ -136,7 +136,7 @@ class Hammer:
                 return
             await self._go.wait()
             async with self._calls:
-                statuses = self._rig.repository.statuses()
+                statuses = self._rig.catalogue.statuses()
                 ready = {status.model.fingerprint for status in statuses if status.model}
                 try:
                     fingerprint = (await self._rig.embed(photo)).model.fingerprint
@@ -165,14 +165,14 @@ async def hammer(root: Path, photos: Sequence[bytes]) -> Report:
             await asyncio.to_thread(kind)
             outcome = report.loads.setdefault(kind.__name__, [0, 0])
             try:
-                await asyncio.wrap_future(rig.repository.load("sface"))
+                await asyncio.wrap_future(rig.loader.load("sface"))
                 outcome[0] += 1
             except Unmet:
                 outcome[1] += 1
             await calls.answer()
             if number in MEASURED:
                 await calls.pause()
-                await asyncio.to_thread(rig.repository.drained, SECONDS)
+                await asyncio.to_thread(rig.catalogue.drained, SECONDS)
                 await asyncio.to_thread(memory.release)
                 report.resident[number] = psutil.Process().memory_info().rss / 2**20
                 calls.resume()

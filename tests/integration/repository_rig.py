@@ -23,8 +23,9 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
 )
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.repository.repository import ModelRepository
 from mien_server.scheduling.scheduler import Scheduler
 
 SECONDS = 60
@@ -33,14 +34,15 @@ LARGEST = FaceSelection(FacePolicy.LARGEST)
 
 @dataclass
 class Rig:
-    """A repository and its pipeline.
+    """A repository in memory and its pipeline.
 
     Attributes:
         root: the repository's folder.
     """
 
     root: Path
-    repository: ModelRepository
+    catalogue: Catalogue
+    loader: Loader
     pipeline: FacePipeline
 
     async def detect(self, photo: bytes) -> PhotoFaces:
@@ -75,26 +77,21 @@ def open_rig(root: Path, *, seed: int = 0) -> Iterator[Rig]:
     """Loads all of a repository, and closes everything in the end."""
     cpu = CpuDevice()
     scheduler = Scheduler([cpu])
-    repository = ModelRepository(
-        [root],
-        scheduler,
-        [cpu],
-        mode="explicit",
-        draw=random.Random(seed),  # noqa: S311
-    )
-    repository.start()
+    catalogue = Catalogue(random.Random(seed))  # noqa: S311
+    loader = Loader(catalogue, [root], scheduler, [cpu], mode="explicit")
+    loader.start()
     pool = DecodePool(threads=cpu.cores)
     pipeline = FacePipeline(
-        repository,
+        catalogue,
         pool,
         default_detector="retinaface",
         default_embedder="sface",
         limits=Limits(),
     )
     try:
-        yield Rig(root, repository, pipeline)
+        yield Rig(root, catalogue, loader, pipeline)
     finally:
-        closed = repository.close(SECONDS)
+        closed = loader.close(SECONDS)
         pool.close()
         scheduler.close()
     assert closed

@@ -14,10 +14,11 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.backends.precision import Precision
 from mien_server.commands.evaluate import PRECISIONS
 from mien_server.commands.main import main
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.golden import FILENAME as GOLDEN
+from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest
-from mien_server.repository.repository import ModelRepository
 from mien_server.repository.versions import State, VersionStatus
 from mien_server.scheduling.scheduler import Scheduler
 
@@ -64,8 +65,8 @@ def _load(repository: Path, name: str) -> VersionStatus:
     devices = [CpuDevice(1)]
     scheduler = Scheduler(devices)
     try:
-        models = ModelRepository([repository], scheduler, devices)
-        models.start([name])
+        models = Catalogue()
+        Loader(models, [repository], scheduler, devices).start([name])
         (status,) = [each for each in models.statuses() if each.name == name]
         return status
     finally:

@@ -22,8 +22,9 @@ from mien_server.models.interface import (
     Task,
 )
 from mien_server.pipeline.align import crop_faces
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.repository.repository import ModelRepository
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.work import Work
 from mien_server.weights.fetch.packages import default_cache, fetch
@@ -84,16 +85,17 @@ def ask(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     add_model(root, root / "sface", "sface_onnx", packaged_sface(), **platform, **own_input)
     devices = [CpuDevice()]
     scheduler = Scheduler(devices)
-    repository = ModelRepository([root], scheduler, devices)
-    repository.start()
+    catalogue = Catalogue()
+    loader = Loader(catalogue, [root], scheduler, devices)
+    loader.start()
 
     def run(name: str, rows: Sequence[Any]) -> list[Any]:
         task: Task = "detect" if "retinaface" in name else "embed"
-        with repository.lease(name, task=task) as model:
+        with catalogue.lease(name, task=task) as (model, _):
             return list(model.slot.submit(Work(rows=rows)).result(60).results)
 
     yield run
-    repository.close()
+    loader.close()
     scheduler.close()
 
 

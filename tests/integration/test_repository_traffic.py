@@ -47,7 +47,7 @@ def shadowed(root: Path, name: str, factor: float) -> Iterator[Rig]:
 
 
 def counted(rig: Rig, name: str) -> ShadowStatistics:
-    return traffic(rig.repository, name).shadows.get(2, ShadowStatistics())
+    return traffic(rig.catalogue, name).shadows.get(2, ShadowStatistics())
 
 
 async def settled(rig: Rig, name: str, rows: int) -> ShadowStatistics:
@@ -68,13 +68,13 @@ async def test_canary_answers_its_share_of_the_calls(root: Path, photos: list[by
     parameter(root, "sface", "canary_percent", 30)
     answered: Counter[int] = Counter()
     with open_rig(root) as rig:
-        prints = {v: rig.repository.resolve("sface", v).fingerprint for v in (1, 2)}
+        prints = {v: rig.catalogue.resolve("sface", v).fingerprint for v in (1, 2)}
         for turn in range(6):
             embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos))
             for embedding in embeddings:
                 assert embedding.model.fingerprint == prints[embedding.model.version]
                 answered[embedding.model.version] += 1
-            assert traffic(rig.repository, "sface").routed == answered, turn
+            assert traffic(rig.catalogue, "sface").routed == answered, turn
     assert answered.total() == 36
     assert 2 <= answered[2] <= 20, "30 % of 36 is 11, three standard deviations are 8"
 
@@ -113,7 +113,7 @@ async def test_shadow_is_compared_and_never_returned(
             embedding = await rig.embed(photo)
             assert embedding.model.version == 1
             await settled(rig, name, number + 1)
-        assert traffic(rig.repository, name).routed == {1: 6}
+        assert traffic(rig.catalogue, name).routed == {1: 6}
         assert counted(rig, name) == ShadowStatistics(compared=6, agreed=agreed)
 
 
@@ -133,7 +133,7 @@ async def test_shadow_detector_is_compared_by_its_boxes(
 
 async def test_shadow_that_cannot_answer_harms_no_call(root: Path, photos: list[bytes]) -> None:
     with shadowed(root, "sface", 1.0) as rig:
-        candidate = rig.repository.resolve("sface", 2).slot
+        candidate = rig.catalogue.resolve("sface", 2).slot
         instance = candidate.instances[0].instance
         instance.compute = lambda batch: 1 / 0  # type: ignore[method-assign]
         for number, photo in enumerate(photos):
@@ -148,7 +148,7 @@ async def test_copies_are_dropped_when_there_is_other_work(root: Path, photos: l
         for _ in range(rounds):
             embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos * 4))
             assert {embedding.model.version for embedding in embeddings} == {1}
-            assert rig.repository.resolve("sface", 2).slot.pending <= MOST_WAITING
+            assert rig.catalogue.resolve("sface", 2).slot.pending <= MOST_WAITING
         counts = await settled(rig, "sface", rounds * 24)
         assert counts.compared + counts.dropped == rounds * 24
         assert counts.agreed == counts.compared
@@ -164,8 +164,8 @@ async def test_retired_shadow_finishes_its_copies_and_is_freed(
             state = load_file(root / "sface" / "1" / "model.safetensors")
             save_file(state, root / "sface" / "2" / "model.safetensors", {"copy": str(time.time())})
             seal(root / "sface" / "2")
-            await asyncio.wrap_future(rig.repository.load("sface"))
-            assert await asyncio.to_thread(rig.repository.drained, SECONDS)
+            await asyncio.wrap_future(rig.loader.load("sface"))
+            assert await asyncio.to_thread(rig.catalogue.drained, SECONDS)
         counts = await settled(rig, "sface", 3)
         assert counts.failed == 0
 

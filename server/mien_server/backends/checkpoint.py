@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from torch import Tensor, nn
 
+from mien_server.errors import OperatorError
 from mien_server.models.interface import Family, NoNetwork
 
 _NAMES_SHOWN = 8
@@ -23,7 +24,7 @@ _DTYPES = {
 """Types of a safetensors file that are read. Quantised weights would need their scales."""
 
 
-class LoadError(Exception):
+class LoadError(OperatorError):
     """A version that cannot be loaded; the message says what is wrong with it and what to do."""
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
+from mien_server.errors import OperatorError
 
-class DeviceError(Exception):
+
+class DeviceError(OperatorError):
     """A device that a model is configured for and that is not there. Nothing falls back to the CPU."""
 
 

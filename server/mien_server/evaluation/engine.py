@@ -16,7 +16,8 @@ from mien_server.models.interface import Task
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import Limits, ModelRef
-from mien_server.repository.repository import ModelRepository, RepositoryError
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader, RepositoryError
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.errors import QueueFull, RowFailed
 from mien_server.scheduling.scheduler import Scheduler
@@ -70,18 +71,19 @@ def engine(settings: Settings, wanted: dict[Task, ModelRef]) -> Iterator[Engine]
         pool = DecodePool(threads=settings.decode_threads or cpu.cores)
         closing.callback(pool.close)
         try:
-            repository = ModelRepository(settings.model_repository, scheduler, devices)
+            catalogue = Catalogue()
+            loader = Loader(catalogue, settings.model_repository, scheduler, devices)
             # Ctrl-C leaves a load at work, and the process must not end while its thread is in torch.
-            closing.callback(repository.close)
-            repository.start({ref.name for ref in wanted.values()})
+            closing.callback(loader.close)
+            loader.start({ref.name for ref in wanted.values()})
             models = {
-                task: repository.resolve(ref.name, ref.version, task=task)
+                task: catalogue.resolve(ref.name, ref.version, task=task)
                 for task, ref in wanted.items()
             }
         except (MienError, RepositoryError, DeviceError) as error:
             raise EvaluationError(str(error)) from error
         pipeline = FacePipeline(
-            repository,
+            catalogue,
             pool,
             default_detector=wanted["detect"].name if "detect" in wanted else "",
             default_embedder=wanted["embed"].name if "embed" in wanted else "",

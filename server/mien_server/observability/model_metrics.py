@@ -14,7 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from mien_server.repository.served import ServedModels
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.statistics import InferenceTotals, VersionStatistics
 from mien_server.repository.versions import State, VersionStatus
 from mien_server.scheduling.statistics import DURATION_BOUNDS, DurationHistogram, SlotStatistics
@@ -75,7 +75,7 @@ class ModelMetrics(Collector):
         models: what there is.
     """
 
-    def __init__(self, models: ServedModels) -> None:
+    def __init__(self, models: Catalogue) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:

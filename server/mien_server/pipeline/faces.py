@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from mien_server.errors import InvalidRequest, MienError, Reason
+from mien_server.errors import InvalidRequest, MienError, Reason, at
 from mien_server.models.interface import Detections, EmbedderRow, Task
 from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
 from mien_server.pipeline.compare import (
@@ -42,6 +42,7 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
+from mien_server.repository.leases import Lease
 from mien_server.repository.versions import ReadyModel
 
 
@@ -49,8 +50,8 @@ class Models(Protocol):
     """Where the pipeline finds its models."""
 
     def lease(
-        self, name: str, version: int, *, task: Task, field: str, fingerprint: str
-    ) -> AbstractContextManager[ReadyModel]:
+        self, name: str, version: int, *, task: Task, fingerprint: str
+    ) -> AbstractContextManager[Lease]:
         """Holds the version that answers a call; version 0 lets the repository choose.
 
         It then chooses one of this fingerprint, if there is one.
@@ -106,11 +107,13 @@ class FacePipeline:
                 field=image.field,
             )
         check_selection(selection, self._limits)
-        with self._lease(detector, "detect") as model:
-            found = await self._find(image, model, selection, call, reserve=0.0)
+        with self._lease(detector, "detect") as lease:
+            found = await self._find(image, lease, selection, call, reserve=0.0)
         chosen = self._select(found, selection, image.field, required=False)
         faces = [_face(found.faces, i) for i in chosen]
-        return PhotoFaces(faces, found.photo.width, found.photo.height, detector=_identity(model))
+        return PhotoFaces(
+            faces, found.photo.width, found.photo.height, detector=_identity(lease.model)
+        )
 
     async def embed(
         self,
@@ -128,12 +131,12 @@ class FacePipeline:
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
         """
         with ExitStack() as leases:
-            model = leases.enter_context(self._lease(embedder, "embed"))
+            lease = leases.enter_context(self._lease(embedder, "embed"))
             finder = None
             if not isinstance(image, AlignedFace):
                 check_selection(selection, self._limits)
                 finder = leases.enter_context(self._lease(detector, "detect"))
-            return await self._embed_image(image, finder, model, selection, call)
+            return await self._embed_image(image, finder, lease, selection, call)
 
     async def verify(
         self,
@@ -165,9 +168,10 @@ class FacePipeline:
         a, b = (check_embedding(x) if isinstance(x, Embedding) else x for x in (a, b))
         given = [x for x in (a, b) if isinstance(x, Embedding)]
         with ExitStack() as leases:
-            model = leases.enter_context(
+            lease = leases.enter_context(
                 self._lease(_embedder_for(embedder, given), "embed", given=given)
             )
+            model = lease.model
             for embedding in given:
                 check_same_model(embedding, _identity(model))
                 check_length(embedding, model.config.outputs[0].dims[0])
@@ -181,7 +185,7 @@ class FacePipeline:
                     return PhotoFaces([Face(None, 0.0, None, source)], 0, 0)
                 part = replace(call, stages=[])
                 try:
-                    return await self._embed_image(source, finder, model, selection, part)
+                    return await self._embed_image(source, finder, lease, selection, part)
                 except MienError as error:
                     if not error.field.startswith(f"{name}."):
                         error.field = f"{name}.{error.field}".rstrip(".")
@@ -201,7 +205,7 @@ class FacePipeline:
             matched=similarity >= limit,
             face_a=found_a.faces[0],
             face_b=found_b.faces[0],
-            detector=None if finder is None else _identity(finder),
+            detector=None if finder is None else _identity(finder.model),
             embedder=_identity(model),
             size_a=_size(found_a),
             size_b=_size(found_b),
@@ -210,8 +214,8 @@ class FacePipeline:
     async def _embed_image(
         self,
         image: ImageSource,
-        detector: ReadyModel | None,
-        embedder: ReadyModel,
+        detector: Lease | None,
+        embedder: Lease,
         selection: FaceSelection,
         call: Call,
     ) -> PhotoFaces:
@@ -225,12 +229,12 @@ class FacePipeline:
     async def _embed_photo(
         self,
         image: EncodedImage | RawPixels,
-        detector: ReadyModel,
-        embedder: ReadyModel,
+        detector: Lease,
+        embedder: Lease,
         selection: FaceSelection,
         call: Call,
     ) -> PhotoFaces:
-        reserve = embedder.slot.expected_compute()
+        reserve = embedder.model.slot.expected_compute()
         found = await self._find(image, detector, selection, call, reserve=reserve)
         usable = np.flatnonzero(alignable(found.faces.landmarks))
         found = FoundFaces(found.photo, Detections(*(part[usable] for part in found.faces)))
@@ -245,9 +249,11 @@ class FacePipeline:
         del found
         embeddings = await self._embed(crops, embedder, call, stage=1)
         faces = [_face(detections, i, e) for i, e in zip(chosen, embeddings, strict=True)]
-        return PhotoFaces(faces, width, height, _identity(detector), _identity(embedder))
+        return PhotoFaces(
+            faces, width, height, _identity(detector.model), _identity(embedder.model)
+        )
 
-    async def _embed_crop(self, image: AlignedFace, embedder: ReadyModel, call: Call) -> PhotoFaces:
+    async def _embed_crop(self, image: AlignedFace, embedder: Lease, call: Call) -> PhotoFaces:
         def crop() -> tuple[ImageU8, float]:
             begun = time.monotonic()
             photo = load(image.crop, self._limits)
@@ -266,7 +272,7 @@ class FacePipeline:
         call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
         (embedding,) = await self._embed([pixels], embedder, call, stage=0)
         face = Face(None, 0.0, None, embedding)
-        return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder))
+        return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder.model))
 
     async def _crop(
         self, image: EncodedImage | RawPixels, photo: Photo, landmarks: ArrayF32
@@ -282,9 +288,9 @@ class FacePipeline:
         return await self._pool.finish(crop)
 
     async def _embed(
-        self, crops: Sequence[ImageU8], embedder: ReadyModel, call: Call, *, stage: int
+        self, crops: Sequence[ImageU8], embedder: Lease, call: Call, *, stage: int
     ) -> list[Embedding]:
-        size = embedder.config.batching.max_batch_size
+        size = embedder.model.config.batching.max_batch_size
         parts = [crops[i : i + size] for i in range(0, len(crops), size)]
         results = await together(
             *(
@@ -300,13 +306,13 @@ class FacePipeline:
                 for part in parts
             )
         )
-        identity = _identity(embedder)
+        identity = _identity(embedder.model)
         return [to_embedding(raw, identity) for part in results for raw in part]
 
     async def _find(
         self,
         image: EncodedImage | RawPixels,
-        detector: ReadyModel,
+        detector: Lease,
         selection: FaceSelection,
         call: Call,
         *,
@@ -335,14 +341,17 @@ class FacePipeline:
             field=field,
         )
 
+    @contextmanager
     def _lease(
         self, ref: ModelRef, task: Task, *, given: Sequence[Embedding] = ()
-    ) -> AbstractContextManager[ReadyModel]:
+    ) -> Iterator[Lease]:
         name = ref.name or self._defaults[task]
         fingerprint = given[0].model.fingerprint if given else ""
-        return self._models.lease(
-            name, ref.version, task=task, field=ref.field, fingerprint=fingerprint
-        )
+        leased = self._models.lease(name, ref.version, task=task, fingerprint=fingerprint)
+        with ExitStack() as held:
+            with at(ref.field):
+                lease = held.enter_context(leased)
+            yield lease
 
 
 def _embedder_for(asked: ModelRef, given: Sequence[Embedding]) -> ModelRef:

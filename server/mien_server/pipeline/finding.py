@@ -33,6 +33,7 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
+from mien_server.repository.leases import Lease
 from mien_server.repository.versions import ReadyModel
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None
 
 async def find_faces(
     source: EncodedImage | RawPixels,
-    detector: ReadyModel,
+    detector: Lease,
     selection: FaceSelection,
     *,
     limits: Limits,
@@ -79,7 +80,7 @@ async def find_faces(
 
     Args:
         source: the picture.
-        detector: a model of the task "detect".
+        detector: of a model of the task "detect".
         selection: checked.
         limits: of pictures.
         pool: where blocking work runs.
@@ -90,7 +91,7 @@ async def find_faces(
         InvalidRequest: the picture cannot be used.
         SchedulingError: why there is no result.
     """
-    config = detector.config
+    config = detector.model.config
     buckets, fill = config.buckets, config.normalisation.fill_rgb
     deadline = None if call.deadline is None else call.deadline - reserve
     enough = max(*buckets, ENOUGH_PIXELS)
@@ -110,7 +111,7 @@ async def find_faces(
     ]
 
     async def look(fitted: Letterbox, stage: int) -> Detections:
-        row = DetectorRow(fitted.canvas, _score_to_beat(detector, selection))
+        row = DetectorRow(fitted.canvas, _score_to_beat(detector.model, selection))
         (found,) = await run_rows(
             detector,
             [row],

@@ -50,11 +50,11 @@ def mirror(
         shape: as the rows were submitted with.
         nbytes: likewise.
     """
-    slot = shadow.model.slot
+    slot = shadow.version.model.slot
     if model.slot.pending or slot.pending >= MOST_WAITING:
-        shadow.count(dropped=len(rows))
+        _count(shadow, dropped=len(rows))
         return
-    shadow.hold()
+    shadow.version.hold()
     try:
         copies = slot.submit(
             Work(
@@ -70,8 +70,8 @@ def mirror(
         SchedulingError,
         ValueError,
     ):  # no room, or more rows than the candidate's config allows
-        shadow.count(dropped=len(rows))
-        shadow.release()
+        _count(shadow, dropped=len(rows))
+        shadow.version.release()
         return
     task = model.config.task
     copies.add_done_callback(lambda done: _compare(task, shadow, results, done))
@@ -111,13 +111,17 @@ def _compare(task: Task, shadow: Shadow, ours: Sequence[Any], done: Future[Compl
     try:
         theirs = done.result().results
         agreed = sum(_SAME[task](mine, other) for mine, other in zip(ours, theirs, strict=True))
-        shadow.count(compared=len(ours), agreed=agreed)
+        _count(shadow, compared=len(ours), agreed=agreed)
     except RowFailed:
-        shadow.count(failed=len(ours))
+        _count(shadow, failed=len(ours))
     except SchedulingError:
-        shadow.count(dropped=len(ours))
+        _count(shadow, dropped=len(ours))
     except Exception:
-        _log.exception("the answers of %s could not be compared", shadow.model.slot)
-        shadow.count(failed=len(ours))
+        _log.exception("the answers of %s could not be compared", shadow.version.model.slot)
+        _count(shadow, failed=len(ours))
     finally:
-        shadow.release()
+        shadow.version.release()
+
+
+def _count(shadow: Shadow, **rows: int) -> None:
+    shadow.counter.shadow(shadow.version.model.version, **rows)

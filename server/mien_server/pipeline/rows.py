@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.leases import Lease
 from mien_server.scheduling.work import Work
 
 T = TypeVar("T")
 
 
 async def run_rows(
-    model: ReadyModel,
+    lease: Lease,
     rows: Sequence[Any],
     call: Call,
     *,
@@ -28,7 +28,7 @@ async def run_rows(
     Cancelling the caller takes the request out of the queue.
 
     Args:
-        model: whose slot runs them; its shadow, if it has one, gets copies.
+        lease: of the model whose slot runs them; its shadow, if there is one, gets copies.
         rows: at most the model's `max_batch_size`.
         call: whose priority, age and queue timeout count; gets the stages `<name>.queue`, `.preprocess`,
             `.compute` (with the rows of the batch) and `.postprocess`.
@@ -42,7 +42,7 @@ async def run_rows(
         SchedulingError: why there is no result.
     """
     done = await asyncio.wrap_future(
-        model.slot.submit(
+        lease.model.slot.submit(
             Work(
                 rows=rows,
                 shape=shape,
@@ -62,8 +62,8 @@ async def run_rows(
         StageTime(f"{name}.compute", timing.compute, timing.batch_rows),
         StageTime(f"{name}.postprocess", timing.postprocess),
     ]
-    if model.shadow:
-        mirror(model, model.shadow, rows, done.results, shape=shape, nbytes=nbytes)
+    if lease.shadow:
+        mirror(lease.model, lease.shadow, rows, done.results, shape=shape, nbytes=nbytes)
     return done.results
 
 

@@ -1,16 +1,18 @@
-"""What the repository knows of one model: what serves, what does not, and why."""
+"""What the catalogue knows of one model: what serves, what does not, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from mien_server.errors import MienError, ModelNotFound, ModelNotReady
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.folders import ModelFolder, Stamp
 from mien_server.repository.leases import LoadedVersion
-from mien_server.repository.statistics import EnsembleCounter
+from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from mien_server.repository.versions import State, VersionStatus
+
+AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 
 Note: TypeAlias = tuple[State, str]
 """The state of a version that does not serve, and its reason."""
@@ -19,41 +21,37 @@ LOADING: Note = (State.LOADING, "it is being loaded")
 UNLOADING: Note = (State.UNLOADING, "it takes no new calls; the last that hold it still run")
 UNLOADED: Note = (State.UNAVAILABLE, "it has been unloaded")
 
-
 SERVES_ON = "it serves on; loading it again failed: {}"
 
 
 @dataclass(slots=True, eq=False)
 class ModelEntry:
-    """One model. The repository changes it under its lock, and replaces the mappings as a whole.
+    """One model. The catalogue changes it under its lock, and replaces the mappings as a whole.
 
     Attributes:
         name: the model's.
-        folder: where it lies, as last seen.
-        config: what it was last loaded with.
+        config: what it was last loaded with; of a model that has no weights, what it would be loaded with.
+        message: Triton's `inference.ModelConfig` that an ensemble's `config` was read from; that of a
+            model's version stands with the version.
         serving: the versions that calls are given, by number.
         notes: on versions, why they do not serve, or why the last attempt to replace them failed.
         reason: the same of the model as a whole, or "".
         failed: whether the last load failed on something that is there.
+        loading: whether a load is under way.
         retired: replaced or unloaded versions that are not freed yet.
-        stamp: of the files when they were last loaded.
-        retry: whether the next poll loads them again though they have not changed.
-        busy: whether a load is under way.
         counter: of its traffic.
         ensemble_counter: of what it does as an ensemble, if it is one.
     """
 
     name: str
-    folder: ModelFolder
-    config: ModelConfig | EnsembleConfig | None = None
+    config: AnyConfig | None = None
+    message: Any = None
     serving: Mapping[int, LoadedVersion] = field(default_factory=dict)
     notes: Mapping[int, Note] = field(default_factory=dict)
     reason: str = ""
     failed: bool = False
+    loading: bool = False
     retired: list[LoadedVersion] = field(default_factory=list)
-    stamp: Stamp | None = None
-    retry: bool = False
-    busy: bool = False
     counter: TrafficCounter = field(default_factory=TrafficCounter)
     ensemble_counter: EnsembleCounter = field(default_factory=EnsembleCounter)
 
@@ -71,11 +69,53 @@ class ModelEntry:
         numbers = sorted({*self.serving, *self.notes})
         if numbers:
             return [self._status(number) for number in numbers]
-        if self.busy:
+        if self.loading:
             return [VersionStatus(self.name, 0, *LOADING)]
         if self.reason:
             return [VersionStatus(self.name, 0, State.UNAVAILABLE, self.reason)]
         return [VersionStatus(self.name, 0, State.UNKNOWN, "nobody has asked for it to be loaded")]
+
+    def statistics(self, status: VersionStatus) -> VersionStatistics:
+        """What a READY version of it has done. Slots answer under the scheduler's lock."""
+        model = status.model
+        if model is None:
+            return VersionStatistics(status.name, status.version, self.ensemble_counter.copy())
+        figures = model.slot.statistics()
+        return VersionStatistics(
+            status.name,
+            status.version,
+            totals_of(figures),
+            slot=figures,
+            pending=model.slot.pending,
+            traffic=self.counter.copy() if model.config.traffic.candidates else None,
+        )
+
+    def settle(self, unused: Iterable[LoadedVersion], failures: Mapping[int, Exception]) -> None:
+        """Notes what came of a load, and which versions serve no more and are still to be freed."""
+        self.retired = [*self.retired, *unused]
+        self.notes = dict.fromkeys((v.model.version for v in self.retired), UNLOADING) | {
+            number: (State.UNAVAILABLE, reason_of(error)) for number, error in failures.items()
+        }
+        self.reason, self.failed = "", bool(failures)
+
+    def why_not(self, version: int) -> MienError:
+        """What to tell a call that no version of the model answers.
+
+        Args:
+            version: that the call named, or 0.
+        """
+        statuses = self.statuses()
+        numbers = [status.version for status in statuses if status.version]
+        if version and version not in numbers and (numbers or self.config):
+            known = ", ".join(map(str, numbers)) or "none"
+            return ModelNotFound(
+                f"model {self.name!r} has no version {version}; its versions: {known}"
+            )
+        asked = [s for s in statuses if version in (0, s.version) or not s.version]
+        loading = any(status.state is State.LOADING for status in statuses)
+        return ModelNotReady(
+            f"model {self.name!r} is not ready: {reasons_of(asked)}", lasting=not loading
+        )
 
     def _status(self, number: int) -> VersionStatus:
         loaded = self.serving.get(number)
@@ -88,3 +128,18 @@ class ModelEntry:
         if state is not State.UNAVAILABLE:
             told = ""
         return VersionStatus(self.name, number, State.READY, told, loaded.model)
+
+
+def reasons_of(statuses: Collection[VersionStatus]) -> str:
+    """Why none of these versions answers."""
+    return "; ".join(
+        f"version {status.version}: {status.reason or 'it is the shadow, and answers no calls'}"
+        if status.version
+        else status.reason
+        for status in statuses
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What is told of an error."""
+    return str(error) or type(error).__name__

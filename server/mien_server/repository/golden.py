@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
+from mien_server.errors import OperatorError
 from mien_server.models.interface import (
     ArrayF32,
     Detections,
@@ -59,7 +60,7 @@ _SCORE = 5
 """The column of a face's score."""
 
 
-class PrecisionError(Exception):
+class PrecisionError(OperatorError):
     """A version whose answers, in this precision on this device, are not those of its weights."""
 
 

@@ -2,19 +2,17 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from mien_server.repository.manifest import FileEntry
 from mien_server.repository.traffic import TrafficCounter
-
-if TYPE_CHECKING:
-    from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import ReadyModel
 
 
 class LoadedVersion:
     """One loaded version. Calls hold it while they run; once retired, it is freed after the last of them.
 
-    `hold` must not race with `retire`: the repository calls it only while the version is routed to. All of
+    `hold` must not race with `retire`: the catalogue calls it only while the version is routed to. All of
     it takes microseconds and never waits.
 
     Args:
@@ -23,15 +21,18 @@ class LoadedVersion:
         close: gives its memory back; blocking. Called once.
 
     Attributes:
-        model: replaced when the configuration changes without touching what was loaded.
+        model: the catalogue replaces it when the configuration changes without touching what was loaded.
         files: as given.
+        message: Triton's `inference.ModelConfig` that `model.config` was read from, for whoever prints
+            it; the catalogue sets it when the version goes into service.
     """
 
     def __init__(
-        self, model: "ReadyModel", files: Mapping[str, FileEntry], close: Callable[[], None]
+        self, model: ReadyModel, files: Mapping[str, FileEntry], close: Callable[[], None]
     ) -> None:
         self.model = model
         self.files = files
+        self.message: Any = None
         self.close = close
         self._lock = threading.Lock()
         self._holders = 0
@@ -59,30 +60,26 @@ class LoadedVersion:
             when_free()
 
 
-class Shadow:
-    """The version that gets copies of a call's rows. Whoever submits to it holds it meanwhile."""
+class Shadow(NamedTuple):
+    """A version that gets copies of a call's rows.
 
-    def __init__(self, version: LoadedVersion, counter: TrafficCounter) -> None:
-        self._version = version
-        self._counter = counter
+    Attributes:
+        version: where the copies go. Whoever submits to it holds it until the answers have come, which
+            may be after the call.
+        counter: where to count what became of the copies.
+    """
 
-    @property
-    def model(self) -> "ReadyModel":
-        """Where the copies go."""
-        return self._version.model
+    version: LoadedVersion
+    counter: TrafficCounter
 
-    def hold(self) -> None:
-        """Keeps it loaded beyond the call that was mirrored; `release` must follow."""
-        self._version.hold()
 
-    def release(self) -> None:
-        """Ends a `hold`."""
-        self._version.release()
+class Lease(NamedTuple):
+    """What a call has while it runs.
 
-    def count(
-        self, *, compared: int = 0, agreed: int = 0, failed: int = 0, dropped: int = 0
-    ) -> None:
-        """Counts rows: `ShadowStatistics` has the meanings."""
-        self._counter.shadow(
-            self.model.version, compared=compared, agreed=agreed, failed=failed, dropped=dropped
-        )
+    Attributes:
+        model: the version that answers it.
+        shadow: what else gets its rows, to compare the answers; None: nothing.
+    """
+
+    model: ReadyModel
+    shadow: Shadow | None = None

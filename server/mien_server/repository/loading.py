@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mien_server.backends.devices import DeviceError
 from mien_server.backends.pytorch import LoadError
-from mien_server.errors import Unmet
+from mien_server.errors import OperatorError, Unmet
 from mien_server.models.interface import DetectorRow, EmbedderRow
 from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.golden import (
     Golden,
-    PrecisionError,
     applies,
     check_golden,
     read_golden,
@@ -35,11 +33,8 @@ from mien_server.scheduling.scheduler import Scheduler
 _log = logging.getLogger(__name__)
 
 
-class WarmupError(RuntimeError):
+class WarmupError(OperatorError):
     """The network loads, but does not compute what its configuration says."""
-
-
-_EXPECTED = (ManifestError, LoadError, DeviceError, WarmupError, PrecisionError)
 
 
 def load_version(
@@ -51,7 +46,7 @@ def load_version(
     devices: Sequence[AnyDevice],
     *,
     current: LoadedVersion | None = None,
-    go_on: Callable[[], None] = lambda: None,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> LoadedVersion:
     """Loads a version beside whatever serves already, and opens its slot once it is warm.
 
@@ -65,7 +60,7 @@ def load_version(
         scheduler: where the slot opens.
         devices: those of the server.
         current: what is loaded of this version now, if anything.
-        go_on: called before each step, and while files are read; ends the load with what it raises.
+        stop_if_asked: called before each step, and while files are read; ends the load with what it raises.
 
     Returns:
         what was loaded; or `current`, untouched, if that is what the folder still holds.
@@ -77,19 +72,19 @@ def load_version(
     started = time.monotonic()
     with contextlib.ExitStack() as undo:
         with _unchanged(folder):
-            manifest = verify_version(folder, root, config.default_model_filename, go_on)
+            manifest = verify_version(folder, root, config.default_model_filename, stop_if_asked)
             if current and _still_holds(current, config, manifest):
                 return current
             golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
             placed = []
             for device, count in place(config.instance_groups, devices):
-                go_on()
+                stop_if_asked()
                 device.begin(1)  # of one core: others answer calls meanwhile
                 instance = load_instance(config, folder, device, count=count)
                 undo.callback(instance.close)
-                warm_up(config, version, instance, go_on)
+                warm_up(config, version, instance, stop_if_asked)
                 if golden:
-                    go_on()
+                    stop_if_asked()
                     rows = config.batching.max_batch_size
                     check_golden(
                         golden, instance, rows, precision=instance.precision, device=device.name
@@ -162,7 +157,7 @@ def load_wanted(
                     each.close()
             raise
         except Exception as error:
-            if not isinstance(error, _EXPECTED):
+            if not isinstance(error, OperatorError):
                 _log.exception("model %s version %d failed to load", config.name, version)
             _forget_frames(error)
             fail(version, error)
@@ -222,19 +217,19 @@ def _golden_of(folder: Path, config: ModelConfig) -> Golden | None:
 
 
 def warm_up(
-    config: ModelConfig, version: int, instance: Instance, go_on: Callable[[], None]
+    config: ModelConfig, version: int, instance: Instance, stop_if_asked: Callable[[], None]
 ) -> None:
     """Runs one row, to see that the network does what its configuration says, then the samples.
 
     Raises:
         WarmupError: an embedding has another size than `output` says, or is not finite.
     """
-    go_on()
+    stop_if_asked()
     first = Warmup("first row", batch_size=1, side=config.sides[0], random=True, count=1)
     _check(config, _run(config, instance, first)[0])
     for sample in config.warmup:
         for _ in range(sample.count):
-            go_on()
+            stop_if_asked()
             started = time.monotonic()
             _run(config, instance, sample)
             _log.info(

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mien_server.errors import OperatorError
 from mien_server.models.interface import ALIGNMENT, Normalisation
 from mien_server.repository.folders import is_regular, leads_out
 
@@ -26,7 +27,7 @@ _MAX_FILE_BYTES = (
 _CHUNK_BYTES = 1 << 20
 
 
-class ManifestError(ValueError):
+class ManifestError(OperatorError):
     """A version folder that is not what its manifest says, or has none; the message says why."""
 
 
@@ -75,17 +76,17 @@ class Manifest(BaseModel):
         return files
 
 
-def sha256_of(path: Path, go_on: Callable[[], None] = lambda: None) -> str:
+def sha256_of(path: Path, stop_if_asked: Callable[[], None] = lambda: None) -> str:
     """The sha256 of a file, 64 lower-case hexadecimal digits.
 
     Args:
         path: the file.
-        go_on: called every mebibyte; ends it with what it raises.
+        stop_if_asked: called every mebibyte; ends it with what it raises.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            go_on()
+            stop_if_asked()
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -141,7 +142,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_version(
-    folder: Path, root: Path, weights: str, go_on: Callable[[], None] = lambda: None
+    folder: Path, root: Path, weights: str, stop_if_asked: Callable[[], None] = lambda: None
 ) -> Manifest:
     """Checks a version folder: every file is there, whole, and lies within the repository.
 
@@ -151,7 +152,7 @@ def verify_version(
         folder: the version folder.
         root: the repository's folder, out of which no link may lead.
         weights: the name of the weights' file, which the manifest must list.
-        go_on: called now and then; ends it with what it raises.
+        stop_if_asked: called now and then; ends it with what it raises.
 
     Returns:
         the manifest.
@@ -176,7 +177,7 @@ def verify_version(
                 raise ManifestError(f"{path} is missing or no file, but its manifest lists it")
             if (size := path.stat().st_size) != entry.size:
                 raise ManifestError(f"{path} has {size} bytes, its manifest says {entry.size}")
-            if (found := sha256_of(path, go_on)) != entry.sha256:
+            if (found := sha256_of(path, stop_if_asked)) != entry.sha256:
                 raise ManifestError(
                     f"{path} does not match its manifest: sha256 {found}, expected {entry.sha256}"
                 )

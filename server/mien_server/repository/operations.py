@@ -72,7 +72,7 @@ class Operations:
             ).start()
         return operation.done
 
-    def go_on(self, model: str) -> None:
+    def stop_if_asked(self, model: str) -> None:
         """What the operation that runs for a model calls before each of its steps.
 
         Raises:

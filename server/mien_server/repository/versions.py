@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from mien_server.repository.config.model import ModelConfig
 from mien_server.scheduling.slot import Slot
-
-if TYPE_CHECKING:
-    from mien_server.repository.leases import Shadow
 
 
 class State(StrEnum):
@@ -31,7 +27,6 @@ class ReadyModel:
         fingerprint: 16 hexadecimal digits over weights, preprocessing and alignment.
         config: the parsed config.pbtxt.
         slot: the queue in front of it.
-        shadow: what else gets the rows of this very call, to compare the answers; None: nothing.
     """
 
     name: str
@@ -39,7 +34,6 @@ class ReadyModel:
     fingerprint: str
     config: ModelConfig
     slot: Slot
-    shadow: "Shadow | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,22 @@ from enum import StrEnum
 from types import MappingProxyType
 
 
+class PolicyError(ValueError):
+    """A policy that cannot be kept.
+
+    Attributes:
+        field: the field of config.pbtxt at fault, without those around it: `preferred_batch_size`.
+        problem: what is wrong and how to mend it.
+        value: of several values of the field, the one at fault; or "".
+    """
+
+    def __init__(self, field: str, problem: str, *, value: object = "") -> None:
+        super().__init__(problem)
+        self.field = field
+        self.problem = problem
+        self.value = str(value)
+
+
 class TimeoutAction(StrEnum):
     """What happens to a request whose queue timeout has passed."""
 
@@ -34,9 +50,10 @@ class QueuePolicy:
 
     def __post_init__(self) -> None:
         if self.default_timeout < 0:
-            raise ValueError("default_timeout_microseconds must be 0 or more")
+            field = "default_timeout_microseconds"
+            raise PolicyError(field, f"{field} must be 0 or more")
         if self.max_queue_size < 0:
-            raise ValueError("max_queue_size must be 0 or more")
+            raise PolicyError("max_queue_size", "max_queue_size must be 0 or more")
 
     def timeout(self, requested: float | None) -> float | None:
         """The queue timeout that holds for a request that asks for `requested` seconds, or None."""
@@ -86,46 +103,64 @@ class BatchingPolicy:
         """Checks what Triton checks.
 
         Raises:
-            ValueError: names the config.pbtxt field and the fix.
+            PolicyError: names the config.pbtxt field and the fix.
         """
         if self.max_batch_size < 1:
-            raise ValueError("max_batch_size must be at least 1")
+            raise PolicyError("max_batch_size", "max_batch_size must be at least 1")
         for size in self.preferred_batch_sizes:
             if not 0 < size <= self.max_batch_size:
-                raise ValueError(
+                raise PolicyError(
+                    "preferred_batch_size",
                     f"preferred_batch_size {size} must be in [1, {self.max_batch_size}]"
-                    " (max_batch_size)"
+                    " (max_batch_size)",
+                    value=size,
                 )
         if list(self.preferred_batch_sizes) != sorted(set(self.preferred_batch_sizes)):
-            raise ValueError("preferred_batch_size must be ascending, without repetition")
+            raise PolicyError(
+                "preferred_batch_size",
+                "preferred_batch_size must be ascending, without repetition",
+            )
         if self.max_queue_delay < 0:
-            raise ValueError("max_queue_delay_microseconds must be 0 or more")
-        if self.priority_levels < 0:
-            raise ValueError("priority_levels must be 0 or more")
-        if self.default_priority_level and not self.priority_levels:
-            raise ValueError(
-                f"default_priority_level {self.default_priority_level} needs priority_levels, the"
-                " number of levels"
-            )
-        if self.priority_levels and not 1 <= self.default_priority_level <= self.priority_levels:
-            raise ValueError(
-                f"default_priority_level must be in [1, {self.priority_levels}] (priority_levels)"
-            )
-        for level in self.priority_queue_policy:
-            if not 1 <= level <= self.priority_levels:
-                raise ValueError(
-                    f"priority_queue_policy names level {level}, outside [1, {self.priority_levels}]"
-                )
+            field = "max_queue_delay_microseconds"
+            raise PolicyError(field, f"{field} must be 0 or more")
+        self._check_levels()
         if self.preserve_ordering:
             if self.priority_levels > 1:
-                raise ValueError("preserve_ordering excludes more than one priority level")
+                raise PolicyError(
+                    "preserve_ordering", "preserve_ordering excludes more than one priority level"
+                )
             policies = [self.default_queue_policy, *self.priority_queue_policy.values()]
             if any(p.timeout_action is TimeoutAction.DELAY for p in policies):
-                raise ValueError("preserve_ordering excludes timeout_action DELAY")
-        if self.max_queue_size < 1 or self.max_queue_bytes < 1:
-            raise ValueError("a slot's queue limits must be at least 1")
+                raise PolicyError(
+                    "preserve_ordering", "preserve_ordering excludes timeout_action DELAY"
+                )
+        for limit in ("max_queue_size", "max_queue_bytes"):
+            if getattr(self, limit) < 1:
+                raise PolicyError(limit, "a slot's queue limits must be at least 1")
         if self.look_ahead < 0:
-            raise ValueError("look_ahead must be 0 or more")
+            raise PolicyError("look_ahead", "look_ahead must be 0 or more")
+
+    def _check_levels(self) -> None:
+        levels, default = self.priority_levels, self.default_priority_level
+        if levels < 0:
+            raise PolicyError("priority_levels", "priority_levels must be 0 or more")
+        if default and not levels:
+            raise PolicyError(
+                "default_priority_level",
+                f"default_priority_level {default} needs priority_levels, the number of levels",
+            )
+        if levels and not 1 <= default <= levels:
+            raise PolicyError(
+                "default_priority_level",
+                f"default_priority_level must be in [1, {levels}] (priority_levels)",
+            )
+        for level in self.priority_queue_policy:
+            if not 1 <= level <= levels:
+                raise PolicyError(
+                    "priority_queue_policy",
+                    f"priority_queue_policy names level {level}, outside [1, {levels}]",
+                    value=level,
+                )
 
     def level(self, requested: int) -> int:
         """The priority level of a request that asks for `requested`; 0 or out of range: the default."""

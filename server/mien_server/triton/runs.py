@@ -23,6 +23,7 @@ from mien_server.pipeline.types import (
     ModelRef,
 )
 from mien_server.repository.config.ensembles import EnsembleConfig, FaceValue
+from mien_server.repository.leases import Lease
 from mien_server.repository.versions import ReadyModel
 from mien_server.triton.tensors import (
     has_raw_contents,
@@ -37,12 +38,12 @@ _LARGEST = FaceSelection(FacePolicy.LARGEST)
 
 
 async def run_model(
-    model: ReadyModel, request: Any, call: Call, pool: DecodePool
+    lease: Lease, request: Any, call: Call, pool: DecodePool
 ) -> dict[str, ArrayF32]:
     """Runs the rows of an `inference.ModelInferRequest` in a model's slot.
 
     Args:
-        model: held by the caller.
+        lease: of the model; held by the caller.
         request: an embedder's [N, 3, 112, 112] crops, or a detector's [N, 3, S, S] canvases, RGB uint8,
             where S is one of its buckets.
         call: gets the stages.
@@ -56,7 +57,7 @@ async def run_model(
         InvalidRequest: the tensors are not what the model's configuration says.
         SchedulingError: why there is no result.
     """
-    config = model.config
+    model, config = lease.model, lease.model.config
     wanted = requested_outputs(request, config.outputs)
     spec = config.inputs[0]
     shape = input_shape(request, spec, batched=True)
@@ -84,7 +85,7 @@ async def run_model(
     else:
         rows = [EmbedderRow(image) for image in images]
     results = await run_rows(
-        model,
+        lease,
         rows,
         call,
         name=config.task,

@@ -4,21 +4,23 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from importlib import metadata
 from typing import Any, NoReturn, TypeAlias
 
 from tritonclient.grpc import service_pb2 as triton
 from tritonclient.grpc import service_pb2_grpc
 
-from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
+from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, at
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import ArrayF32, Call
 from mien_server.quoting import quoted
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.repository import ModelRepository
+from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
 from mien_server.rpc.calls import Context, bounded, bounded_call
 from mien_server.rpc.interceptor import Admission
@@ -57,7 +59,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     Errors are raised as they are; `CallInterceptor` makes statuses of them.
 
     Args:
-        models: what there is.
+        models: which versions answer.
+        loader: what loads, unloads and lists them on request.
         pipeline: what runs ensembles.
         pool: for contents that are slow to read.
         admission: of the requests in streams; that of calls is the interceptor's.
@@ -68,7 +71,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     def __init__(
         self,
-        models: ModelRepository,
+        models: Catalogue,
+        loader: Loader,
         pipeline: FacePipeline,
         pool: DecodePool,
         admission: Admission,
@@ -78,6 +82,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         default_deadline: float,
     ) -> None:
         self._models = models
+        self._loader = loader
         self._pipeline = pipeline
         self._pool = pool
         self._admission = admission
@@ -120,7 +125,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def ModelConfig(self, request: Any, context: Context) -> Any:
         """A model's config.pbtxt, as it was read."""
-        return triton.ModelConfigResponse(config=self._config(request).message)
+        version = model_version(request.version, "version")
+        with at("name"):
+            return triton.ModelConfigResponse(config=self._models.message(request.name, version))
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Runs the rows of one request."""
@@ -156,7 +163,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryIndex(self, request: Any, context: Context) -> Any:
         """Every model and version of the repository, with its state."""
         _check_repository_name(request)
-        statuses = await asyncio.to_thread(self._models.index)
+        statuses = await asyncio.to_thread(self._loader.index)
         return index_message(statuses, ready_only=request.ready)
 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
@@ -167,7 +174,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
                 min(request.parameters),
                 "what to load is what lies in the repository: change it there",
             )
-        await asyncio.wrap_future(self._models.load(request.model_name))
+        await asyncio.wrap_future(self._loader.load(request.model_name))
         return triton.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
@@ -181,7 +188,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             raise _invalid_parameter(
                 known, "face calls may use an ensemble's models, too: unload them by name"
             )
-        await asyncio.wrap_future(self._models.unload(request.model_name))
+        await asyncio.wrap_future(self._loader.unload(request.model_name))
         return triton.RepositoryModelUnloadResponse()
 
     SystemSharedMemoryStatus = _shared_memory
@@ -202,21 +209,25 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             ModelNotFound, ModelNotReady: why there is none. InvalidRequest: the version is no number.
         """
         version = model_version(request.version, "version")
-        ensemble = self._models.ensemble(request.name, version, field="name")
-        return ensemble or self._models.resolve(request.name, version, field="name").config
+        with at("name"):
+            ensemble = self._models.ensemble(request.name, version)
+            return ensemble or self._models.resolve(request.name, version).config
 
     async def _infer(self, request: Any, call: Call) -> Any:
         options = infer_options(request)
         call.priority, call.queue_timeout = options.priority, options.queue_timeout
         name, version = request.model_name, model_version(request.model_version, "model_version")
-        ensemble = self._models.ensemble(name, version, field="model_name")
+        with at("model_name"):
+            ensemble = self._models.ensemble(name, version)
         if ensemble:
             outputs = await self._run_ensemble(ensemble, request, call)
             version = ENSEMBLE_VERSION
         else:
-            with self._models.lease(name, version, field="model_name") as model:
-                outputs = await run_model(model, request, call, self._pool)
-                version = model.version
+            with ExitStack() as held:
+                with at("model_name"):
+                    lease = held.enter_context(self._models.lease(name, version))
+                outputs = await run_model(lease, request, call, self._pool)
+            version = lease.model.version
         response = triton.ModelInferResponse(
             model_name=name, model_version=str(version), id=request.id
         )

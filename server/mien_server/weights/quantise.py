@@ -18,6 +18,7 @@ from mien_server.models.interface import ArrayF32, ImageU8
 from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.config.tensors import CROP_SIDE
+from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS
 from mien_server.repository.folders import CONFIG, version_numbers
 from mien_server.repository.golden import (
     BOUNDS,
@@ -29,7 +30,6 @@ from mien_server.repository.golden import (
 )
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import ManifestError, verify_version
-from mien_server.repository.traffic import TRAFFIC_PARAMETERS
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.quantise_graph import export, quantise_graph
 from mien_server.weights.write.version_folder import turn, write_version

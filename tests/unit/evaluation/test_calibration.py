@@ -7,7 +7,7 @@ import pytest
 from mien_server.evaluation.calibration import calibrate, with_parameters
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.evaluation.metrics import Operation
-from mien_server.repository.config.model import ModelConfig, read_config
+from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 
 SHIPPED = Path(__file__).parents[3] / "model_repository" / "sface" / "config.pbtxt"
 TABLE = [Operation(0.1, 30, 0.25, 0.9), Operation(0.01, 300, 0.412345, 0.8), Operation(0.001, 3000)]
@@ -106,5 +106,5 @@ def test_a_layout_that_cannot_be_edited_is_left_as_it_is(config: Path) -> None:
 def test_a_table_that_is_wrong_is_refused_by_name(config: Path, table: str) -> None:
     entry = f'parameters {{ key: "thresholds_by_far", value: {{ string_value: "{table}" }} }}\n'
     config.write_text(config.read_text() + entry)
-    with pytest.raises(ValueError, match=r"parameters\.thresholds_by_far"):
+    with pytest.raises(ConfigError, match=r"parameters\.thresholds_by_far"):
         read_config(config)

@@ -37,6 +37,7 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
 from mien_server.repository.config.tensors import TensorSpec
+from mien_server.repository.leases import Lease
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
@@ -165,15 +166,13 @@ class World:
         self.ready[name] = ReadyModel(name, version, f"{name}-print", config, slot)
 
     @contextlib.contextmanager
-    def lease(
-        self, name: str, version: int, *, task: Task, field: str, fingerprint: str
-    ) -> Iterator[ReadyModel]:
+    def lease(self, name: str, version: int, *, task: Task, fingerprint: str) -> Iterator[Lease]:
         model = self.ready.get(name)
         if model is None or version not in (0, model.version) or model.config.task != task:
-            raise ModelNotFound(f"no {name} {version} for {task}", field=field)
+            raise ModelNotFound(f"no {name} {version} for {task}")
         self.held[name] += 1
         try:
-            yield model
+            yield Lease(model)
         finally:
             self.held[name] -= 1
 

@@ -25,7 +25,8 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
 )
-from mien_server.repository.repository import ModelRepository
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader
 from mien_server.scheduling.scheduler import Scheduler
 
 Encode = Callable[..., bytes]
@@ -38,11 +39,11 @@ ALL = FaceSelection(FacePolicy.ALL)
 def pipeline(model_repository_path: Path) -> Iterator[FacePipeline]:
     device = CpuDevice()
     scheduler = Scheduler([device])
-    repository = ModelRepository([model_repository_path], scheduler, [device])
-    repository.start()
+    catalogue = Catalogue()
+    Loader(catalogue, [model_repository_path], scheduler, [device]).start()
     pool = DecodePool(threads=2)
     yield FacePipeline(
-        repository,
+        catalogue,
         pool,
         default_detector="retinaface",
         default_embedder="sface",

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from mien_server.backends.devices import CpuDevice
+from mien_server.repository import instances
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import ModelConfig, read_config
-from mien_server.repository.repository import ControlMode, ModelRepository
+from mien_server.repository.loader import ControlMode, Loader
 from mien_server.scheduling.scheduler import Scheduler
-from tests.unit.repository.folders import ARCHITECTURES, Open, configure
+from tests.unit.repository.folders import ARCHITECTURES, NETWORKS, Open, Opened, configure
 
 SHIPPED = Path(__file__).resolve().parents[3] / "model_repository"
 
@@ -87,6 +89,12 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of SFace are small."""
+    monkeypatch.setattr(instances, "FAMILIES", NETWORKS)
+
+
 @pytest.fixture
 def scheduler(device: CpuDevice) -> Iterator[Scheduler]:
     """A real one, on one core."""
@@ -104,7 +112,7 @@ def device() -> CpuDevice:
 @pytest.fixture
 def open_repository(root: Path, scheduler: Scheduler, device: CpuDevice) -> Iterator[Open]:
     """Loads everything, or the models named, in a repository that is closed at the end."""
-    opened: list[ModelRepository] = []
+    opened: list[Loader] = []
 
     def load(
         *paths: Path,
@@ -112,19 +120,20 @@ def open_repository(root: Path, scheduler: Scheduler, device: CpuDevice) -> Iter
         names: tuple[str, ...] | None = None,
         installable: tuple[str, ...] = (),
         seed: int = 0,
-    ) -> ModelRepository:
-        repository = ModelRepository(
+    ) -> Opened:
+        catalogue = Catalogue(random.Random(seed))  # noqa: S311
+        loader = Loader(
+            catalogue,
             paths or [root],
             scheduler,
             [device],
             mode=mode,
             installable=installable,
-            draw=random.Random(seed),  # noqa: S311
         )
-        opened.append(repository)
-        repository.start(names)
-        return repository
+        opened.append(loader)
+        loader.start(names)
+        return Opened(catalogue, loader)
 
     yield load
-    for repository in opened:
-        assert repository.close(timeout=60)
+    for loader in opened:
+        assert loader.close(timeout=60)

@@ -3,25 +3,53 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from mien_server.errors import MienError, Reason, Unmet
 from mien_server.models.catalogue import FAMILIES
+from mien_server.models.embedder import EmbedderFamily
 from mien_server.models.interface import EmbedderRow
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.repository.repository import ModelRepository
 from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
 from mien_server.scheduling.work import Work
 
 ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
 
-Open = Callable[..., ModelRepository]
+
+class SmallEmbedder(nn.Module):
+    """Two layers in place of SFace's thirty: what it computes is not the subject here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, kernel_size=16, stride=16)
+        self.fc = nn.Linear(8 * 7 * 7, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding: Tensor = self.fc(self.conv(x).flatten(1))
+        return embedding
+
+
+NETWORKS = {**FAMILIES, "sface": EmbedderFamily("sface", SmallEmbedder)}
+"""The families that these tests load: those of the server, with a small one under the name of SFace."""
+
+
+class Opened(NamedTuple):
+    """A repository in memory: what is there, and what loads it."""
+
+    catalogue: Catalogue
+    loader: Loader
+
+
+Open = Callable[..., Opened]
 
 SECONDS = 60
 """That anything may take before a test fails."""
@@ -34,7 +62,7 @@ def add_version(
     folder = root / name / str(version)
     folder.mkdir(exist_ok=True)
     torch.manual_seed(seed)
-    state = FAMILIES[network or ARCHITECTURES[name]].network().state_dict()
+    state = NETWORKS[network or ARCHITECTURES[name]].network().state_dict()
     if nudge:
         state = {k: v * (1 + nudge) if v.is_floating_point() else v for k, v in state.items()}
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -71,18 +99,18 @@ def parameter(root: Path, name: str, key: str, value: object) -> None:
         file.write(f'\nparameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
 
 
-def states(repository: ModelRepository) -> dict[tuple[str, int], State]:
+def states(repository: Opened) -> dict[tuple[str, int], State]:
     """The state of each line of the index."""
-    return {(status.name, status.version): status.state for status in repository.index()}
+    return {(status.name, status.version): status.state for status in repository.loader.index()}
 
 
-def line(repository: ModelRepository, name: str, version: int = 0) -> VersionStatus:
+def line(repository: Opened, name: str, version: int = 0) -> VersionStatus:
     """One line of the index."""
-    (found,) = (s for s in repository.index() if (s.name, s.version) == (name, version))
+    (found,) = (s for s in repository.loader.index() if (s.name, s.version) == (name, version))
     return found
 
 
-def reason(repository: ModelRepository, name: str, version: int = 0) -> str:
+def reason(repository: Opened, name: str, version: int = 0) -> str:
     """Why a model or version is unavailable."""
     found = line(repository, name, version)
     assert found.state is State.UNAVAILABLE
@@ -95,16 +123,16 @@ def embed(model: ReadyModel) -> Any:
     return model.slot.submit(Work(rows=[EmbedderRow(crop)])).result(SECONDS).results[0]
 
 
-def failure(repository: ModelRepository, name: str) -> MienError:
+def failure(repository: Opened, name: str) -> MienError:
     """The error that loading a model again ends with."""
     with pytest.raises(Unmet) as caught:
-        repository.load(name).result(SECONDS)
+        repository.loader.load(name).result(SECONDS)
     assert caught.value.reason is Reason.MODEL_LOAD_FAILED
     return caught.value
 
 
-def traffic(repository: ModelRepository, name: str) -> TrafficStatistics:
+def traffic(catalogue: Catalogue, name: str) -> TrafficStatistics:
     """Where the unversioned calls went of a model that splits them."""
-    found = next(each.traffic for each in repository.statistics() if each.name == name)
+    found = next(each.traffic for each in catalogue.statistics() if each.name == name)
     assert found is not None
     return found

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.repository.repository import ModelRepository
 from mien_server.repository.versions import State
 from mien_server.scheduling.interface import Timing
 from tests.unit.repository.conftest import SHIPPED
 from tests.unit.repository.folders import (
     SECONDS,
     Open,
+    Opened,
     add_version,
     configure,
     failure,
@@ -54,13 +54,13 @@ def test_ensemble_that_cannot_answer_does_not_replace_one_that_does(
     assert old in text
     config.write_text(text.replace(old, new))
     assert why in failure(repository, NAME).message
-    assert repository.ensemble(NAME) is not None
+    assert repository.catalogue.ensemble(NAME) is not None
     found = line(repository, NAME, 1)
     assert found.state is State.READY
     assert found.reason.startswith("it serves on; loading it again failed: ")
     assert why in found.reason
     config.write_text(good)
-    repository.load(NAME).result(SECONDS)
+    repository.loader.load(NAME).result(SECONDS)
     assert line(repository, NAME, 1).reason == ""
 
 
@@ -72,11 +72,11 @@ def test_ensemble_that_never_could_answer_is_told_and_serves_once_its_models_do(
     manifest.write_bytes(b"{}")
     repository = open_repository(mode="poll")
     assert "'sface' is not ready" in reason(repository, NAME, 1)
-    assert repository.unready([], strict=True).keys() == {"sface", NAME}
+    assert repository.catalogue.unready([], strict=True).keys() == {"sface", NAME}
     manifest.write_bytes(content)
-    wait(repository.poll(), SECONDS)
+    wait(repository.loader.poll(), SECONDS)
     assert (line(repository, NAME, 1).state, line(repository, NAME, 1).reason) == (State.READY, "")
-    assert repository.unready([], strict=True) == {}
+    assert repository.catalogue.unready([], strict=True) == {}
 
 
 def test_ensemble_that_names_no_model_keeps_a_strict_server_from_being_ready(
@@ -84,30 +84,32 @@ def test_ensemble_that_names_no_model_keeps_a_strict_server_from_being_ready(
 ) -> None:
     configure(root, NAME, 'model_name: "sface"', 'model_name: "sfacee"')
     repository = open_repository(mode="none")
-    assert "there is no model 'sfacee'" in repository.unready([], strict=True)[NAME]
-    assert repository.unready([], strict=False) == {}
+    assert "there is no model 'sfacee'" in repository.catalogue.unready([], strict=True)[NAME]
+    assert repository.catalogue.unready([], strict=False) == {}
 
 
 def test_ensemble_of_a_model_without_weights_is_a_choice(root: Path, open_repository: Open) -> None:
     configure(root, NAME, 'model_name: "sface"', 'model_name: "arcface"')
     repository = open_repository(mode="none")
     assert "'arcface' is not ready" in reason(repository, NAME, 1)
-    assert repository.unready([], strict=True) == {}
+    assert repository.catalogue.unready([], strict=True) == {}
 
 
 def test_in_explicit_mode_an_ensemble_is_loaded_with_its_models(
     root: Path, open_repository: Open
 ) -> None:
     repository = open_repository(names=(NAME,))
-    assert {status.name for status in repository.statuses() if status.state is State.READY} == {
+    assert {
+        status.name for status in repository.catalogue.statuses() if status.state is State.READY
+    } == {
         NAME,
         "retinaface",
         "sface",
     }
-    repository.unload("sface").result(SECONDS)
+    repository.loader.unload("sface").result(SECONDS)
     assert line(repository, NAME, 1).state is State.UNAVAILABLE
-    repository.load(NAME).result(SECONDS)
-    assert repository.ensemble(NAME) is not None
+    repository.loader.load(NAME).result(SECONDS)
+    assert repository.catalogue.ensemble(NAME) is not None
 
 
 def test_ensembles_of_each_other_do_not_wait_for_each_other(
@@ -127,13 +129,13 @@ def test_ensembles_of_each_other_do_not_wait_for_each_other(
 def test_ensemble_counts_anew_after_it_was_unloaded(root: Path, open_repository: Open) -> None:
     repository = open_repository()
     timing = Timing(queue=0, preprocess=0, compute=0, postprocess=0, batch_rows=2)
-    repository.ensemble_counter(NAME).record_success(2, 0.1, timing)
-    repository.load(NAME).result(SECONDS)
+    repository.catalogue.ensemble_counter(NAME).record_success(2, 0.1, timing)
+    repository.loader.load(NAME).result(SECONDS)
     assert _rows(repository) == 2
-    repository.unload(NAME).result(SECONDS)
-    repository.load(NAME).result(SECONDS)
+    repository.loader.unload(NAME).result(SECONDS)
+    repository.loader.load(NAME).result(SECONDS)
     assert _rows(repository) == 0
 
 
-def _rows(repository: ModelRepository) -> int:
-    return next(each.totals.rows for each in repository.statistics() if each.name == NAME)
+def _rows(repository: Opened) -> int:
+    return next(each.totals.rows for each in repository.catalogue.statistics() if each.name == NAME)

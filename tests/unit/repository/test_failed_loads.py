@@ -37,7 +37,7 @@ def test_config_of_another_kind_of_model_does_not_replace_what_serves(
     other = (root / "retinaface" / "config.pbtxt").read_text()
     (root / "sface" / "config.pbtxt").write_text(other.replace('"retinaface"', '"sface"'))
     failure(repository, "sface")
-    assert embed(repository.resolve("sface", task="embed")).shape == (128,)
+    assert embed(repository.catalogue.resolve("sface", task="embed")).shape == (128,)
     assert "it serves on; loading it again failed: " in line(repository, "sface", 1).reason
 
 
@@ -50,9 +50,9 @@ def test_failed_load_that_would_leave_only_a_shadow_keeps_the_old_routing(
     keep_versions(root, "sface", 2)
     parameter(root, "sface", "shadow_version", 1)
     failure(repository, "sface")
-    with repository.lease("sface") as model:
-        assert (model.version, model.shadow) == (1, None)
-    assert repository.unready(["sface"], strict=True) == {}
+    with repository.catalogue.lease("sface") as (model, shadow):
+        assert (model.version, shadow) == (1, None)
+    assert repository.catalogue.unready(["sface"], strict=True) == {}
     assert line(repository, "sface", 2).state is State.UNAVAILABLE
 
 
@@ -66,11 +66,11 @@ def test_settings_that_need_no_load_change_only_with_the_load(
     configure(root, "sface", '"0.363"', '"0.5"')
     parameter(root, "sface", "shadow_version", 1)
     failure(repository, "sface")
-    assert repository.resolve("sface").config.match_threshold == 0.363
-    before = repository.resolve("sface").slot
+    assert repository.catalogue.resolve("sface").config.match_threshold == 0.363
+    before = repository.catalogue.resolve("sface").slot
     add_version(root, "sface", 2, seed=1)
-    repository.load("sface").result(SECONDS)
-    found = repository.resolve("sface", 1)
+    repository.loader.load("sface").result(SECONDS)
+    found = repository.catalogue.resolve("sface", 1)
     assert (found.config.match_threshold, found.slot) == (0.5, before)
 
 
@@ -80,8 +80,8 @@ def test_reload_that_works_leaves_no_complaint_and_a_later_failure_is_told(
     add_version(root, "sface", 1)
     repository = open_repository()
     configure(root, "sface", "max_batch_size: 32", "max_batch_size: 16")
-    repository.load("sface").result(SECONDS)
-    assert repository.drained(SECONDS)
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.drained(SECONDS)
     assert (line(repository, "sface", 1).state, line(repository, "sface", 1).reason) == (
         State.READY,
         "",
@@ -104,10 +104,10 @@ def test_model_of_which_only_the_shadow_loads_is_not_ready(
     parameter(root, "sface", "shadow_version", 2)
     repository = open_repository()
     with pytest.raises(ModelNotReady):
-        repository.resolve("sface")
-    (why,) = repository.unready(["sface"], strict=False).values()
+        repository.catalogue.resolve("sface")
+    (why,) = repository.catalogue.unready(["sface"], strict=False).values()
     assert "version 2: it is the shadow" in why
-    assert [each.version for each in repository.statistics()] == [2]
+    assert [each.version for each in repository.catalogue.statistics()] == [2]
 
 
 def test_slow_load_of_one_model_does_not_keep_polling_from_the_others(
@@ -115,7 +115,7 @@ def test_slow_load_of_one_model_does_not_keep_polling_from_the_others(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(mode="poll")
-    wait(repository.poll(), SECONDS)
+    wait(repository.loader.poll(), SECONDS)
     started, go_on = threading.Event(), threading.Event()
 
     def load_slowly(config: Any, *arguments: Any, **options: Any) -> Any:
@@ -124,25 +124,25 @@ def test_slow_load_of_one_model_does_not_keep_polling_from_the_others(
             assert go_on.wait(SECONDS)
         return loading.load_version(config, *arguments, **options)
 
-    monkeypatch.setattr("mien_server.repository.repository.load_version", load_slowly)
+    monkeypatch.setattr("mien_server.repository.loader.load_version", load_slowly)
     add_version(root, "sface", 2, seed=1)
-    (slow,) = repository.poll()
+    (slow,) = repository.loader.poll()
     assert started.wait(SECONDS)
     add_version(root, "retinaface", 1)
-    done, waiting = wait(repository.poll(), SECONDS)
+    done, waiting = wait(repository.loader.poll(), SECONDS)
     assert (len(done), len(waiting)) == (1, 0)
-    assert repository.resolve("retinaface").version == 1
+    assert repository.catalogue.resolve("retinaface").version == 1
     assert not slow.done()
-    assert repository.poll() == []
+    assert repository.loader.poll() == []
     go_on.set()
     slow.result(SECONDS)
-    assert repository.resolve("sface").version == 2
+    assert repository.catalogue.resolve("sface").version == 2
 
 
 def test_root_given_twice_is_one_root(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(root, root / ".." / root.name)
-    assert repository.resolve("sface").version == 1
+    assert repository.catalogue.resolve("sface").version == 1
 
 
 def test_root_that_is_a_link_may_be_turned_to_another_release(
@@ -157,5 +157,5 @@ def test_root_that_is_a_link_may_be_turned_to_another_release(
     add_version(release, "sface", 2, seed=1)
     current.unlink()
     current.symlink_to(release)
-    wait(repository.poll(), SECONDS)
-    assert repository.resolve("sface").version == 2
+    wait(repository.loader.poll(), SECONDS)
+    assert repository.catalogue.resolve("sface").version == 2

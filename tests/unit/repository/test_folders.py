@@ -24,3 +24,25 @@ def test_folder_whose_name_is_no_text_is_warned_of_once(
         assert find_models([tmp_path]) == find_models([tmp_path]) == {}
     (warning,) = caplog.messages
     assert warning == f"{tmp_path}: the folder 'bad\\nname' is ignored: its name is not text"
+
+
+def test_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    root, outside = tmp_path / "repository", tmp_path / "outside"
+    for name in ("good", "looping", "linked"):
+        (root / name).mkdir(parents=True)
+    (root / "good" / "config.pbtxt").touch()
+    outside.touch()
+    loop = root / "looping" / "config.pbtxt"
+    loop.symlink_to(loop)
+    (root / "linked" / "config.pbtxt").symlink_to(outside)
+    (root / "elsewhere").symlink_to(tmp_path)
+    (root / ".hidden").mkdir()
+    (root / "file").touch()
+    problems = {name: model.problem for name, model in find_models([root]).items()}
+    assert problems == {
+        "elsewhere": f"{root / 'elsewhere'} leads out of the repository {root}: it must not be a link",
+        "good": "",
+        "linked": f"{root / 'linked' / 'config.pbtxt'} leads out of the repository {root}:"
+        " it must not be a link",
+        "looping": f"{loop} cannot be followed: Symlink loop from {str(loop)!r}",
+    }

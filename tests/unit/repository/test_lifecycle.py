@@ -38,11 +38,11 @@ from tests.unit.repository.folders import (
 def test_new_version_takes_over_and_the_old_one_is_freed(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    old = repository.resolve("sface")
+    old = repository.catalogue.resolve("sface")
     add_version(root, "sface", 2, seed=2)
-    repository.load("sface").result(SECONDS)
-    assert repository.resolve("sface").version == 2
-    assert repository.drained(SECONDS)
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.resolve("sface").version == 2
+    assert repository.catalogue.drained(SECONDS)
     with pytest.raises(Draining, match="sface version 1 has been unloaded"):
         embed(old)
     assert not hasattr(old.slot.instances[0].instance, "_engine"), "its network is gone"
@@ -52,18 +52,18 @@ def test_new_version_takes_over_and_the_old_one_is_freed(root: Path, open_reposi
 def test_version_stays_loaded_while_a_call_holds_it(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    with repository.lease("sface", task="embed") as held:
+    with repository.catalogue.lease("sface", task="embed") as (held, _):
         before = embed(held)
         add_version(root, "sface", 2, seed=2)
-        repository.load("sface").result(SECONDS)
-        with repository.lease("sface") as new:
+        repository.loader.load("sface").result(SECONDS)
+        with repository.catalogue.lease("sface") as (new, _):
             assert new.version == 2
         assert line(repository, "sface", 1).state is State.UNLOADING
-        assert not repository.drained(0.05)
+        assert not repository.catalogue.drained(0.05)
         assert np.array_equal(embed(held), before)
         with pytest.raises(ModelNotReady, match="version 1: it takes no new calls"):
-            repository.resolve("sface", 1)
-    assert repository.drained(SECONDS)
+            repository.catalogue.resolve("sface", 1)
+    assert repository.catalogue.drained(SECONDS)
     assert states(repository)["sface", 1] is State.UNAVAILABLE
 
 
@@ -71,53 +71,55 @@ def test_last_of_several_calls_frees_the_version(root: Path, open_repository: Op
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
     with ExitStack() as last:
-        last.enter_context(repository.lease("sface"))
-        with repository.lease("sface"):
-            repository.unload("sface").result(SECONDS)
+        last.enter_context(repository.catalogue.lease("sface"))
+        with repository.catalogue.lease("sface"):
+            repository.loader.unload("sface").result(SECONDS)
             assert line(repository, "sface", 1).state is State.UNLOADING
-        assert not repository.drained(0.05)
-    assert repository.drained(SECONDS)
+        assert not repository.catalogue.drained(0.05)
+    assert repository.catalogue.drained(SECONDS)
 
 
 def test_changed_files_of_a_version_replace_it(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    old = repository.resolve("sface")
-    with repository.lease("sface") as held:
+    old = repository.catalogue.resolve("sface")
+    with repository.catalogue.lease("sface") as (held, _):
         add_version(root, "sface", 1, seed=7)
-        repository.load("sface").result(SECONDS)
-        new = repository.resolve("sface", 1)
+        repository.loader.load("sface").result(SECONDS)
+        new = repository.catalogue.resolve("sface", 1)
         assert new.fingerprint != old.fingerprint
         assert not np.array_equal(embed(new), embed(held))
         assert states(repository)["sface", 1] is State.READY
-    assert repository.drained(SECONDS)
+    assert repository.catalogue.drained(SECONDS)
 
 
 def test_unchanged_version_is_not_loaded_again(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     keep_versions(root, "sface", 2)
     repository = open_repository(names=("sface",))
-    slot = repository.resolve("sface").slot
+    slot = repository.catalogue.resolve("sface").slot
     add_version(root, "sface", 2, seed=2)
     configure(root, "sface", '"0.363"', '"0.4"')
-    repository.load("sface").result(SECONDS)
-    assert repository.resolve("sface", 1).slot is slot
-    assert repository.resolve("sface", 1).config.match_threshold == 0.4
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.resolve("sface", 1).slot is slot
+    assert repository.catalogue.resolve("sface", 1).config.match_threshold == 0.4
     configure(root, "sface", "max_batch_size: 32", "max_batch_size: 16")
-    repository.load("sface").result(SECONDS)
-    assert repository.resolve("sface", 1).slot is not slot
-    assert repository.resolve("sface", 1).slot.policy.max_batch_size == 16
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.resolve("sface", 1).slot is not slot
+    assert repository.catalogue.resolve("sface", 1).slot.policy.max_batch_size == 16
 
 
 def test_version_without_its_manifest_is_not_served(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     (add_version(root, "sface", 2) / "manifest.json").unlink()
     repository = open_repository(names=("sface",))
-    assert repository.resolve("sface").version == 1, "latest means the latest that is whole"
+    assert repository.catalogue.resolve("sface").version == 1, (
+        "latest means the latest that is whole"
+    )
     assert "still copied" in reason(repository, "sface", 2)
     seal(root / "sface" / "2")
-    repository.load("sface").result(SECONDS)
-    assert repository.resolve("sface").version == 2
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.resolve("sface").version == 2
 
 
 def _flip(folder: Path) -> None:
@@ -164,30 +166,30 @@ def test_old_version_serves_on_when_the_new_one_fails(
     damage, cause, said = BROKEN[kind]
     folder = add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    old = repository.resolve("sface")
+    old = repository.catalogue.resolve("sface")
     before = embed(old)
     damage(folder)
     error = failure(repository, "sface")
     assert said in error.message
     if kind != "gone":
         assert isinstance(error.__cause__, cause)
-    assert repository.resolve("sface").slot is old.slot
+    assert repository.catalogue.resolve("sface").slot is old.slot
     assert np.array_equal(embed(old), before)
     told = line(repository, "sface", 1)
     assert told.state is State.READY
     assert said in told.reason
-    assert repository.unready(["sface"], strict=True) == {}
+    assert repository.catalogue.unready(["sface"], strict=True) == {}
 
 
 def test_repaired_model_loads_and_the_reason_is_gone(root: Path, open_repository: Open) -> None:
     folder = add_version(root, "sface", 1)
     _flip(folder)
     repository = open_repository(names=("sface",))
-    assert list(repository.unready([], strict=True)) == ["sface"]
+    assert list(repository.catalogue.unready([], strict=True)) == ["sface"]
     add_version(root, "sface", 1)
-    repository.load("sface").result(SECONDS)
+    repository.loader.load("sface").result(SECONDS)
     assert line(repository, "sface", 1).reason == ""
-    assert repository.unready(["sface"], strict=True) == {}
+    assert repository.catalogue.unready(["sface"], strict=True) == {}
 
 
 def test_failed_load_leaves_no_slot_and_no_network_behind(
@@ -210,14 +212,14 @@ def test_unloaded_model_is_not_ready_and_can_be_loaded_again(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    repository.unload("sface").result(SECONDS)
+    repository.loader.unload("sface").result(SECONDS)
     with pytest.raises(ModelNotReady, match=r"version 1: it (has been unloaded|takes no)"):
-        repository.resolve("sface", task="embed")
-    assert repository.drained(SECONDS)
-    repository.unload("sface").result(SECONDS)
-    assert repository.unready([], strict=True) == {}, "nobody wants it any more"
-    repository.load("sface").result(SECONDS)
-    assert embed(repository.resolve("sface")).shape == (128,)
+        repository.catalogue.resolve("sface", task="embed")
+    assert repository.catalogue.drained(SECONDS)
+    repository.loader.unload("sface").result(SECONDS)
+    assert repository.catalogue.unready([], strict=True) == {}, "nobody wants it any more"
+    repository.loader.load("sface").result(SECONDS)
+    assert embed(repository.catalogue.resolve("sface")).shape == (128,)
 
 
 def test_model_that_appears_later_is_in_the_index_and_loads(
@@ -229,8 +231,8 @@ def test_model_that_appears_later_is_in_the_index_and_loads(
     assert ("sface", 0) not in states(repository)
     (tmp_path / "sface").rename(root / "sface")
     assert line(repository, "sface").state is State.UNKNOWN
-    repository.load("sface").result(SECONDS)
-    assert repository.resolve("sface").version == 1
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.resolve("sface").version == 1
 
 
 class Killer:
@@ -246,16 +248,16 @@ def test_broken_slot_is_unavailable_and_loading_again_repairs_it(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    broken = repository.resolve("sface")
+    broken = repository.catalogue.resolve("sface")
     for _ in range(3):
         broken.slot.submit(Work(rows=[Killer()])).exception(SECONDS)
     assert "died in it" in reason(repository, "sface", 1)
-    assert "sface" in repository.unready(["sface"], strict=False)
+    assert "sface" in repository.catalogue.unready(["sface"], strict=False)
     with pytest.raises(ModelNotReady, match="died in it"):
-        repository.resolve("sface")
-    repository.load("sface").result(SECONDS)
-    assert embed(repository.resolve("sface")).shape == (128,)
-    assert repository.drained(SECONDS)
+        repository.catalogue.resolve("sface")
+    repository.loader.load("sface").result(SECONDS)
+    assert embed(repository.catalogue.resolve("sface")).shape == (128,)
+    assert repository.catalogue.drained(SECONDS)
 
 
 def test_missing_candidate_fails_the_load_and_the_rest_serves(
@@ -266,4 +268,4 @@ def test_missing_candidate_fails_the_load_and_the_rest_serves(
     parameter(root, "sface", "shadow_version", 2)
     repository = open_repository(names=("sface",))
     assert reason(repository, "sface", 2) == "shadow_version names it, but it has no folder"
-    assert repository.resolve("sface").version == 1
+    assert repository.catalogue.resolve("sface").version == 1

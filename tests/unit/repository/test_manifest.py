@@ -176,12 +176,12 @@ def test_checking_a_large_file_can_be_ended_within_it(root: Path, version: Path)
     seal(version)
     calls = iter((None, Draining("enough")))
 
-    def go_on() -> None:
+    def stop_if_asked() -> None:
         if error := next(calls):
             raise error
 
     with pytest.raises(Draining, match="enough"):
-        verify_version(version, root, WEIGHTS, go_on)
+        verify_version(version, root, WEIGHTS, stop_if_asked)
 
 
 def test_link_within_the_repository_is_followed(root: Path, version: Path) -> None:
@@ -204,10 +204,34 @@ def test_link_out_of_the_repository_is_refused(
         verify_version(version, root, WEIGHTS)
 
 
-def test_loop_of_links_is_refused(root: Path, version: Path) -> None:
-    (version / WEIGHTS).unlink()
-    (version / WEIGHTS).symlink_to(version / WEIGHTS)
-    with pytest.raises(ManifestError):
+@pytest.mark.parametrize("linked", [WEIGHTS, "manifest.json"])
+def test_loop_of_links_is_refused(root: Path, version: Path, linked: str) -> None:
+    path = version / linked
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(
+        ManifestError, match=f"^{path} cannot be (followed|read): .*[Ss]ymlink loop"
+    ):
+        verify_version(version, root, WEIGHTS)
+
+
+def test_manifest_of_one_mebibyte_is_read(root: Path, version: Path) -> None:
+    path = version / "manifest.json"
+    path.write_text(path.read_text().ljust(1 << 20))
+    verify_version(version, root, WEIGHTS)
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(ManifestError) as caught:
+        verify_version(version, root, WEIGHTS)
+    assert str(caught.value) == f"{path} is larger than 1 MiB"
+
+
+def test_file_is_read_up_to_eight_gibibytes(root: Path, version: Path) -> None:
+    most = 8 << 30
+    _set("files", WEIGHTS, "size", value=most)(version)
+    with pytest.raises(ManifestError, match=f"bytes, its manifest says {most}$"):
+        verify_version(version, root, WEIGHTS)
+    _set("files", WEIGHTS, "size", value=most + 1)(version)
+    with pytest.raises(ManifestError, match=f"has {most + 1} bytes, more than the {most} that"):
         verify_version(version, root, WEIGHTS)
 
 

@@ -45,7 +45,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         gate.passed += 1
         return loading.load_version(*arguments, **options)
 
-    monkeypatch.setattr("mien_server.repository.repository.load_version", wait_and_load)
+    monkeypatch.setattr("mien_server.repository.loader.load_version", wait_and_load)
     yield gate
     gate.open.set()
 
@@ -56,11 +56,11 @@ def test_state_is_loading_while_it_loads_and_lookups_do_not_wait(
     add_version(root, "sface", 1)
     repository = open_repository(names=())
     assert line(repository, "sface").state is State.UNKNOWN
-    loading = repository.load("sface")
+    loading = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
     assert line(repository, "sface", 1).state is State.LOADING
     with pytest.raises(ModelNotReady, match="version 1: it is being loaded") as caught:
-        repository.resolve("sface")
+        repository.catalogue.resolve("sface")
     assert not caught.value.lasting
     gate.open.set()
     loading.result(SECONDS)
@@ -72,12 +72,12 @@ def test_of_the_operations_that_wait_the_newest_wins(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=())
-    running = repository.load("sface")
+    running = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
-    first = repository.unload("sface")
-    second = repository.load("sface")
-    same = repository.load("sface")
-    last = repository.unload("sface")
+    first = repository.loader.unload("sface")
+    second = repository.loader.load("sface")
+    same = repository.loader.load("sface")
+    last = repository.loader.unload("sface")
     for superseded in (first, second, same):
         with pytest.raises(Unmet, match=r"a later \w+ took its place") as caught:
             superseded.result(SECONDS)
@@ -94,9 +94,9 @@ def test_of_the_operations_that_wait_the_newest_wins(
 def test_loads_that_wait_share_one_load(root: Path, open_repository: Open, gate: Gate) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=())
-    running = repository.load("sface")
+    running = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
-    waiting = [repository.load("sface") for _ in range(10)]
+    waiting = [repository.loader.load("sface") for _ in range(10)]
     gate.open.set()
     for future in (running, *waiting):
         future.result(SECONDS)
@@ -110,7 +110,7 @@ def test_operations_of_one_model_never_overlap(root: Path, open_repository: Open
 
     def hammer(seed: int) -> None:
         for turn in range(12):
-            operation = repository.unload if (seed + turn) % 2 else repository.load
+            operation = repository.loader.unload if (seed + turn) % 2 else repository.loader.load
             error = operation("sface").exception(SECONDS)
             assert error is None or "took its place" in str(error)
 
@@ -119,9 +119,9 @@ def test_operations_of_one_model_never_overlap(root: Path, open_repository: Open
         thread.start()
     for thread in threads:
         thread.join()
-    repository.load("sface").result(SECONDS)
-    assert repository.drained(SECONDS)
-    assert embed(repository.resolve("sface")).shape == (128,)
+    repository.loader.load("sface").result(SECONDS)
+    assert repository.catalogue.drained(SECONDS)
+    assert embed(repository.catalogue.resolve("sface")).shape == (128,)
     assert states(repository)["sface", 1] is State.READY
 
 
@@ -137,7 +137,7 @@ def test_every_lease_is_answered_while_the_model_comes_and_goes(
     def call_on() -> None:
         while not stop.is_set():
             try:
-                with repository.lease("sface") as model:
+                with repository.catalogue.lease("sface") as (model, _):
                     answers.append(embed(model).shape[0])
             except ModelNotReady:
                 stop.wait(0.001)
@@ -149,25 +149,25 @@ def test_every_lease_is_answered_while_the_model_comes_and_goes(
     for caller in callers:
         caller.start()
     for turn in range(10):
-        repository.unload("sface").result(SECONDS)
+        repository.loader.unload("sface").result(SECONDS)
         add_version(root, "sface", 1, seed=turn)
-        repository.load("sface").result(SECONDS)
-        with repository.lease("sface") as model:
+        repository.loader.load("sface").result(SECONDS)
+        with repository.catalogue.lease("sface") as (model, _):
             embed(model)
     stop.set()
     for caller in callers:
         caller.join()
     assert faults == []
     assert set(answers) == {128}
-    assert repository.drained(SECONDS)
+    assert repository.catalogue.drained(SECONDS)
 
 
 def test_slow_model_does_not_hold_up_another(root: Path, open_repository: Open, gate: Gate) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=())
-    slow = repository.load("sface")
+    slow = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
-    repository.unload("retinaface").result(SECONDS)
+    repository.loader.unload("retinaface").result(SECONDS)
     assert not slow.done()
 
 
@@ -178,16 +178,16 @@ def test_shutdown_ends_loading_after_the_version_under_way(
     add_version(root, "sface", 2)
     keep_versions(root, "sface", 2)
     repository = open_repository(names=())
-    running = repository.load("sface")
+    running = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
-    waiting = repository.unload("sface")
-    assert not repository.close(timeout=0.05), "it says that a load still runs"
+    waiting = repository.loader.unload("sface")
+    assert not repository.loader.close(timeout=0.05), "it says that a load still runs"
     with pytest.raises(Draining):
         waiting.result(SECONDS)
     with pytest.raises(Draining):
-        repository.load("sface")
+        repository.loader.load("sface")
     gate.open.set()
-    assert repository.close(SECONDS)
+    assert repository.loader.close(SECONDS)
     with pytest.raises(Draining):
         running.result(SECONDS)
     assert gate.passed == 1
@@ -200,11 +200,11 @@ def test_models_are_controlled_on_request_only_in_the_explicit_mode(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(mode=mode)
-    for operation in (repository.load, repository.unload):
+    for operation in (repository.loader.load, repository.loader.unload):
         with pytest.raises(Unmet, match=f"--model-control-mode is {mode}, not explicit") as caught:
             operation("sface")
         assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
-    assert repository.resolve("sface").version == 1
+    assert repository.catalogue.resolve("sface").version == 1
 
 
 def test_shutdown_ends_a_warm_up_at_its_next_batch(
@@ -217,12 +217,19 @@ def test_shutdown_ends_a_warm_up_at_its_next_batch(
             " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
         )
     repository = open_repository(names=())
-    batches = threading.Semaphore(0)
-    monkeypatch.setattr(loading._log, "info", lambda *arguments: batches.release())
-    running = repository.load("sface")
+    batches, go_on = threading.Semaphore(0), threading.Event()
+
+    def count(*arguments: object) -> None:
+        batches.release()
+        assert go_on.wait(SECONDS)
+
+    monkeypatch.setattr(loading._log, "info", count)
+    running = repository.loader.load("sface")
     assert batches.acquire(timeout=SECONDS)
-    assert repository.close(SECONDS)
-    assert batches._value < 90, "the rest of its hundred did not run"
+    assert not repository.loader.close(timeout=0)
+    go_on.set()
+    assert repository.loader.close(SECONDS)
+    assert not batches.acquire(blocking=False), "the rest of its hundred did not run"
     with pytest.raises(Draining):
         running.result(SECONDS)
     assert scheduler._dispatcher.slots == []
@@ -233,13 +240,13 @@ def test_shutdown_does_not_make_callers_wait_for_the_next_step(
 ) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=())
-    running = repository.load("sface")
+    running = repository.loader.load("sface")
     assert gate.reached.acquire(timeout=SECONDS)
-    assert not repository.close(timeout=0)
+    assert not repository.loader.close(timeout=0)
     with pytest.raises(Draining):
         running.result(SECONDS)
     gate.open.set()
-    assert repository.close(SECONDS)
+    assert repository.loader.close(SECONDS)
 
 
 @pytest.mark.parametrize(("later", "ends"), [("unload", True), ("load", False)])
@@ -250,10 +257,10 @@ def test_operation_that_runs_ends_at_its_next_step_for_one_of_another_kind(
     began, step = threading.Event(), threading.Event()
 
     def work() -> None:
-        operations.go_on("sface")
+        operations.stop_if_asked("sface")
         began.set()
         assert step.wait(SECONDS)
-        operations.go_on("sface")
+        operations.stop_if_asked("sface")
 
     running = operations.submit("sface", "load", work)
     assert began.wait(SECONDS)

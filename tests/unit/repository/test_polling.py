@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mien_server.errors import ModelNotReady
-from mien_server.repository.config.model import read_config
-from mien_server.repository.repository import RepositoryError
+from mien_server.repository.config.model import parse_config
+from mien_server.repository.config.pbtxt import ConfigText
+from mien_server.repository.loader import RepositoryError
 from mien_server.repository.versions import State
 from tests.unit.repository.folders import (
     Open,
@@ -36,18 +37,18 @@ def test_new_changed_and_removed_models_are_followed(
     repository = open_repository(mode="poll")
     add_version(root, "retinaface", 1)
     add_version(root, "sface", 2, seed=2)
-    wait(repository.poll())
-    assert repository.resolve("retinaface").version == 1
-    assert repository.resolve("sface").version == 2
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("retinaface").version == 1
+    assert repository.catalogue.resolve("sface").version == 2
     (root / "retinaface").rename(tmp_path / "retinaface")
-    wait(repository.poll())
-    assert repository.drained(60)
+    wait(repository.loader.poll())
+    assert repository.catalogue.drained(60)
     with pytest.raises(ModelNotReady, match="has been unloaded"):
-        repository.resolve("retinaface")
+        repository.catalogue.resolve("retinaface")
     assert ("retinaface", 1) not in states(repository)
     (tmp_path / "retinaface").rename(root / "retinaface")
-    wait(repository.poll())
-    assert repository.resolve("retinaface").version == 1
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("retinaface").version == 1
 
 
 def test_removed_version_gives_way_to_the_one_below(root: Path, open_repository: Open) -> None:
@@ -55,8 +56,8 @@ def test_removed_version_gives_way_to_the_one_below(root: Path, open_repository:
     add_version(root, "sface", 2, seed=2)
     repository = open_repository(mode="poll")
     shutil.rmtree(root / "sface" / "2")
-    wait(repository.poll())
-    assert repository.resolve("sface").version == 1
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").version == 1
 
 
 def test_half_written_version_is_left_alone_until_it_is_whole(
@@ -66,13 +67,13 @@ def test_half_written_version_is_left_alone_until_it_is_whole(
     repository = open_repository(mode="poll")
     rest = half_copy(root, "sface", 2)
     for _ in range(3):
-        wait(repository.poll())
-        assert repository.resolve("sface").version == 1
+        wait(repository.loader.poll())
+        assert repository.catalogue.resolve("sface").version == 1
         assert "its manifest says" in reason(repository, "sface", 2)
     with (root / "sface" / "2" / "model.safetensors").open("ab") as file:
         file.write(rest)
-    wait(repository.poll())
-    assert repository.resolve("sface").version == 2
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").version == 2
 
 
 def test_broken_model_does_not_stop_polling(root: Path, open_repository: Open) -> None:
@@ -80,7 +81,7 @@ def test_broken_model_does_not_stop_polling(root: Path, open_repository: Open) -
     half_copy(root, "retinaface", 1)
     configure(root, "arcface", "max_batch_size: 32", "max_batch_size: many")
     add_version(root, "sface", 1)
-    wait(repository.poll())
+    wait(repository.loader.poll())
     found = states(repository)
     assert found["sface", 1] is State.READY
     assert found["retinaface", 1] is State.UNAVAILABLE
@@ -95,14 +96,14 @@ def test_unchanged_models_are_not_loaded_again(
     repository = open_repository(mode="poll")
     loads: list[str] = []
 
-    def count(path: Path) -> object:
-        loads.append(path.parent.name)
-        return read_config(path)
+    def count(text: ConfigText) -> object:
+        loads.append(text.path.parent.name)
+        return parse_config(text)
 
-    monkeypatch.setattr("mien_server.repository.repository.read_config", count)
-    wait(repository.poll())
+    monkeypatch.setattr("mien_server.repository.loader.parse_config", count)
+    wait(repository.loader.poll())
     assert sorted(loads) == ["arcface", "retinaface"], "what failed is tried once more"
-    wait(repository.poll())
+    wait(repository.loader.poll())
     assert sorted(loads) == ["arcface", "retinaface"], "and then only when its files change"
 
 
@@ -110,17 +111,17 @@ def test_changed_config_is_followed(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(mode="poll")
     configure(root, "sface", '"0.363"', '"0.5"')
-    wait(repository.poll())
-    assert repository.resolve("sface").config.match_threshold == 0.5
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").config.match_threshold == 0.5
 
 
 def test_touched_files_of_the_same_content_keep_the_slot(root: Path, open_repository: Open) -> None:
     folder = add_version(root, "sface", 1)
     repository = open_repository(mode="poll")
-    slot = repository.resolve("sface").slot
+    slot = repository.catalogue.resolve("sface").slot
     seal(folder)
-    wait(repository.poll())
-    assert repository.resolve("sface").slot is slot
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").slot is slot
 
 
 def test_unreadable_repository_unloads_nothing(
@@ -130,11 +131,11 @@ def test_unreadable_repository_unloads_nothing(
     repository = open_repository(mode="poll")
     root.rename(tmp_path / "away")
     with pytest.raises(RepositoryError, match="cannot be listed"):
-        wait(repository.poll())
-    assert repository.resolve("sface").version == 1
-    assert repository.index() == repository.statuses()
+        wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").version == 1
+    assert repository.loader.index() == repository.catalogue.statuses()
     (tmp_path / "away").rename(root)
-    wait(repository.poll())
+    wait(repository.loader.poll())
     assert line(repository, "sface", 1).state is State.READY
 
 
@@ -146,9 +147,9 @@ def test_folder_in_a_second_repository_is_refused_and_the_first_serves_on(
     other.mkdir()
     repository = open_repository(root, other, mode="poll")
     shutil.copytree(root / "sface", other / "sface")
-    wait(repository.poll())
-    assert repository.resolve("sface").version == 1
+    wait(repository.loader.poll())
+    assert repository.catalogue.resolve("sface").version == 1
     assert "in two repositories" in line(repository, "sface", 1).reason
     shutil.rmtree(other / "sface")
-    wait(repository.poll())
+    wait(repository.loader.poll())
     assert line(repository, "sface", 1).reason == ""

@@ -32,9 +32,9 @@ def test_name_is_no_path(root: Path, open_repository: Open, name: str) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=())
     with pytest.raises(ModelNotFound, match="the models are: arcface, retinaface, sface"):
-        repository.load(name).result(SECONDS)
+        repository.loader.load(name).result(SECONDS)
     with pytest.raises(ModelNotFound):
-        repository.unload(name).result(SECONDS)
+        repository.loader.unload(name).result(SECONDS)
 
 
 def test_linked_model_outside_of_the_repository_is_refused(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mien_server.backends.devices import DeviceError
-from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
+from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, at
 from mien_server.models.interface import DetectorRow, EmbedderRow
-from mien_server.repository.repository import RepositoryError
+from mien_server.repository.loader import RepositoryError
 from mien_server.repository.versions import State
 from mien_server.scheduling.work import Work
 from tests.unit.repository.folders import Open, add_version, configure, reason, states
@@ -20,8 +20,8 @@ def test_ready_version_answers_through_its_slot(root: Path, open_repository: Ope
     add_version(root, "retinaface", 1)
     add_version(root, "sface", 1)
     repository = open_repository()
-    detector = repository.resolve("retinaface", task="detect")
-    embedder = repository.resolve("sface", 1, task="embed")
+    detector = repository.catalogue.resolve("retinaface", task="detect")
+    embedder = repository.catalogue.resolve("sface", 1, task="embed")
     assert (embedder.name, embedder.version) == ("sface", 1)
     assert embedder.config.match_threshold == 0.363
     image = np.zeros((64, 64, 3), np.uint8)
@@ -39,7 +39,7 @@ def test_model_without_weights_says_which_command_installs_them(
     with pytest.raises(
         ModelNotReady, match="run `mien-server models install retinaface`"
     ) as caught:
-        repository.resolve("retinaface", task="detect")
+        repository.catalogue.resolve("retinaface", task="detect")
     assert caught.value.lasting
     assert "docs/models.md" in reason(repository, "arcface")
     assert "mien-server models import arcface FILE" in reason(repository, "arcface")
@@ -59,10 +59,12 @@ def test_broken_models_do_not_stop_the_others(root: Path, open_repository: Open)
     }
     assert "config.pbtxt:8: " in reason(repository, "arcface")
     assert "does not match its manifest" in reason(repository, "retinaface", 1)
-    with pytest.raises(ModelNotReady, match=r"version 1: .*does not match its manifest"):
-        repository.resolve("retinaface", task="detect", field="detector")
+    mismatch = r"version 1: .*does not match its manifest"
+    with pytest.raises(ModelNotReady, match=mismatch) as caught, at("detector"):
+        repository.catalogue.resolve("retinaface", task="detect")
+    assert caught.value.field == "detector"
     with pytest.raises(ModelNotReady, match=r"config\.pbtxt:8: "):
-        repository.resolve("arcface", task="embed")
+        repository.catalogue.resolve("arcface", task="embed")
 
 
 def test_weights_of_another_network_are_refused(root: Path, open_repository: Open) -> None:
@@ -88,12 +90,14 @@ def test_version_zero_is_the_highest_ready_one(root: Path, open_repository: Open
         add_version(root, "retinaface", version, seed=version)
     (root / "retinaface" / "10" / "manifest.json").unlink()
     repository = open_repository()
-    assert repository.resolve("retinaface", task="detect").version == 2
-    assert repository.resolve("retinaface", 1, task="detect").version == 1
-    one, two = (repository.resolve("retinaface", v, task="detect").fingerprint for v in (1, 2))
+    assert repository.catalogue.resolve("retinaface", task="detect").version == 2
+    assert repository.catalogue.resolve("retinaface", 1, task="detect").version == 1
+    one, two = (
+        repository.catalogue.resolve("retinaface", v, task="detect").fingerprint for v in (1, 2)
+    )
     assert one != two
     with pytest.raises(ModelNotReady, match=r"version 10: .*incomplete or still copied"):
-        repository.resolve("retinaface", 10, task="detect")
+        repository.catalogue.resolve("retinaface", 10, task="detect")
 
 
 def test_default_policy_loads_the_latest_version_only(root: Path, open_repository: Open) -> None:
@@ -136,20 +140,22 @@ def test_folders_that_are_no_versions_are_ignored_with_a_warning(
 def test_unknown_model_and_version_list_what_there_is(root: Path, open_repository: Open) -> None:
     add_version(root, "retinaface", 1)
     repository = open_repository()
-    with pytest.raises(ModelNotFound, match="the models are: arcface, retinaface, sface") as caught:
-        repository.resolve("yolo", task="detect", field="detector.name")
+    listed = "the models are: arcface, retinaface, sface"
+    with pytest.raises(ModelNotFound, match=listed) as caught, at("detector.name"):
+        repository.catalogue.resolve("yolo", task="detect")
     assert caught.value.field == "detector.name"
     with pytest.raises(ModelNotFound, match="no version 2; its versions: 1"):
-        repository.resolve("retinaface", 2, task="detect")
+        repository.catalogue.resolve("retinaface", 2, task="detect")
     with pytest.raises(ModelNotFound, match="no version -1"):
-        repository.resolve("retinaface", -1, task="detect")
+        repository.catalogue.resolve("retinaface", -1, task="detect")
 
 
 def test_model_for_another_task_is_a_bad_option(root: Path, open_repository: Open) -> None:
     add_version(root, "retinaface", 1)
     repository = open_repository()
-    with pytest.raises(InvalidRequest, match="an embedding model is needed: arcface, sface") as e:
-        repository.resolve("retinaface", task="embed", field="embedder")
+    needed = "an embedding model is needed: arcface, sface"
+    with pytest.raises(InvalidRequest, match=needed) as e, at("embedder"):
+        repository.catalogue.resolve("retinaface", task="embed")
     assert (e.value.reason, e.value.field) == (Reason.INVALID_OPTION, "embedder")
 
 
@@ -191,9 +197,9 @@ def test_fingerprint_depends_on_the_configured_normalisation(
     root: Path, open_repository: Open
 ) -> None:
     add_version(root, "retinaface", 1)
-    before = open_repository().resolve("retinaface", task="detect").fingerprint
+    before = open_repository().catalogue.resolve("retinaface", task="detect").fingerprint
     configure(root, "retinaface", '"BGR"', '"RGB"')
-    assert open_repository().resolve("retinaface", task="detect").fingerprint != before
+    assert open_repository().catalogue.resolve("retinaface", task="detect").fingerprint != before
 
 
 def test_warm_up_runs_as_configured_before_the_version_is_ready(

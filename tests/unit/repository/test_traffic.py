@@ -120,13 +120,15 @@ def test_calls_are_counted_by_the_version_that_answers(root: Path, open_reposito
     repository = open_repository(names=("sface",))
     seen: Counter[int] = Counter()
     for _ in range(400):
-        with repository.lease("sface", task="embed") as model:
+        with repository.catalogue.lease("sface", task="embed") as (model, _):
             seen[model.version] += 1
     assert 70 < seen[2] < 130
-    with repository.lease("sface", 2) as model:
+    with repository.catalogue.lease("sface", 2) as (model, _):
         assert model.version == 2
-    assert traffic(repository, "sface").routed == seen, "calls that name a version do not count"
-    assert repository.resolve("sface").version == 1
+    assert traffic(repository.catalogue, "sface").routed == seen, (
+        "calls that name a version do not count"
+    )
+    assert repository.catalogue.resolve("sface").version == 1
 
 
 def test_unversioned_call_can_ask_for_the_version_that_made_an_embedding(
@@ -136,10 +138,10 @@ def test_unversioned_call_can_ask_for_the_version_that_made_an_embedding(
     add_version(root, "sface", 2, seed=2)
     keep_versions(root, "sface", 2)
     repository = open_repository(names=("sface",))
-    old = repository.resolve("sface", 1).fingerprint
-    with repository.lease("sface", fingerprint=old) as model:
+    old = repository.catalogue.resolve("sface", 1).fingerprint
+    with repository.catalogue.lease("sface", fingerprint=old) as (model, _):
         assert model.version == 1
-    with repository.lease("sface", fingerprint="of nobody") as model:
+    with repository.catalogue.lease("sface", fingerprint="of nobody") as (model, _):
         assert model.version == 2
 
 
@@ -150,13 +152,13 @@ def test_changed_share_takes_effect_without_loading_again(
     add_version(root, "sface", 2, seed=2)
     keep_versions(root, "sface", 2)
     repository = open_repository(names=("sface",))
-    slots = [repository.resolve("sface", version).slot for version in (1, 2)]
+    slots = [repository.catalogue.resolve("sface", version).slot for version in (1, 2)]
     parameter(root, "sface", "canary_version", 2)
     parameter(root, "sface", "canary_percent", 0)
-    repository.load("sface").result(60)
-    with repository.lease("sface") as model:
+    repository.loader.load("sface").result(60)
+    with repository.catalogue.lease("sface") as (model, _):
         assert model.version == 1
-    assert [repository.resolve("sface", version).slot for version in (1, 2)] == slots
+    assert [repository.catalogue.resolve("sface", version).slot for version in (1, 2)] == slots
 
 
 def test_shadow_goes_with_unversioned_calls_only(root: Path, open_repository: Open) -> None:
@@ -165,13 +167,13 @@ def test_shadow_goes_with_unversioned_calls_only(root: Path, open_repository: Op
     keep_versions(root, "sface", 2)
     parameter(root, "sface", "shadow_version", 2)
     repository = open_repository(names=("sface",))
-    with repository.lease("sface") as model:
+    with repository.catalogue.lease("sface") as (model, shadow):
         assert model.version == 1
-        assert model.shadow is not None
-        assert model.shadow.model.version == 2
+        assert shadow is not None
+        assert shadow.version.model.version == 2
     for version in (1, 2):
-        with repository.lease("sface", version) as model:
-            assert (model.version, model.shadow) == (version, None)
+        with repository.catalogue.lease("sface", version) as (model, shadow):
+            assert (model.version, shadow) == (version, None)
 
 
 def test_shadow_alone_is_not_ready(root: Path, open_repository: Open) -> None:
@@ -180,8 +182,8 @@ def test_shadow_alone_is_not_ready(root: Path, open_repository: Open) -> None:
     parameter(root, "sface", "shadow_version", 2)
     repository = open_repository(names=("sface",))
     with pytest.raises(ModelNotReady, match="version 2: it is the shadow"):
-        repository.resolve("sface")
-    assert repository.resolve("sface", 2).version == 2
+        repository.catalogue.resolve("sface")
+    assert repository.catalogue.resolve("sface", 2).version == 2
 
 
 def test_counts_are_handed_out_as_copies() -> None:

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from mien_server.observability.metrics_endpoint import exposition
 from mien_server.observability.model_metrics import ModelMetrics
-from mien_server.repository.served import ServedModels
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.traffic import Traffic
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.triton.stream import METHOD
@@ -31,7 +31,7 @@ TRITON = "inference.GRPCInferenceService"
 
 @pytest.fixture
 def scraped(running: Running) -> Running:
-    running.registry.register(ModelMetrics(cast(ServedModels, running.world)))
+    running.registry.register(ModelMetrics(cast(Catalogue, running.world)))
     return running
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc.aio as tritonclient
 from prometheus_client import CollectorRegistry
-from tritonclient.grpc import InferInput, service_pb2, service_pb2_grpc
+from tritonclient.grpc import InferInput, model_config_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from mien_server.errors import ModelNotFound, ModelNotReady, Reason, Unmet
@@ -31,10 +31,12 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     StageTime,
 )
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
 from mien_server.repository.config.tensors import TensorSpec
-from mien_server.repository.repository import ModelRepository
+from mien_server.repository.leases import Lease
+from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
@@ -61,7 +63,6 @@ ENSEMBLE = EnsembleConfig(
     inputs=(TensorSpec("image", "TYPE_STRING", (1,)),),
     outputs=(TensorSpec("vector", "TYPE_FP32", (2,)), TensorSpec("box", "TYPE_FP32", (4,))),
     values={"vector": "embedding", "box": "boxes"},
-    message=service_pb2.ModelConfigResponse().config,
 )
 Script = Callable[[Any], Any]
 
@@ -137,31 +138,33 @@ class World:
             else (TensorSpec("embedding", "TYPE_FP32", (3,)),),
             buckets=(64, 128) if task == "detect" else (),
         )
-        config.message.name = name
         slot = self.scheduler.open_slot(name, version, policy, [PlacedInstance(instance, "cpu")])
         model = ReadyModel(name, version, "print", replace(config, **options), slot)
         self.ready.setdefault(name, []).append(model)
         return model
 
-    def resolve(self, name: str, version: int = 0, *, field: str = "") -> ReadyModel:
+    def resolve(self, name: str, version: int = 0) -> ReadyModel:
         if name == "asleep":
-            raise ModelNotReady("model 'asleep' is not ready: it snores", field=field)
+            raise ModelNotReady("model 'asleep' is not ready: it snores")
         for model in reversed(self.ready.get(name, [])):
             if version in (0, model.version):
                 return model
-        raise ModelNotFound(f"there is no {name!r} {version}", field=field)
+        raise ModelNotFound(f"there is no {name!r} {version}")
 
     @contextmanager
-    def lease(self, name: str, version: int = 0, *, field: str = "") -> Iterator[ReadyModel]:
-        model = self.resolve(name, version, field=field)
+    def lease(self, name: str, version: int = 0) -> Iterator[Lease]:
+        model = self.resolve(name, version)
         self.leases += 1
         try:
-            yield model
+            yield Lease(model)
         finally:
             self.leases -= 1
 
-    def ensemble(self, name: str, version: int = 0, *, field: str = "") -> EnsembleConfig | None:
+    def ensemble(self, name: str, version: int = 0) -> EnsembleConfig | None:
         return ENSEMBLE if name == ENSEMBLE.name and version in (0, 1) else None
+
+    def message(self, name: str, version: int = 0) -> Any:
+        return model_config_pb2.ModelConfig(name=self.resolve(name, version).name)
 
     def statuses(self) -> list[VersionStatus]:
         models = [model for versions in self.ready.values() for model in versions]
@@ -294,7 +297,8 @@ async def serving() -> AsyncIterator[Running]:
     )
     pipeline = cast(FacePipeline, world)
     service = InferenceService(
-        cast(ModelRepository, world),
+        cast(Catalogue, world),
+        cast(Loader, world),
         pipeline,
         world.pool,
         admission,

@@ -5,7 +5,7 @@ vector of it. Between the steps mien aligns the face itself, which no model of a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from mien_server.repository.config.fields import ENSEMBLE_FIELDS, check_fields
@@ -50,7 +50,6 @@ class EnsembleConfig:
         inputs: one, the encoded photos, TYPE_STRING [1].
         outputs: at least one.
         values: by output name, what of the face it is.
-        message: Triton's `inference.ModelConfig`, as it was read.
     """
 
     name: str
@@ -60,7 +59,6 @@ class EnsembleConfig:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     values: Mapping[str, FaceValue]
-    message: Any = field(compare=False, repr=False)
 
     def misfit(self, embedder_outputs: Sequence[TensorSpec]) -> str:
         """Why an embedder's outputs are not what the ensemble promises, or ""."""
@@ -72,6 +70,11 @@ class EnsembleConfig:
                     f" {self.embedder.model!r} has {list(size)}"
                 )
         return ""
+
+
+def is_ensemble(text: ConfigText) -> bool:
+    """Whether a config is an ensemble's."""
+    return bool(text.message.platform == ENSEMBLE_PLATFORM)
 
 
 def read_ensemble(text: ConfigText) -> EnsembleConfig:
@@ -108,7 +111,6 @@ def read_ensemble(text: ConfigText) -> EnsembleConfig:
         inputs=inputs,
         outputs=outputs,
         values={spec.name: values[spec.name] for spec in outputs},
-        message=message,
     )
 
 

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from mien_server.backends.precision import Precision
 from mien_server.models.catalogue import FAMILIES
 from mien_server.models.interface import FamilyOptions, Normalisation, Task
-from mien_server.repository.config.ensembles import ENSEMBLE_PLATFORM, EnsembleConfig, read_ensemble
+from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble, read_ensemble
 from mien_server.repository.config.fields import MODEL_FIELDS, check_fields
 from mien_server.repository.config.parameters import Parameters
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
@@ -23,7 +23,8 @@ from mien_server.repository.config.tensors import (
     read_outputs,
     read_warmup,
 )
-from mien_server.repository.traffic import TRAFFIC_PARAMETERS, Traffic, read_traffic
+from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS, read_traffic
+from mien_server.repository.traffic import Traffic
 from mien_server.scheduling.policy import BatchingPolicy
 
 __all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "TensorSpec", "Warmup", "read_config"]
@@ -98,7 +99,6 @@ class ModelConfig:
         latest_versions: how many of the highest to load; None: all, or `specific_versions`.
         specific_versions: exactly these versions, if not empty.
         traffic: which of the loaded versions answer calls that name none.
-        message: Triton's `inference.ModelConfig`, as it was read, with the name.
     """
 
     name: str
@@ -122,7 +122,6 @@ class ModelConfig:
     latest_versions: int | None = 1
     specific_versions: tuple[int, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
-    message: Any = field(default_factory=triton.ModelConfig, compare=False, repr=False)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -155,10 +154,16 @@ def read_config(path: Path) -> ModelConfig | EnsembleConfig:
     Raises:
         ConfigError: the file, line and field at fault, and the fix.
     """
-    text = ConfigText.read(path)
-    if text.message.platform == ENSEMBLE_PLATFORM:
-        return read_ensemble(text)
-    return _read_model(text)
+    return parse_config(ConfigText.read(path))
+
+
+def parse_config(text: ConfigText) -> ModelConfig | EnsembleConfig:
+    """Validates a config.pbtxt whose text has been read; `text.message` has the name afterwards.
+
+    Raises:
+        ConfigError: as `read_config` says.
+    """
+    return read_ensemble(text) if is_ensemble(text) else _read_model(text)
 
 
 def _read_model(text: ConfigText) -> ModelConfig:
@@ -179,7 +184,6 @@ def _read_model(text: ConfigText) -> ModelConfig:
     latest, specific = _versions(text)
     return ModelConfig(
         name=name,
-        message=text.message,
         backend=backend,
         architecture=architecture,
         task=task,

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from google.protobuf import text_encoding, text_format
 from tritonclient.grpc import model_config_pb2
 
+from mien_server.errors import OperatorError
 from mien_server.repository.folders import is_regular
 
 FieldPath: TypeAlias = tuple[str | int, ...]
@@ -31,7 +32,7 @@ _TOKEN = re.compile(
 )
 
 
-class ConfigError(ValueError):
+class ConfigError(OperatorError):
     """A config.pbtxt that cannot be used.
 
     Attributes:

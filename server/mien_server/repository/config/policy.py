@@ -1,19 +1,19 @@
 """`max_batch_size`, `dynamic_batching` and our queue limits, as a `BatchingPolicy`."""
 
-import re
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
 from mien_server.repository.config.parameters import Parameters
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText, FieldPath
-from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy, TimeoutAction
+from mien_server.scheduling.policy import BatchingPolicy, PolicyError, QueuePolicy, TimeoutAction
 
 QUEUE_PARAMETERS = frozenset({"max_queue_size", "max_queue_bytes", "look_ahead", "split_rows"})
 
 _MICROSECONDS_PER_SECOND = 1_000_000
 _MAX_BATCH_SIZE = 4096
 
+# Where the fields that a `PolicyError` names stand in the file.
 _PATHS: dict[str, FieldPath] = {
     "max_batch_size": ("max_batch_size",),
     **{name: ("parameters", name) for name in QUEUE_PARAMETERS},
@@ -66,11 +66,12 @@ def read_batching(text: ConfigText, parameters: Parameters) -> BatchingPolicy:
             },
             **options,
         )
-    except ValueError as error:
-        raise _located(text, str(error)) from error
+    except PolicyError as error:
+        raise _located(text, error) from error
 
 
 def _queue_policy(message: Any) -> QueuePolicy:
+    """One level's policy. Its numbers are unsigned in Triton's schema, so that it refuses none."""
     delay = message.timeout_action == triton.ModelQueuePolicy.DELAY
     return QueuePolicy(
         timeout_action=TimeoutAction.DELAY if delay else TimeoutAction.REJECT,
@@ -80,11 +81,9 @@ def _queue_policy(message: Any) -> QueuePolicy:
     )
 
 
-def _located(text: ConfigText, problem: str) -> ConfigError:
-    """The policy's complaint at the line of the field, and of the value, that it names first."""
-    words = re.findall(r"\w+", problem)
-    path = next((_PATHS[word] for word in words if word in _PATHS), ("dynamic_batching",))
-    if path[-1] == "priority_queue_policy":
-        path = (*path, next((word for word in words if word.isdigit()), ""))
-    value = next((word for word in words if word.isdigit()), "")
-    return text.error(path, problem, value=value)
+def _located(text: ConfigText, error: PolicyError) -> ConfigError:
+    """The policy's complaint at the line of the field, and of the value, that it names."""
+    path = _PATHS[error.field]
+    if error.field == "priority_queue_policy":
+        path = (*path, error.value)  # a map, whose keys are the levels
+    return text.error(path, error.problem, value=error.value)

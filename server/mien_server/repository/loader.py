@@ -1,22 +1,25 @@
-"""The model repository: loads, replaces and unloads what its folders hold, while calls go on."""
+"""Loads, replaces and unloads what the repositories' folders hold, while calls go on."""
 
 import contextlib
 import logging
-import random
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from mien_server.backends.devices import DeviceError
-from mien_server.errors import MienError, Reason, Unmet
-from mien_server.repository.config.ensembles import EnsembleConfig
-from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
-from mien_server.repository.entry import LOADING, UNLOADED, ModelEntry
+from mien_server.errors import MienError, OperatorError, Reason, Unmet
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble
+from mien_server.repository.config.model import ModelConfig, parse_config
+from mien_server.repository.config.pbtxt import ConfigError, ConfigText
+from mien_server.repository.entry import reason_of
 from mien_server.repository.folders import (
     CONFIG,
+    ModelFolder,
     Stamp,
     find_models,
     stamp_of_model,
@@ -26,15 +29,11 @@ from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.loading import load_version, load_wanted
 from mien_server.repository.operations import Operations
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.swapping import AnyConfig, SwappedModels, load_failed, reason_of
 from mien_server.repository.versions import VersionStatus
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 
 ControlMode = Literal["none", "poll", "explicit"]
-
-_Ahead: TypeAlias = tuple[Stamp, AnyConfig]
-"""A config that has been read already, and the stamp of the files from before."""
 
 _AT_ONCE = 4
 """Models that are loaded at the same time: Triton's own default."""
@@ -42,23 +41,66 @@ _AT_ONCE = 4
 _log = logging.getLogger(__name__)
 
 
-class RepositoryError(ValueError):
+class RepositoryError(OperatorError):
     """The repository itself cannot be used; the message says why and what to do."""
 
 
-class ModelRepository(SwappedModels):
-    """The models in one or more folders of Triton's layout.
+class _Read(NamedTuple):
+    """A config.pbtxt that has been read.
+
+    Attributes:
+        stamp: of the model's files, from before.
+        config: what it says.
+        message: Triton's message that it says it with, for whoever prints it.
+    """
+
+    stamp: Stamp
+    config: ModelConfig | EnsembleConfig
+    message: Any
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """Where a model comes from. The loader changes it under its lock.
+
+    Attributes:
+        folder: as last seen.
+        stamp: of the files when they were last loaded; None: they have not been, or were unloaded.
+        retry: whether the next poll loads them again though they have not changed.
+    """
+
+    folder: ModelFolder
+    stamp: Stamp | None = None
+    retry: bool = False
+
+    def changed(self) -> bool:
+        """Whether polling is to load it. Blocking: looks at the files."""
+        return self.retry or stamp_of_model(self.folder) != self.stamp
+
+    def read(self) -> _Read:
+        """Its config.pbtxt. Blocking.
+
+        Raises:
+            ConfigError: why it cannot be used.
+        """
+        stamp = stamp_of_model(self.folder)
+        text = ConfigText.read(self.folder.path / CONFIG)
+        return _Read(stamp, parse_config(text), text.message)
+
+
+class Loader:
+    """Keeps a catalogue up to date with one or more folders of Triton's layout.
 
     Loads run in threads of their own, those of one model one after the other. A version that is replaced or
     unloaded gets no new calls and is freed when its last one has ended.
 
     Args:
+        catalogue: where versions go once they can answer calls.
         paths: the folders; `<path>/<model>/config.pbtxt` and `<path>/<model>/<version>/…`.
         scheduler: where the versions' slots open.
         devices: what the models may run on.
         mode: "explicit" allows `load` and `unload`; in "poll", somebody calls `poll` now and then.
         installable: models for which `mien-server models install` has weights.
-        draw: decides which calls go to a canary.
 
     Raises:
         RepositoryError: a path is no folder.
@@ -66,18 +108,18 @@ class ModelRepository(SwappedModels):
 
     def __init__(
         self,
+        catalogue: Catalogue,
         paths: Sequence[Path],
         scheduler: Scheduler,
         devices: Sequence[AnyDevice],
         *,
         mode: ControlMode = "none",
         installable: Collection[str] = (),
-        draw: random.Random | None = None,
     ) -> None:
-        super().__init__(draw)
         for path in paths:
             if not path.is_dir():
                 raise RepositoryError(f"model repository {path} is not a folder")
+        self._catalogue = catalogue
         self._paths = paths
         self._scheduler = scheduler
         self._devices = devices
@@ -85,6 +127,8 @@ class ModelRepository(SwappedModels):
         self._installable = installable
         self._operations = Operations()
         self._at_once = threading.Semaphore(_AT_ONCE)
+        self._lock = threading.Lock()  # of the sources; the catalogue's is only taken within it
+        self._sources: dict[str, _Source] = {}
 
     def start(self, names: Collection[str] | None = None) -> None:
         """Loads what the models' version policies want. Blocking: call it off the event loop.
@@ -99,14 +143,15 @@ class ModelRepository(SwappedModels):
             ModelNotFound: a name is no model's.
             RepositoryError: a folder cannot be listed. Draining: it is closing.
         """
-        self._look()
-        with self._lock:
-            entries = [self._find(name) for name in (self._models if names is None else names)]
-        ahead = self._read_ahead(entries)
-        for _, known in ahead:
-            if known and isinstance(known[1], ModelConfig):
-                self._check_devices(known[1])
-        wait([self._submit_load(name, known) for name, known in ahead])
+        found = self._look()
+        for name in names or ():
+            self._catalogue.serving(name)  # raises if there is no such model
+        wanted = {name: s for name, s in found.items() if names is None or name in names}
+        ahead = _read_ahead(wanted)
+        for _, read in ahead:
+            if read and isinstance(read.config, ModelConfig):
+                self._check_devices(read.config)
+        wait([self._submit_load(name, read) for name, read in ahead])
 
     def load(self, name: str) -> Future[None]:
         """Loads a model, or loads it again: what its config and files say now, beside what serves.
@@ -149,23 +194,19 @@ class ModelRepository(SwappedModels):
         """
         found = self._look()
         with self._lock:
-            entries = [entry for entry in self._models.values() if not entry.busy]
-        gone = [entry.name for entry in entries if entry.name not in found]
-        changed = [
-            entry
-            for entry in entries
-            if entry.name in found and (entry.retry or stamp_of_model(entry.folder) != entry.stamp)
-        ]
+            idle = {name: self._sources[name] for name in self._catalogue.idle()}
+        gone = [name for name in idle if name not in found]
+        changed = {name: s for name, s in idle.items() if name in found and s.changed()}
         begun = [self._submit_unload(name) for name in gone]
-        return begun + [self._submit_load(name, known) for name, known in self._read_ahead(changed)]
+        return begun + [self._submit_load(name, read) for name, read in _read_ahead(changed)]
 
     def index(self) -> list[VersionStatus]:
-        """`statuses`, after looking which models there are. Blocking."""
+        """The catalogue's statuses, after looking which models there are. Blocking."""
         try:
             self._look()
         except RepositoryError as error:
             _log.warning("%s", error)
-        return self.statuses()
+        return self._catalogue.statuses()
 
     def close(self, timeout: float | None = None) -> bool:
         """Refuses loads that have not begun, ends those that run at their next step; False if time ran out.
@@ -174,8 +215,8 @@ class ModelRepository(SwappedModels):
         """
         return self._operations.close(timeout)
 
-    def _look(self) -> Collection[str]:
-        """Takes in which models there are now.
+    def _look(self) -> dict[str, _Source]:
+        """Takes in which models there are now, and returns them.
 
         Raises:
             RepositoryError: a folder cannot be listed.
@@ -187,24 +228,10 @@ class ModelRepository(SwappedModels):
             raise RepositoryError(f"a model repository cannot be listed: {error}") from error
         with self._lock:
             for name, folder in found.items():
-                self._models.setdefault(name, ModelEntry(name, folder)).folder = folder
-            for name in self._models.keys() - found.keys():
-                entry = self._models[name]
-                if not (entry.serving or entry.retired or entry.busy):
-                    del self._models[name]
-        return found.keys()
-
-    def _read_ahead(self, entries: Sequence[ModelEntry]) -> list[tuple[str, _Ahead | None]]:
-        """The models with their configs, as far as they can be read; ensembles last, after what they need."""
-        found: list[tuple[str, _Ahead | None]] = []
-        for entry in entries:
-            stamp = stamp_of_model(entry.folder)
-            with contextlib.suppress(ConfigError):  # its own load will say so
-                if not entry.folder.problem:
-                    found.append((entry.name, (stamp, read_config(entry.folder.path / CONFIG))))
-                    continue
-            found.append((entry.name, None))
-        return sorted(found, key=lambda model: _is_ensemble(model[1]))
+                self._sources.setdefault(name, _Source(folder)).folder = folder
+            kept = self._catalogue.list_models(found)
+            self._sources = {name: self._sources[name] for name in kept}
+            return {name: self._sources[name] for name in found}
 
     def _require_explicit(self, what: str) -> None:
         if self._mode != "explicit":
@@ -220,88 +247,81 @@ class ModelRepository(SwappedModels):
         except DeviceError as error:
             raise DeviceError(f"model {config.name}: {error}") from error
 
-    def _submit_load(self, name: str, ahead: _Ahead | None = None) -> Future[None]:
-        return self._operations.submit(name, "load", partial(self._load, name, ahead))
+    def _submit_load(self, name: str, read: _Read | None = None) -> Future[None]:
+        return self._operations.submit(name, "load", partial(self._load, name, read))
 
     def _submit_unload(self, name: str) -> Future[None]:
         return self._operations.submit(name, "unload", partial(self._unload, name))
 
-    def _load(self, name: str, ahead: _Ahead | None) -> None:
+    def _unload(self, name: str) -> None:
+        self._catalogue.withdraw(name)
+        with self._lock:
+            if source := self._sources.get(name):
+                source.stamp = None  # if its folder comes back, polling loads it
+
+    def _load(self, name: str, read: _Read | None) -> None:
         try:
             self._look()
         except RepositoryError as error:
-            raise load_failed(name, str(error)) from error
-        with self._lock:
-            entry = self._find(name)
-            entry.busy = True
-        stamp, config = ahead or (stamp_of_model(entry.folder), None)
-        complete = False
-        try:
-            self._load_entry(entry, config)
-            complete = True
-        finally:
+            raise _load_failed(name, str(error)) from error
+        with self._catalogue.loading(name):
             with self._lock:
-                entry.busy = False
-                entry.retry = not complete and stamp != entry.stamp
-                entry.stamp = stamp
+                source = self._sources[name]
+            stamp = read.stamp if read else stamp_of_model(source.folder)
+            complete = False
+            try:
+                self._load_source(name, source, read)
+                complete = True
+            finally:
+                with self._lock:
+                    source.retry = not complete and stamp != source.stamp
+                    source.stamp = stamp
 
-    def _load_entry(self, entry: ModelEntry, config: AnyConfig | None) -> None:
-        folder = entry.folder
+    def _load_source(self, name: str, source: _Source, read: _Read | None) -> None:
+        folder = source.folder
         if folder.problem:
-            self._fail(entry, folder.problem)
+            self._fail(name, folder.problem)
         try:
-            config = config or read_config(folder.path / CONFIG)
+            _, config, message = read or source.read()
             available = version_numbers(folder.path)
         except (ConfigError, OSError) as error:
-            self._fail(entry, str(error), error)
+            self._fail(name, str(error), error)
         if isinstance(config, EnsembleConfig):
-            self._load_ensemble(entry, config)
+            self._load_ensemble(config, message)
         else:
-            self._load_model(entry, config, available)
+            self._load_model(config, message, folder, available)
 
-    def _load_ensemble(self, entry: ModelEntry, config: EnsembleConfig) -> None:
+    def _load_ensemble(self, config: EnsembleConfig, message: Any) -> None:
         """Takes an ensemble into service once its models are; in the mode "explicit" it has them loaded."""
         for name in dict.fromkeys((config.detector.model, config.embedder.model)):
             self._settle_step(name)
-        with self._lock:
-            problem = self._problem(config)
-            works = isinstance(entry.config, EnsembleConfig) and self._answers(entry)
-            missing = self._lacks_a_model(config)
-        if problem and works:
-            self._fail(entry, problem)
-        self._serve(entry, config, {}, {})
-        if problem:
-            # It will serve as soon as its models do, without another load.
-            _log.log(logging.INFO if missing else logging.WARNING, "%s: %s", entry.name, problem)
-            with self._lock:
-                entry.failed = not missing
-            raise load_failed(entry.name, problem)
+        if problem := self._catalogue.swap_ensemble(config, message):
+            raise _load_failed(config.name, problem)
 
     def _settle_step(self, name: str) -> None:
         """Waits for what is under way with a model of an ensemble; loads it if need be."""
         with self._lock:
-            step = self._models.get(name)
-        if step is None:
+            source = self._sources.get(name)
+        if source is None:
             return
-        with contextlib.suppress(ConfigError, OSError, MienError, Draining):
+        with contextlib.suppress(OperatorError, OSError, MienError, Draining):
             # An ensemble cannot be a step, and to wait for it might be to wait for oneself.
-            if isinstance(read_config(step.folder.path / CONFIG), EnsembleConfig):
+            if is_ensemble(ConfigText.read(source.folder.path / CONFIG)):
                 return
-            if self._mode == "explicit" and not step.serving:
+            if self._mode == "explicit" and not self._catalogue.serving(name):
                 self._submit_load(name).result()
         self._operations.settle(name)
 
     def _load_model(
-        self, entry: ModelEntry, config: ModelConfig, available: Collection[int]
+        self, config: ModelConfig, message: Any, folder: ModelFolder, available: Collection[int]
     ) -> None:
-        folder = entry.folder
-
-        go_on = partial(self._operations.go_on, entry.name)
+        name = config.name
+        serving = self._catalogue.serving(name)  # of one model, nothing else changes it meanwhile
+        stop_if_asked = partial(self._operations.stop_if_asked, name)
 
         def load(version: int) -> LoadedVersion:
-            go_on()
-            with self._lock:
-                entry.notes = {**entry.notes, version: LOADING}
+            stop_if_asked()
+            self._catalogue.begin(name, version)
             return load_version(
                 config,
                 version,
@@ -309,33 +329,25 @@ class ModelRepository(SwappedModels):
                 folder.root,
                 self._scheduler,
                 self._devices,
-                current=entry.serving.get(version),
-                go_on=go_on,
+                current=serving.get(version),
+                stop_if_asked=stop_if_asked,
             )
 
         with self._at_once:
-            loaded, failures = load_wanted(config, available, entry.serving, load)
+            loaded, failures = load_wanted(config, available, serving, load)
         if not loaded and not failures:
-            with self._lock:
-                entry.config = entry.config or config
-            self._fail(entry, self._no_weights(config), missing=not entry.serving)
-        taken = loaded.keys() - failures.keys()
-        answered = taken and config.traffic.choose(loaded, None)
-        if answered or not entry.serving:
-            self._serve(entry, config, loaded, failures)
-        else:
-            self._serve(entry, entry.config, entry.serving, failures)
+            reason = self._no_weights(config)
+            self._catalogue.fail(name, reason, lacking=config)
+            raise _load_failed(name, reason)
+        self._catalogue.swap(config, message, loaded, failures)
         if failures:
             reasons = "; ".join(f"version {n}: {reason_of(e)}" for n, e in failures.items())
-            _log.warning("model %s: %s", entry.name, reasons)
-            raise load_failed(entry.name, reasons) from next(iter(failures.values()))
+            _log.warning("model %s: %s", name, reasons)
+            raise _load_failed(name, reasons) from next(iter(failures.values()))
 
-    def _unload(self, name: str) -> None:
-        with self._lock:
-            entry = self._find(name)
-            entry.stamp = None  # if its folder comes back, polling loads it
-        config = entry.config if isinstance(entry.config, ModelConfig) else None
-        self._serve(entry, config, {}, {}, reason=UNLOADED[1])
+    def _fail(self, name: str, reason: str, cause: Exception | None = None) -> NoReturn:
+        self._catalogue.fail(name, reason)
+        raise _load_failed(name, reason) from cause
 
     def _no_weights(self, config: ModelConfig) -> str:
         if config.name in self._installable:
@@ -347,5 +359,19 @@ class ModelRepository(SwappedModels):
         )
 
 
-def _is_ensemble(ahead: _Ahead | None) -> bool:
-    return ahead is not None and isinstance(ahead[1], EnsembleConfig)
+def _read_ahead(sources: Mapping[str, _Source]) -> list[tuple[str, _Read | None]]:
+    """The models with their configs, as far as they can be read; ensembles last, after what they need."""
+    found: list[tuple[str, _Read | None]] = []
+    for name, source in sources.items():
+        read = None
+        with contextlib.suppress(ConfigError):  # its own load will say so
+            read = None if source.folder.problem else source.read()
+        found.append((name, read))
+    return sorted(
+        found, key=lambda each: bool(each[1] and isinstance(each[1].config, EnsembleConfig))
+    )
+
+
+def _load_failed(name: str, reasons: str) -> Unmet:
+    """The error of a load that did not do all that it should."""
+    return Unmet(Reason.MODEL_LOAD_FAILED, f"model {name!r} could not be loaded: {reasons}")

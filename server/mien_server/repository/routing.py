@@ -1,0 +1,135 @@
+"""Which version answers a call, or why none does: pure functions of the catalogue's entries.
+
+The catalogue calls them under its lock.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from mien_server.errors import InvalidRequest, MienError, ModelNotFound, ModelNotReady, Reason
+from mien_server.models.interface import Task
+from mien_server.quoting import quoted
+from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig, EnsembleStep
+from mien_server.repository.config.model import ModelConfig
+from mien_server.repository.entry import SERVES_ON, ModelEntry
+from mien_server.repository.leases import LoadedVersion
+from mien_server.repository.versions import State, VersionStatus
+
+Models: TypeAlias = Mapping[str, ModelEntry]
+"""The catalogue's entries, by name."""
+
+_KIND: dict[Task, str] = {"detect": "a detector", "embed": "an embedding model"}
+
+
+def find(models: Models, name: str) -> ModelEntry:
+    """The model of this name.
+
+    Raises:
+        ModelNotFound: there is none; the message lists those there are.
+    """
+    entry = models.get(name)
+    if entry is None:
+        known = ", ".join(sorted(models)) or "none"
+        raise ModelNotFound(f"there is no model {quoted(name)}; the models are: {known}")
+    return entry
+
+
+def choose(
+    models: Models,
+    name: str,
+    version: int,
+    task: Task | None = None,
+    *,
+    draw: random.Random | None = None,
+    fingerprint: str = "",
+) -> tuple[ModelEntry, LoadedVersion]:
+    """The model, and the version of it that answers: `Catalogue.lease` has the rules.
+
+    Raises:
+        ModelNotFound, ModelNotReady, InvalidRequest: as `Catalogue.lease` says.
+    """
+    entry = find(models, name)
+    if isinstance(entry.config, EnsembleConfig):
+        raise InvalidRequest(Reason.INVALID_OPTION, f"model {name!r} is an ensemble of models")
+    if entry.config and task and entry.config.task != task:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            f"model {name!r} is {_KIND[entry.config.task]}, where {_KIND[task]} is needed:"
+            f" {_models_for(models, task)}",
+        )
+    ready = entry.healthy()
+    number = version
+    if not number and fingerprint:
+        made = (n for n, v in ready.items() if v.model.fingerprint == fingerprint)
+        number = max(made, default=0)
+    number = number or entry.traffic.choose(ready, draw)
+    if number not in ready:
+        raise entry.why_not(version)
+    return entry, ready[number]
+
+
+def find_ensemble(models: Models, name: str, version: int) -> EnsembleConfig | None:
+    """The ensemble of this name; None if the name is a model's.
+
+    Raises:
+        ModelNotFound: no such model or version. ModelNotReady: one of its models does not serve.
+    """
+    config = find(models, name).config
+    if not isinstance(config, EnsembleConfig):
+        return None
+    if version not in (0, ENSEMBLE_VERSION):
+        raise ModelNotFound(
+            f"ensemble {name!r} has no version {version}; its versions: {ENSEMBLE_VERSION}"
+        )
+    if problem := problem_of(models, config):
+        raise ModelNotReady(f"ensemble {name!r} is not ready: {problem}")
+    return config
+
+
+def statuses_of(models: Models, entry: ModelEntry) -> list[VersionStatus]:
+    """The lines of a model or an ensemble in the index."""
+    if not isinstance(entry.config, EnsembleConfig):
+        return entry.statuses()
+    if problem := problem_of(models, entry.config):
+        return [VersionStatus(entry.name, ENSEMBLE_VERSION, State.UNAVAILABLE, problem)]
+    told = SERVES_ON.format(entry.reason) if entry.reason else ""
+    return [VersionStatus(entry.name, ENSEMBLE_VERSION, State.READY, told)]
+
+
+def answers(models: Models, entry: ModelEntry) -> bool:
+    """Whether calls that name the model and no version are answered."""
+    if isinstance(entry.config, EnsembleConfig):
+        return not problem_of(models, entry.config)
+    return bool(entry.traffic.choose(entry.healthy(), None))
+
+
+def problem_of(models: Models, ensemble: EnsembleConfig) -> str:
+    """Why an ensemble cannot answer, or ""."""
+    steps: tuple[tuple[Task, EnsembleStep], ...] = (
+        ("detect", ensemble.detector),
+        ("embed", ensemble.embedder),
+    )
+    for task, step in steps:
+        try:
+            model = choose(models, step.model, step.version, task)[1].model
+        except MienError as error:
+            return error.message
+        if task == "embed" and (misfit := ensemble.misfit(model.config.outputs)):
+            return misfit
+    return ""
+
+
+def lacks_a_model(models: Models, ensemble: EnsembleConfig) -> bool:
+    """Whether a model of an ensemble has no weights, or nobody has asked for it: a choice, no fault."""
+    steps = (models.get(step.model) for step in (ensemble.detector, ensemble.embedder))
+    return any(step and not step.serving and not step.failed for step in steps)
+
+
+def _models_for(models: Models, task: Task) -> str:
+    fit = [
+        name
+        for name, entry in models.items()
+        if isinstance(entry.config, ModelConfig) and entry.config.task == task
+    ]
+    return ", ".join(sorted(fit)) or "none is loaded"
