@@ -78,6 +78,19 @@ def test_a_failure_is_logged_with_its_traceback_under_the_id_that_the_caller_get
         assert record.exc_info[0] is error
 
 
+def test_a_batch_that_raised_is_logged_before_its_rows_run_singly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lab = Lab()
+    lab.submit_each(lab.slot(model=Model(fails={"bad"}), max_batch_size=2), ["good", "bad"])
+    lab.run_all()
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning == (
+        "a batch of 2 rows of model version 1 raised ArithmeticError('cannot compute');"
+        " its rows run singly"
+    )
+
+
 class Miscounting(Model):
     """Returns one result too few for batches of several rows."""
 
