@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from torch import nn
 
-from mien_server.models.catalogue import FAMILIES, UnknownArchitecture, find_family
-from mien_server.models.interface import EmbedderRow, FamilyOptions
+from mien_server.models.families import UnknownArchitecture, families, find_family
+from mien_server.models.roles import EmbedderOptions, EmbedderRow
 
 
 def test_every_family_is_found_by_its_name() -> None:
-    assert {name: find_family(name).task for name in FAMILIES} == {
+    assert {name: find_family(name).role.name for name in families()} == {
         "retinaface_mobilenet0.25": "detect",
         "retinaface_resnet50": "detect",
         "iresnet18": "embed",
@@ -37,6 +37,6 @@ def test_an_embedders_results_are_the_rows_of_its_output() -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
     crop = EmbedderRow(np.zeros((112, 112, 3), np.uint8))
 
-    results = find_family("sface").results([vectors], [crop, crop], FamilyOptions())
+    results = find_family("sface").results([vectors], [crop, crop], EmbedderOptions())
 
     np.testing.assert_array_equal(results, vectors)
