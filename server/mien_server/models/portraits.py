@@ -1,8 +1,8 @@
 """Two portraits, cut into what golden files ask models about.
 
 `portraits.jpg` shows two people in the public domain (Barack Obama by the United States Senate, Jacinda
-Ardern by the Office of the Vice President of the United States). What is made of it here stands in golden
-files: another cut makes all of those that there are worthless.
+Ardern by the Office of the Vice President of the United States). A golden file holds the pictures that it
+asks about, so that they can change here without harm to those that there are.
 """
 
 from pathlib import Path

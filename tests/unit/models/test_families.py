@@ -1,5 +1,8 @@
 """The names that `architecture` may have."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from torch import nn
@@ -40,3 +43,16 @@ def test_an_embedders_results_are_the_rows_of_its_output() -> None:
     results = find_family("sface").results([vectors], [crop, crop], EmbedderOptions())
 
     np.testing.assert_array_equal(results, vectors)
+
+
+def test_only_networks_need_torch() -> None:
+    code = (
+        "import pkgutil, sys; from importlib import import_module; import mien_server.models as models\n"
+        "for module in pkgutil.iter_modules(models.__path__, 'mien_server.models.'):\n"
+        "    import_module(module.name)\n"
+        "from mien_server.models.families import families, roles\n"
+        "assert len(families()) > 9 and set(roles()) == {'detect', 'embed'}\n"
+        "print(sorted(name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
