@@ -25,13 +25,14 @@ from mien_server.backends import onnx, pytorch
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import EmbedderRow, FamilyOptions, Normalisation
+from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
+from mien_server.models.networks.folding import fold_batch_norms
+from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
 from mien_server.weights.write.quantise_graph import export, quantise_graph
 
 NETWORKS = ["sface", "iresnet50", "retinaface_mobilenet0.25"]
-SIDES = {"detect": 640, "embed": 112}
+SIDES = {DETECTOR: 640, EMBEDDER: 112}
 INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
 COLUMNS = ("pytorch fp32", "pytorch bf16", "onnxruntime fp32", "onnxruntime int8")
 
@@ -46,7 +47,7 @@ def instances(
 ) -> Iterator[tuple[str, LoadedInstance]]:
     """The network by backend and precision."""
     family = find_family(architecture)
-    side = SIDES[family.task]
+    side = SIDES[family.role]
     network = family.network()
     weights, graph, quantised = (folder / name for name in ("w.safetensors", "g.onnx", "q.onnx"))
     save_file(network.state_dict(), weights)
@@ -55,7 +56,7 @@ def instances(
     if cpu_multiplies_bf16():
         files["pytorch bf16"] = (weights, "bf16")
     files["onnxruntime fp32"] = (graph, "fp32")
-    if family.task == "embed":
+    if family.role is EMBEDDER:
         pixels = onnx.normalise([row.image for row in rows(side, 1)], INPUT)
         quantised.write_bytes(quantise_graph(graph.read_bytes(), pixels, 0))
         files["onnxruntime int8"] = (quantised, "int8")
@@ -65,7 +66,7 @@ def instances(
             family,
             path,
             normalisation=INPUT,
-            options=FamilyOptions(),
+            options=EmbedderOptions(),
             precision=precision,
             device=device,
             sides=(side,),
@@ -99,7 +100,7 @@ def main() -> None:
         layouts.append((1, device.cores))
     lines = []
     for architecture in options.networks:
-        side = SIDES[find_family(architecture).task]
+        side = SIDES[find_family(architecture).role]
         with tempfile.TemporaryDirectory() as folder:
             loaded = dict(instances(architecture, device, Path(folder)))
         for size, cores in layouts:

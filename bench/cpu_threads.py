@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mien_server.backends.cpu import CpuEngine
+from mien_server.backends.cpu import CpuRunner
 from mien_server.backends.devices import available_cores
 from mien_server.backends.network import PixelNetwork
 from mien_server.backends.precision import DTYPES, ResolvedPrecision
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
+from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
+from mien_server.models.networks.folding import fold_batch_norms
+from mien_server.models.roles import DETECTOR, EMBEDDER
 
-SIDES = {"detect": 640, "embed": 112}
+SIDES = {DETECTOR: 640, EMBEDDER: 112}
 PRECISIONS: tuple[ResolvedPrecision, ...] = ("fp32", "bf16")
 
 
@@ -36,14 +37,14 @@ def cpu_name() -> str:
     return "unknown processor"
 
 
-def engine(architecture: str, precision: ResolvedPrecision) -> CpuEngine:
+def engine(architecture: str, precision: ResolvedPrecision) -> CpuRunner:
     network = fold_batch_norms(find_family(architecture).network())
     normalisation = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
-    return CpuEngine(PixelNetwork(network, normalisation, DTYPES[precision]))
+    return CpuRunner(PixelNetwork(network, normalisation, DTYPES[precision]))
 
 
 def throughput(
-    running: CpuEngine, batch: torch.Tensor, *, executors: int, cores: int, seconds: float
+    running: CpuRunner, batch: torch.Tensor, *, executors: int, cores: int, seconds: float
 ) -> tuple[float, float]:
     """Rows a second of `executors` threads with `cores` each, and the cores they kept busy."""
     rows: list[float] = []
@@ -86,12 +87,12 @@ def main() -> None:
     names = "".join(f"{f'{executors} x {cores}':>16}" for executors, cores in layouts)
     print(f"{'network':28}{'precision':>10}{'batch':>6}{names}")
     for architecture in options.networks:
-        side = SIDES[find_family(architecture).task]
+        side = SIDES[find_family(architecture).role]
         for precision in PRECISIONS:
             running = engine(architecture, precision)
             for size in options.batch_sizes:
                 images = [np.zeros((side, side, 3), np.uint8) for _ in range(size)]
-                batch = running.stage(images)
+                batch = running.collate(images)
                 cells = ""
                 for executors, cores in layouts:
                     rate, busy = throughput(

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from mien_server.backends import pytorch
 from mien_server.backends.devices import CpuDevice
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import EmbedderRow, FamilyOptions, Normalisation
+from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
+from mien_server.models.roles import EmbedderOptions, EmbedderRow
 from mien_server.scheduling.interface import PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
@@ -41,7 +42,7 @@ def embedder_slot(
             family,
             weights,
             normalisation=Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5),
-            options=FamilyOptions(),
+            options=EmbedderOptions(),
             precision=precision,
             device=device,
             sides=(112,),

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 
 from mien_server.backends import memory
 from mien_server.errors import MienError
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.interceptor import Admission
@@ -297,8 +298,8 @@ def _load(engine: _Engine, settings: Settings) -> None:
         match settings.model_control_mode:
             case "none":
                 loader.start()
-                catalogue.resolve(settings.default_detector, task="detect")
-                catalogue.resolve(settings.default_embedder, task="embed")
+                catalogue.resolve(settings.default_detector, role=DETECTOR)
+                catalogue.resolve(settings.default_embedder, role=EMBEDDER)
             case "poll":
                 loader.start()
             case "explicit":

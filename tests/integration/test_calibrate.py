@@ -13,7 +13,8 @@ from PIL import Image
 
 from mien_server.commands.main import main
 from mien_server.evaluation.engine import engine
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.settings import Settings
@@ -103,19 +104,19 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
 
     async def verify() -> float:
         settings = Settings(model_repository=(repository,))
-        refs: dict[Task, ModelRef] = {
-            "detect": ModelRef("retinaface"),
-            "embed": ModelRef("sface"),
+        refs: dict[AnyRole, ModelRef] = {
+            DETECTOR: ModelRef("retinaface"),
+            EMBEDDER: ModelRef("sface"),
         }
         with engine(settings, refs) as running:
-            ((far, threshold),) = running.models["embed"].config.thresholds_by_far
+            ((far, threshold),) = running.models[EMBEDDER].config.options.thresholds_by_far
             assert [far, threshold] == pytest.approx([0.1, wanted], abs=1e-4)
             photo = EncodedImage(portraits[0].read_bytes())
             answer = await running.pipeline.verify(
                 photo,
                 photo,
-                detector=refs["detect"],
-                embedder=refs["embed"],
+                detector=refs[DETECTOR],
+                embedder=refs[EMBEDDER],
                 selection=FaceSelection(FacePolicy.LARGEST),
                 threshold=None,
                 call=Call(),
@@ -132,7 +133,9 @@ def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_ki
     status, text, _ = evaluate(150, 24, "--calibrate")
     report: Any = json.loads(text)
     assert (status, report["pairs"]["genuine"], report["pairs"]["impostor"]) == (0, 300, 312)
-    assert _read(config).match_threshold == pytest.approx(report["best"]["threshold"], abs=1e-4)
+    assert _read(config).options.match_threshold == pytest.approx(
+        report["best"]["threshold"], abs=1e-4
+    )
     assert "most pairs right" in config.read_text()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.repository.manifest import read_manifest
 from mien_server.weights.fetch.https import download
 from mien_server.weights.fetch.packages import FetchError

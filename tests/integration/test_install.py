@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mien_server.models.catalogue import FAMILIES
+from mien_server.models.families import families
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
 from mien_server.weights.fetch.packages import default_cache, fetch
@@ -69,7 +69,7 @@ def test_install_fetches_converts_and_describes_every_shipped_model(
         assert (folder / WEIGHTS).stat().st_mode & 0o044, "the server may run as another user"
         config = read_config(repository / name / "config.pbtxt")
         assert isinstance(config, ModelConfig)
-        FAMILIES[config.architecture].network().load_state_dict(
+        families()[config.architecture].network().load_state_dict(
             load_file(folder / WEIGHTS), strict=True
         )
         assert f"{name} version 1 is installed" in said.getvalue()

@@ -14,16 +14,11 @@ from torch import Tensor
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import (
-    ArrayF32,
-    Detections,
-    DetectorRow,
-    EmbedderRow,
-    FamilyOptions,
-    ImageU8,
-)
-from mien_server.models.mtcnn import MTCNN
+from mien_server.models.detections import Detections
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, ImageU8
+from mien_server.models.networks.mtcnn import MTCNN
+from mien_server.models.roles import DETECTOR, DetectorOptions, DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
@@ -356,8 +351,10 @@ def test_bf16_finds_the_same_faces(
 def test_its_configuration_is_valid_and_what_the_weights_need(repository: Path) -> None:
     config = read_config(repository / "mtcnn" / "config.pbtxt")
     assert isinstance(config, ModelConfig)
-    assert (config.name, config.task, config.precision) == ("mtcnn", "detect", "fp32")
+    assert (config.name, config.role, config.precision) == ("mtcnn", DETECTOR, "fp32")
     assert config.normalisation.fill_rgb == MTCNN_FILL
-    assert config.options == FamilyOptions(score_threshold=0.9, nms_threshold=0.4)
+    assert config.options == DetectorOptions(
+        config.options.buckets, score_threshold=0.9, nms_threshold=0.4
+    )
     assert config.license == SHIPPED["mtcnn"].license
     assert config.warmup

@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.models.interface import (
-    ArrayF32,
-    Detections,
-    DetectorRow,
-    EmbedderRow,
-    ImageU8,
-    Task,
-)
+from mien_server.models.detections import Detections
+from mien_server.models.interface import AnyRole, ArrayF32, ImageU8
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader
@@ -90,8 +85,8 @@ def ask(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     loader.start()
 
     def run(name: str, rows: Sequence[Any]) -> list[Any]:
-        task: Task = "detect" if "retinaface" in name else "embed"
-        with catalogue.lease(name, task=task) as (model, _):
+        role: AnyRole = DETECTOR if "retinaface" in name else EMBEDDER
+        with catalogue.lease(name, role=role) as (model, _):
             return list(model.slot.submit(Work(rows=rows)).result(60).results)
 
     yield run

@@ -13,8 +13,10 @@ from mien_server.backends import onnx
 from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import Detections, DetectorRow, FamilyOptions, Normalisation
+from mien_server.models.detections import Detections
+from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
+from mien_server.models.roles import DetectorOptions, DetectorRow
 from tests import graphs
 from tests.unit.models.scrfd_outputs import SIDE, Face, encode
 
@@ -66,7 +68,7 @@ def load(graph: onnx_format.ModelProto, folder: Path) -> LoadedInstance:
         find_family("scrfd"),
         graphs.save(graph, folder),
         normalisation=INPUT,
-        options=FamilyOptions(),
+        options=DetectorOptions(),
         precision="auto",
         device=CpuDevice(2),
         sides=(SIDE,),

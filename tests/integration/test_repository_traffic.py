@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mien_server.models.interface import Detections
-from mien_server.pipeline.mirroring import MOST_WAITING, same_faces, same_vector
+from mien_server.pipeline.mirroring import MOST_WAITING
 from mien_server.pipeline.types import Call, EncodedImage, ModelRef
 from mien_server.repository.traffic import ShadowStatistics
 from tests.integration.repository_rig import (
@@ -168,31 +166,3 @@ async def test_retired_shadow_finishes_its_copies_and_is_freed(
             assert await asyncio.to_thread(rig.catalogue.drained, SECONDS)
         counts = await settled(rig, "sface", 3)
         assert counts.failed == 0
-
-
-def test_vectors_agree_by_their_direction() -> None:
-    vector = np.random.default_rng(0).standard_normal(128).astype(np.float32)
-    assert same_vector(vector, 3 * vector)
-    assert not same_vector(vector, -vector)
-    assert not same_vector(vector, np.zeros(128, np.float32))
-    assert not same_vector(vector, np.full(128, np.nan, np.float32))
-    assert not same_vector(vector, vector[::-1].copy())
-
-
-def test_faces_agree_if_each_has_its_box() -> None:
-    def found(*boxes: tuple[float, float, float, float]) -> Detections:
-        count = len(boxes)
-        return Detections(
-            np.array(boxes, np.float32).reshape(-1, 4),
-            np.ones(count, np.float32),
-            np.zeros((count, 5, 2), np.float32),
-        )
-
-    one, two = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 40.0, 30.0)
-    assert same_faces(found(), found())
-    assert same_faces(found(one, two), found(two, one))
-    assert same_faces(found(one), found((0.0, 0.0, 10.0, 11.0)))
-    assert not same_faces(found(one), found())
-    assert not same_faces(found(), found(one))
-    assert not same_faces(found(one), found(two))
-    assert not same_faces(found(one), found((0.0, 0.0, 10.0, 14.0)))

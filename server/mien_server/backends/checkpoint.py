@@ -9,7 +9,7 @@ from safetensors import SafetensorError, deserialize
 from torch import Tensor, nn
 
 from mien_server.errors import OperatorError
-from mien_server.models.interface import Family, NoNetwork
+from mien_server.models.interface import AnyFamily, NoNetwork
 
 _NAMES_SHOWN = 8
 _MAX_BYTES = 1 << 30
@@ -28,7 +28,7 @@ class LoadError(OperatorError):
     """A version that cannot be loaded; the message says what is wrong with it and what to do."""
 
 
-def load_network(family: Family, path: Path) -> nn.Module:
+def load_network(family: AnyFamily, path: Path) -> nn.Module:
     """The family's network with the weights of a safetensors file, in float32.
 
     The network is built without storage and takes over the tensors read, so that the weights are in

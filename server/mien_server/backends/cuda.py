@@ -34,7 +34,7 @@ class Lane(Protocol):
         ...
 
 
-class CudaEngine:
+class CudaRunner:
     """Runs as many batches at once as it has lanes; more wait for one to become free.
 
     Args:
@@ -54,7 +54,7 @@ class CudaEngine:
         self._sizes = sizes
         self._allocate = allocate
 
-    def stage(self, images: Sequence[ImageU8]) -> Batch:
+    def collate(self, images: Sequence[ImageU8]) -> Batch:
         """Images [H, W, 3] of one shape to a batch, padded with black to a captured size."""
         rows, shape = len(images), images[0].shape
         size = padded_size(rows, self._sizes) if shape in self._shapes else rows
@@ -64,7 +64,7 @@ class CudaEngine:
         return Batch(pixels, rows)
 
     def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
-        """The network's outputs for a staged batch, without its padding."""
+        """The network's outputs for such a batch, without its padding."""
         lane = self._free.get()
         try:
             return lane.run(batch)
@@ -142,13 +142,13 @@ class _Graph(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-def cuda_engine(
+def cuda_runner(
     network: PixelNetwork,
     device: CudaDevice,
     sides: Sequence[int],
     max_batch_size: int,
     count: int,
-) -> CudaEngine:
+) -> CudaRunner:
     """Moves a network to a GPU and captures its graphs there, `count` times."""
     # PyTorch's default lets convolutions round fp32 to TF32, 10 bits: fp32 would not mean fp32.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # no stub
@@ -158,7 +158,7 @@ def cuda_engine(
     if not capturable(network):
         sides = ()
     lanes = [CudaLane(network, sides, sizes) for _ in range(count)]
-    return CudaEngine(lanes, sides, sizes, _pinned)
+    return CudaRunner(lanes, sides, sizes, _pinned)
 
 
 def capturable(network: PixelNetwork) -> bool:

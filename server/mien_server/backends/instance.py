@@ -5,21 +5,21 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from mien_server.backends import memory
 from mien_server.backends.precision import ResolvedPrecision
-from mien_server.models.interface import ArrayF32, Family, FamilyOptions, ImageU8
+from mien_server.models.interface import AnyFamily, ArrayF32, ImageU8
 
 Computes: TypeAlias = ResolvedPrecision | Literal["int8"]
 """What a loaded version computes in."""
 
 
-class Engine(Protocol):
+class Runner(Protocol):
     """Runs a network on one kind of device. Its batches are opaque to everyone else."""
 
-    def stage(self, images: Sequence[ImageU8]) -> Any:
+    def collate(self, images: Sequence[ImageU8]) -> Any:
         """Images [H, W, 3] of one shape to one batch."""
         ...
 
     def run(self, batch: Any) -> tuple[ArrayF32, ...]:
-        """The network's outputs for a staged batch, batch first."""
+        """The network's outputs for such a batch, batch first."""
         ...
 
 
@@ -31,10 +31,10 @@ class LoadedInstance:
     """
 
     def __init__(
-        self, engine: Engine, family: Family, options: FamilyOptions, precision: Computes
+        self, runner: Runner, family: AnyFamily, options: Any, precision: Computes
     ) -> None:
         self.precision: Computes = precision
-        self._engine = engine
+        self._runner = runner
         self._family = family
         self._options = options
 
@@ -45,11 +45,11 @@ class LoadedInstance:
             ValueError: the images' shapes differ.
             TypeError: an image is not uint8.
         """
-        return self._engine.stage([row.image for row in rows])
+        return self._runner.collate([row.image for row in rows])
 
     def compute(self, batch: Any) -> tuple[ArrayF32, ...]:
         """The network's raw outputs, float32, batch first."""
-        return self._engine.run(batch)
+        return self._runner.run(batch)
 
     def split(self, outputs: tuple[ArrayF32, ...], rows: Sequence[Any]) -> list[Any]:
         """The family's results, one per row."""
@@ -57,5 +57,5 @@ class LoadedInstance:
 
     def close(self) -> None:
         """Frees the network's memory. The last batch must have run; none can follow."""
-        del self._engine
+        del self._runner
         memory.release()

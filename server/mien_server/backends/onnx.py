@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from mien_server.backends.instance import Computes, LoadedInstance
 from mien_server.backends.onnx_graph import Graph, read_graph
 from mien_server.backends.onnx_sessions import CpuSessions, CudaSessions, Sessions, first_line
 from mien_server.backends.precision import Precision
-from mien_server.models.interface import ArrayF32, Family, FamilyOptions, ImageU8, Normalisation
+from mien_server.models.interface import AnyFamily, ArrayF32, ImageU8, Normalisation
 
 _SAME = 1e-4
 """Rows count as independent if others beside them move their outputs by less, as a share of the largest."""
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     batched: bool
 
 
-class OnnxEngine:
+class OnnxRunner:
     """A graph in onnxruntime, run by any number of threads at once.
 
     Args:
@@ -57,12 +57,12 @@ class OnnxEngine:
         self._layout = layout
         self._normalisation = normalisation
 
-    def stage(self, images: Sequence[ImageU8]) -> ArrayF32:
+    def collate(self, images: Sequence[ImageU8]) -> ArrayF32:
         """Images [H, W, 3] of one shape to the graph's input, [N, 3, H, W]."""
         return normalise(images, self._normalisation)
 
     def run(self, batch: ArrayF32) -> tuple[ArrayF32, ...]:
-        """The wanted outputs for a staged batch."""
+        """The wanted outputs for such a batch."""
         size = self._layout.rows or len(batch)
         if size == len(batch) and self._layout.batched:
             return self._run(batch)
@@ -83,11 +83,11 @@ class OnnxEngine:
 
 
 def load(
-    family: Family,
+    family: AnyFamily,
     weights: Path,
     *,
     normalisation: Normalisation,
-    options: FamilyOptions,
+    options: Any,
     precision: Precision,
     device: CpuDevice | CudaDevice,
     sides: Sequence[int],
@@ -102,7 +102,7 @@ def load(
         family: knows its outputs among the graph's and turns them into results.
         weights: a `model.onnx` with all its weights inside.
         normalisation: how pixels become the graph's input.
-        options: thresholds for the family's results.
+        options: of the family's role, for its results.
         precision: "auto" is what the graph computes in, and any other must be that.
         device: where it runs.
         sides: sides in pixels of the square inputs to expect: a detector's buckets, (112,) for an
@@ -133,8 +133,8 @@ def load(
             f"{weights} is no graph of architecture {family.name!r}: for an image of {side} pixels it"
             f" gives {found}, but {error}"
         ) from error
-    engine = OnnxEngine(sessions, graph.input, outputs, layout, normalisation)
-    instance = LoadedInstance(engine, family, options, graph.precision)
+    runner = OnnxRunner(sessions, graph.input, outputs, layout, normalisation)
+    instance = LoadedInstance(runner, family, options, graph.precision)
     # It still holds the weights, which the sessions have copies of.
     del graph
     memory.release()

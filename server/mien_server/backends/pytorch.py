@@ -6,13 +6,14 @@ TorchScript is deprecated.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mien_server.backends import memory
 from mien_server.backends.checkpoint import LoadError, check_finite, load_network
-from mien_server.backends.cpu import CpuEngine
-from mien_server.backends.cuda import cuda_engine
+from mien_server.backends.cpu import CpuRunner
+from mien_server.backends.cuda import cuda_runner
 from mien_server.backends.devices import CpuDevice, CudaDevice
-from mien_server.backends.instance import Engine, LoadedInstance
+from mien_server.backends.instance import LoadedInstance, Runner
 from mien_server.backends.network import PixelNetwork
 from mien_server.backends.precision import (
     DTYPES,
@@ -20,18 +21,18 @@ from mien_server.backends.precision import (
     cpu_multiplies_bf16,
     resolve_precision,
 )
-from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import Family, FamilyOptions, Normalisation
+from mien_server.models.interface import AnyFamily, Normalisation
+from mien_server.models.networks.folding import fold_batch_norms
 
 __all__ = ["LoadError", "Precision", "load"]
 
 
 def load(
-    family: Family,
+    family: AnyFamily,
     weights: Path,
     *,
     normalisation: Normalisation,
-    options: FamilyOptions,
+    options: Any,
     precision: Precision,
     device: CpuDevice | CudaDevice,
     sides: Sequence[int],
@@ -48,7 +49,7 @@ def load(
         family: names the network and its post-processing.
         weights: a `model.safetensors` with exactly the network's keys.
         normalisation: how pixels become the network's input.
-        options: thresholds for the family's results.
+        options: of the family's role, for its results.
         precision: "auto" is fp16 on a GPU, bf16 on a CPU that multiplies in it, else fp32.
         device: where it runs.
         sides: sides in pixels of the square inputs to expect: a detector's buckets, (112,) for an
@@ -70,10 +71,10 @@ def load(
         pixel_network,
         f"a batch norm of {weights} is invalid, or its weights do not fit precision {resolved}",
     )
-    engine: Engine
+    runner: Runner
     if isinstance(device, CudaDevice):
-        engine = cuda_engine(pixel_network, device, sides, max_batch_size, count)
+        runner = cuda_runner(pixel_network, device, sides, max_batch_size, count)
     else:
-        engine = CpuEngine(pixel_network)
+        runner = CpuRunner(pixel_network)
     memory.release()
-    return LoadedInstance(engine, family, options, resolved)
+    return LoadedInstance(runner, family, options, resolved)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mien_server.evaluation.engine import Engine
     from mien_server.evaluation.pairs import Pairs
     from mien_server.evaluation.verification import Verification
-    from mien_server.models.interface import Task
+    from mien_server.models.interface import AnyRole
     from mien_server.pipeline.types import ModelRef
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -187,14 +187,17 @@ def _verification(
     from mien_server.evaluation.pairs import DatasetError, read_pairs
     from mien_server.evaluation.reports import verification_document, verification_text
     from mien_server.evaluation.verification import verify_pairs
+    from mien_server.models.roles import DETECTOR, EMBEDDER
     from mien_server.pipeline.types import ModelRef
 
     try:
         data = read_pairs(pairs, images, kind)
         crops = data.aligned if aligned is None else aligned
-        wanted: dict[Task, ModelRef] = {"embed": embedder or ModelRef(settings.default_embedder)}
+        wanted: dict[AnyRole, ModelRef] = {
+            EMBEDDER: embedder or ModelRef(settings.default_embedder)
+        }
         if not crops:
-            wanted["detect"] = detector or ModelRef(settings.default_detector)
+            wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
         with engine(settings, wanted) as running:
             config = _config(settings.model_repository, running)
             if calibrate is not None:
@@ -232,12 +235,13 @@ def _detection(
     from mien_server.evaluation.pairs import DatasetError
     from mien_server.evaluation.reports import detection_document, detection_text
     from mien_server.evaluation.wider import read_wider
+    from mien_server.models.roles import DETECTOR
     from mien_server.pipeline.types import ModelRef
 
     try:
         data = read_wider(labels, images, subsets)
         with engine(
-            settings, {"detect": detector or ModelRef(settings.default_detector)}
+            settings, {DETECTOR: detector or ModelRef(settings.default_detector)}
         ) as running:
             found = detect_faces(running, data)
     except (EvaluationError, DatasetError, OSError) as error:
@@ -286,9 +290,10 @@ def _check_writable(path: Path, flag: str) -> None:
 
 def _config(repositories: Sequence[Path], running: "Engine") -> Path:
     """The embedder's config.pbtxt."""
+    from mien_server.models.roles import EMBEDDER
     from mien_server.repository.folders import CONFIG, find_models
 
-    return find_models(repositories)[running.models["embed"].name].path / CONFIG
+    return find_models(repositories)[running.models[EMBEDDER].name].path / CONFIG
 
 
 def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -> None:
@@ -313,6 +318,7 @@ def _calibrate(
     from mien_server.evaluation.calibration import calibrate
     from mien_server.evaluation.engine import EvaluationError
     from mien_server.evaluation.metrics import PAIRS_TO_BE_BEST, operation
+    from mien_server.models.roles import EMBEDDER
 
     threshold, rule = found.best.threshold, "most pairs right"
     if far == _MOST_PAIRS:
@@ -330,7 +336,7 @@ def _calibrate(
                 f" {found.impostor:,}"
             )
         threshold, rule = kept.threshold, f"FAR {far:g}"
-    model = running.models["embed"]
+    model = running.models[EMBEDDER]
     note = (
         f"with version {model.version} on {found.genuine:,} + {found.impostor:,} pairs of"
         f" {data.source}: {rule}"

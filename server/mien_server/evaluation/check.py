@@ -17,7 +17,7 @@ from mien_server.evaluation.engine import EvaluationError
 from mien_server.repository import golden as golden_file
 from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, find_models, version_numbers
-from mien_server.repository.golden import BOUNDS, applies, golden_pictures, read_golden, rows_of
+from mien_server.repository.golden import BOUNDS, applies, read_golden
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import ManifestError, verify_version
 from mien_server.repository.placement import AnyDevice, place
@@ -210,7 +210,7 @@ def _device(config: ModelConfig, name: str | None, cores: int | None) -> AnyDevi
 
 
 def _speeds(config: ModelConfig, instance: Instance) -> Iterator[Speed]:
-    rows = rows_of(config.task, golden_pictures(config))
+    rows = config.role.golden_rows(config.role.golden_pictures(config.options))
     for size in BATCHES:
         if size > config.batching.max_batch_size:
             return

@@ -9,6 +9,7 @@ from mien_server.evaluation.engine import MOST_FACES, Engine, EvaluationError, r
 from mien_server.evaluation.precision_recall import Boxes, Scores, average_precision, match
 from mien_server.evaluation.verification import Failure
 from mien_server.evaluation.wider import SUBSETS, LabelledPhoto, Subset, WiderFace
+from mien_server.models.roles import DETECTOR
 from mien_server.pipeline.selection import MIN_SCORE_FLOOR
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
 
@@ -51,7 +52,7 @@ def detect_faces(engine: Engine, data: WiderFace) -> Detection:
     Raises:
         EvaluationError: every photo failed.
     """
-    model = engine.models["detect"]
+    model = engine.models[DETECTOR]
     selection = FaceSelection(FacePolicy.ALL, MIN_SCORE_FLOOR, 0.0, MOST_FACES)
 
     async def find(photo: LabelledPhoto) -> tuple[Boxes, Scores]:

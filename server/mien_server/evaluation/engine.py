@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.errors import MienError
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import Limits, ModelRef
@@ -44,20 +45,20 @@ class Engine:
 
     Attributes:
         pipeline: to call on one event loop.
-        models: by task.
+        models: by role.
     """
 
     pipeline: FacePipeline
-    models: dict[Task, ReadyModel]
+    models: dict[AnyRole, ReadyModel]
 
 
 @contextlib.contextmanager
-def engine(settings: Settings, wanted: dict[Task, ModelRef]) -> Iterator[Engine]:
+def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engine]:
     """Loads models as a server with these settings would, and nothing else; stops the threads at the end.
 
     Args:
         settings: the model repository, the devices and the limits of photos.
-        wanted: the model for each task that is needed.
+        wanted: the model of each role that is needed.
 
     Raises:
         EvaluationError: a model is not there, or does not load.
@@ -77,16 +78,16 @@ def engine(settings: Settings, wanted: dict[Task, ModelRef]) -> Iterator[Engine]
             closing.callback(loader.close)
             loader.start({ref.name for ref in wanted.values()})
             models = {
-                task: catalogue.resolve(ref.name, ref.version, task=task)
-                for task, ref in wanted.items()
+                role: catalogue.resolve(ref.name, ref.version, role=role)
+                for role, ref in wanted.items()
             }
         except (MienError, RepositoryError, DeviceError) as error:
             raise EvaluationError(str(error)) from error
         pipeline = FacePipeline(
             catalogue,
             pool,
-            default_detector=wanted["detect"].name if "detect" in wanted else "",
-            default_embedder=wanted["embed"].name if "embed" in wanted else "",
+            default_detector=wanted[DETECTOR].name if DETECTOR in wanted else "",
+            default_embedder=wanted[EMBEDDER].name if EMBEDDER in wanted else "",
             limits=Limits(
                 max_image_bytes=settings.max_image_bytes,
                 max_image_pixels=settings.max_image_pixels,

@@ -12,10 +12,11 @@ from mien_server.evaluation.metrics import Accuracy, Rates
 from mien_server.evaluation.pairs import Pairs
 from mien_server.evaluation.verification import Failure, Verification
 from mien_server.evaluation.wider import WiderFace
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.repository.versions import ReadyModel
 
-_ROLES: Mapping[Task, str] = {"detect": "detector", "embed": "embedder"}
+_ROLES: Mapping[AnyRole, str] = {DETECTOR: "detector", EMBEDDER: "embedder"}
 _FAILURES_SHOWN = 10
 _MIB = 1024 * 1024
 
@@ -133,7 +134,7 @@ def verification_text(engine: Engine, pairs: Pairs, found: Verification) -> str:
 
 def verification_title(engine: Engine) -> str:
     """The models, for a heading."""
-    embedder, detector = engine.models["embed"], engine.models.get("detect")
+    embedder, detector = engine.models[EMBEDDER], engine.models.get(DETECTOR)
     title = f"{embedder.name} version {embedder.version}"
     return f"{title} on faces of {detector.name} version {detector.version}" if detector else title
 
@@ -166,7 +167,7 @@ def detection_document(engine: Engine, data: WiderFace, found: Detection) -> dic
 
 def detection_text(engine: Engine, data: WiderFace, found: Detection) -> str:
     """An evaluation of detection as a table."""
-    model = engine.models["detect"]
+    model = engine.models[DETECTOR]
     lines = [
         f"{model.name} version {model.version}, {found.photos:,} photos of {data.source}",
         "",
@@ -185,7 +186,7 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _models(engine: Engine) -> dict[str, Any]:
-    return {_ROLES[task]: _identity(model) for task, model in engine.models.items()}
+    return {_ROLES[role]: _identity(model) for role, model in engine.models.items()}
 
 
 def _identity(model: ReadyModel) -> dict[str, Any]:

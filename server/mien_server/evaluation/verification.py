@@ -20,6 +20,7 @@ from mien_server.evaluation.metrics import (
     roc,
 )
 from mien_server.evaluation.pairs import Pairs, Picture
+from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
 from mien_server.pipeline.compare import cosine
 from mien_server.pipeline.types import (
     AlignedFace,
@@ -95,7 +96,8 @@ def verify_pairs(engine: Engine, pairs: Pairs, *, aligned: bool) -> Verification
             f"{pairs.source} leaves {same.sum()} pairs of one person and {(~same).sum()} of two: both"
             f" kinds are needed ({len(failures)} pictures failed{first})"
         )
-    threshold = engine.models["embed"].config.match_threshold
+    options: EmbedderOptions = engine.models[EMBEDDER].config.options
+    threshold = options.match_threshold
     return Verification(
         genuine=int(same.sum()),
         impostor=int((~same).sum()),
@@ -115,15 +117,15 @@ def _embed(
     engine: Engine, pictures: Sequence[Picture], *, aligned: bool
 ) -> tuple[list[NDArray[np.float32] | None], list[Failure]]:
     # The defaults of the pipeline are the models of the evaluation; a version is named.
-    refs = {task: ModelRef(model.name, model.version) for task, model in engine.models.items()}
+    refs = {role: ModelRef(model.name, model.version) for role, model in engine.models.items()}
     selection = FaceSelection(FacePolicy.LARGEST)
 
     async def embed(picture: Picture) -> NDArray[np.float32]:
         image = EncodedImage(picture.read())
         found = await engine.pipeline.embed(
             AlignedFace(image) if aligned else image,
-            detector=refs.get("detect", ModelRef()),
-            embedder=refs["embed"],
+            detector=refs.get(DETECTOR, ModelRef()),
+            embedder=refs[EMBEDDER],
             selection=selection,
             call=Call(),
         )

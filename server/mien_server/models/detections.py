@@ -1,18 +1,63 @@
-"""What all detectors have in common: from scored candidates to the faces of each photo."""
+"""The faces of a canvas, and what all detectors have in common: from scored candidates to those faces."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.models.interface import ArrayF32, Detections
+from mien_server.models.interface import ArrayF32
 
 CANDIDATES = 5000
 """Best-scored candidates of a photo that suppression looks at."""
 FACES = 750
 """Most faces of a photo."""
+
+
+class Detections(NamedTuple):
+    """The faces of one canvas, by falling score, after non-maximum suppression.
+
+    boxes: [n, 4] float32, x1 y1 x2 y2 in canvas pixels. scores: [n] float32 in [0, 1].
+    landmarks: [n, 5, 2] float32, x y in canvas pixels: left eye, right eye, nose, left and right mouth
+    corner, left and right as the viewer sees them.
+    """
+
+    boxes: ArrayF32
+    scores: ArrayF32
+    landmarks: ArrayF32
+
+    def take(self, index: NDArray[Any]) -> "Detections":
+        """The faces of an index or a mask, in its order."""
+        return Detections(self.boxes[index], self.scores[index], self.landmarks[index])
+
+    def scaled(self, factor: ArrayF32) -> "Detections":
+        """The same faces in pixels of another size: every x and y divided by `factor`, [2]."""
+        boxes = (self.boxes / np.tile(factor, 2)).astype(np.float32)
+        landmarks = (self.landmarks / factor).astype(np.float32)
+        return Detections(boxes, self.scores, landmarks)
+
+    def iou(self, other: "Detections") -> ArrayF32:
+        """Intersection over union of each box with each of another's: [n, m] in [0, 1]."""
+        shared = shared_areas(self.boxes, other.boxes)
+        union = areas(self.boxes)[:, None] + areas(other.boxes)[None, :] - shared
+        iou: ArrayF32 = shared / np.maximum(union, 1e-9)
+        return iou
+
+
+def areas(boxes: ArrayF32) -> ArrayF32:
+    """Of boxes [n, 4] in square pixels: [n]."""
+    found: ArrayF32 = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return found
+
+
+def shared_areas(a: ArrayF32, b: ArrayF32) -> ArrayF32:
+    """What each box of [n, 4] has in common with each of [m, 4], in square pixels: [n, m]."""
+    corner = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    corner -= np.maximum(a[:, None, :2], b[None, :, :2])
+    shared: ArrayF32 = np.clip(corner, 0, None).prod(axis=2)
+    return shared
 
 
 def candidates(

@@ -1,29 +1,25 @@
 """What all embedding networks have in common: one output, and each of its rows is a result."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-from torch import nn
+from mien_server.models.interface import AnyFamily, ArrayF32, NoNetwork
+from mien_server.models.roles import EMBEDDER, EmbedderOptions, EmbedderRow
 
-from mien_server.models.interface import (
-    ArrayF32,
-    EmbedderRow,
-    Family,
-    FamilyOptions,
-    NoNetwork,
-    Task,
-)
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class EmbedderFamily:
-    """A network whose only output [N, dimensions] is the embedding: `interface.Family` for "embed"."""
+    """A network whose only output [N, dimensions] is the embedding: `interface.Family` of embedders."""
 
-    task: Task = "embed"
+    role = EMBEDDER
 
-    def __init__(self, name: str, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, name: str, build: Callable[[], "nn.Module"]) -> None:
         self.name = name
         self._build = build
 
-    def network(self) -> nn.Module:
+    def network(self) -> "nn.Module":
         """A new network with random weights, in eval mode.
 
         Raises:
@@ -45,14 +41,14 @@ class EmbedderFamily:
         self,
         outputs: Sequence[ArrayF32],
         rows: Sequence[EmbedderRow],
-        options: FamilyOptions,  # noqa: ARG002 - embedders have no thresholds
+        options: EmbedderOptions,  # noqa: ARG002 - vectors are compared later
     ) -> list[ArrayF32]:
         """Each row's vector [dimensions] float32, as the network gave it: not normalised."""
         return [vector for vector, _ in zip(outputs[0], rows, strict=True)]
 
 
-def _graphs_only() -> nn.Module:
+def _graphs_only() -> NoReturn:
     raise NoNetwork("any embedder's graph, of whatever layers")
 
 
-FAMILIES: tuple[Family, ...] = (EmbedderFamily("embedder", _graphs_only),)
+FAMILIES: tuple[AnyFamily, ...] = (EmbedderFamily("embedder", _graphs_only),)

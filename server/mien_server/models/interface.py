@@ -1,25 +1,31 @@
-"""What a model family must provide so that a backend can run it and the pipeline can use it.
+"""What a role and a family of models must say, and the words that both are told in.
 
-A family is one module here, which lists it in `FAMILIES`, and one `config.pbtxt`. It names its network
-(for the pytorch backend), knows its outputs again in somebody else's graph (for onnxruntime) and turns raw
-outputs into results. Backends do everything else: stacking rows, normalising, moving, running.
+A **role** is a kind of model: what it takes, what it gives, and what the server must know to serve it. A
+**family** is an architecture in a role: its network and what that network's outputs mean. `roles` has the
+roles that mien knows, and the modules beside it list its families; other packages bring more of both, see
+`families`.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ImageU8 = NDArray[np.uint8]
 ArrayF32 = NDArray[np.float32]
-Task = Literal["detect", "embed"]
 
 ALIGNMENT = "arcface-112-umeyama-bilinear"
 """How crops are made (`pipeline/align.py`). Part of every embedder's fingerprint: change it when the
 crops change."""
+
+CROP_SIDE = 112
+"""Side in pixels of an aligned face."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,65 +49,197 @@ class Normalisation:
         return (round(mean[0]), round(mean[1]), round(mean[2]))
 
 
-class DetectorRow(NamedTuple):
-    """One photo for a detector: a square canvas [side, side, 3], RGB uint8, and the score to beat."""
-
-    image: ImageU8
-    min_score: float
-
-
-class EmbedderRow(NamedTuple):
-    """One aligned face for an embedder: a crop [112, 112, 3], RGB uint8."""
-
-    image: ImageU8
-
-
-class Detections(NamedTuple):
-    """The faces of one canvas, by falling score, after non-maximum suppression.
-
-    boxes: [n, 4] float32, x1 y1 x2 y2 in canvas pixels. scores: [n] float32 in [0, 1].
-    landmarks: [n, 5, 2] float32, x y in canvas pixels: left eye, right eye, nose, left and right mouth
-    corner, left and right as the viewer sees them.
-    """
-
-    boxes: ArrayF32
-    scores: ArrayF32
-    landmarks: ArrayF32
-
-
 @dataclass(frozen=True, slots=True)
-class FamilyOptions:
-    """What a model's `config.pbtxt` sets for its family's post-processing.
+class TensorSpec:
+    """One input or output of a model, without its batch dimension.
 
     Attributes:
-        score_threshold: faces at or below are dropped, unless a request asks otherwise; in [0, 1].
-        nms_threshold: boxes that overlap a better one by more than this IoU are dropped; in [0, 1].
+        name: as Triton's clients name it.
+        data_type: Triton's name, "TYPE_FP32".
+        dims: the shape of one row; -1 is variable.
     """
 
-    score_threshold: float = 0.5
-    nms_threshold: float = 0.4
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+
+
+class Parameters(Protocol):
+    """The `parameters` of a config.pbtxt. Every reader raises for a value that does not fit."""
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the parameter is given."""
+        ...
+
+    def error(self, key: str, problem: str) -> Exception:
+        """The error to raise that says so about this parameter."""
+        ...
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        """A number in [low, high]; without default it must be given."""
+        ...
+
+    def integers(self, key: str, low: int) -> tuple[int, ...]:
+        """Whole numbers from `low` on, separated by commas; they must be given."""
+        ...
+
+    def table(
+        self, key: str, *, keys: tuple[float, float], values: tuple[float, float]
+    ) -> tuple[tuple[float, float], ...]:
+        """Pairs of numbers, each within its bounds; none if the parameter is not given."""
+        ...
+
+
+class Row(Protocol):
+    """What one row of a batch always has: an image [H, W, 3], RGB uint8. Roles add what they need."""
+
+    @property
+    def image(self) -> ImageU8:
+        """Of the shape that the network gets."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=Row)
+ResultT = TypeVar("ResultT")
+OptionsT = TypeVar("OptionsT")
+
+
+class Role(ABC, Generic[RowT, ResultT, OptionsT]):
+    """A kind of model: the rows that it takes, the results that it gives, the options that it has.
+
+    A role is one object without state, shared by all models and threads; models have the same role if it
+    is the same object.
+
+    Attributes:
+        name: short, "detect". Timings of calls and golden files carry it, so it never changes.
+        title: one such model in a sentence, "a detector".
+        inputs: the tensors at Triton's door. There is one, of images as planes: TYPE_UINT8, [3, H, W], RGB
+            0..255. Normalising them is the model's own work.
+        outputs: likewise. A config.pbtxt must have as many tensors, under any names; where a size here is
+            -1, it may say any, or -1.
+        parameters: the parameters of a config.pbtxt that such models have beside those that all have.
+        no_reference: what is wrong if `reference` keeps no answer.
+        template: the part of a new config.pbtxt that is the role's, for `string.Template`; it is given
+            `$parameters`, `$dimensions` of an embedding, and `$buckets` and `$side` of canvases.
+        template_rows: the largest batch that a new config.pbtxt allows.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: frozenset[str] = frozenset()
+    no_reference: str = "its answers to two plain portraits are of no use"
+    template: str = ""
+    template_rows: int = 32
+
+    @abstractmethod
+    def read_options(self, parameters: Parameters) -> OptionsT:
+        """The options that a config.pbtxt sets: an immutable value that can be compared.
+
+        Raises:
+            Exception: `parameters.error(…)` or what its readers raise, if one does not fit.
+        """
+
+    def run_alike(self, options: OptionsT, others: OptionsT) -> bool:
+        """Whether a version that was loaded with some options need not be loaded again for others."""
+        return options == others
+
+    def output_problem(self, output: TensorSpec) -> str:  # noqa: ARG002
+        """Why the `dims` of an output that fit `outputs` will not do after all, or ""."""
+        return ""
+
+    @abstractmethod
+    def sides(self, options: OptionsT) -> tuple[int, ...]:
+        """The sides in pixels of the square images that its networks get, ascending."""
+
+    @abstractmethod
+    def row(self, image: ImageU8, options: OptionsT) -> RowT:
+        """A row of an image [side, side, 3] that wants nothing but what the options say."""
+
+    def shape(self, row: RowT) -> Hashable:
+        """What rows must have in common to share a batch: the size of their images."""
+        side: int = row.image.shape[0]
+        return side
+
+    @abstractmethod
+    def arrays(self, results: Sequence[ResultT]) -> tuple[ArrayF32, ...]:
+        """One array for each of `outputs`, rows first, of the results of at least one row."""
+
+    @abstractmethod
+    def agree(self, ours: ResultT, theirs: ResultT) -> bool:
+        """Whether two versions say the same of one row: what shadows are judged by."""
+
+    def check_first(self, result: ResultT, outputs: Sequence[TensorSpec]) -> None:  # noqa: ARG002
+        """Looks at the result of a row of random pixels, the first that a loaded version answers.
+
+        Args:
+            result: of that row.
+            outputs: what the model's config.pbtxt promises.
+
+        Raises:
+            ValueError: it is none that may be served; the message says what is wrong.
+        """
+        return
+
+    # What a version's golden file holds: pictures, and numbers [m, d] that stand for the answers to them.
+
+    @abstractmethod
+    def golden_pictures(self, options: OptionsT) -> ImageU8:
+        """The pictures that a golden file asks about, [n, side, side, 3]; see `portraits`."""
+
+    @abstractmethod
+    def golden_rows(self, pictures: ImageU8) -> list[RowT]:
+        """A row for each of a golden file's pictures. What they want is the same for all models."""
+
+    @abstractmethod
+    def answers(self, results: Sequence[ResultT]) -> ArrayF32:
+        """The results of those rows in one array [m, d]."""
+
+    def reference(self, answers: ArrayF32) -> ArrayF32:
+        """Those of a float32 network's answers that others can be measured by; maybe none."""
+        return answers
+
+    @abstractmethod
+    def cosines(self, expected: ArrayF32, found: ArrayF32) -> NDArray[np.float64]:
+        """How near answers come to each that is expected: [m], where 1 is the same and 0 is lost."""
+
+    @abstractmethod
+    def well_formed(self, pictures: ImageU8, expected: ArrayF32) -> bool:
+        """Whether a golden file's pictures and answers can be of this role, whatever they show."""
+
+
+AnyRole: TypeAlias = Role[Any, Any, Any]
 
 
 class NoNetwork(Exception):
     """A family that exists as an ONNX graph only."""
 
 
-class Family(Protocol):
-    """One model family: a network and what its outputs mean. Stateless, safe to share by threads.
+class Family(Protocol[RowT, ResultT, OptionsT]):
+    """An architecture: a network and what its outputs mean. Stateless, safe to share by threads.
 
-    Rows are `DetectorRow` for the task "detect" and `EmbedderRow` for "embed"; results are `Detections`
-    and raw (not normalised) float32 vectors [dimensions] respectively.
+    It names its network (for backend pytorch), knows its outputs again in somebody else's graph (for
+    onnxruntime), and turns outputs into results. Backends do everything else: stacking rows, normalising,
+    moving, running.
+
+    Attributes:
+        name: what `architecture` in a config.pbtxt says.
     """
 
     name: str
-    task: Task
 
-    def network(self) -> nn.Module:
+    @property
+    def role(self) -> Role[RowT, ResultT, OptionsT]:
+        """What such models take and give."""
+        ...
+
+    def network(self) -> "nn.Module":
         """A new network with random weights and the public checkpoints' key names, in eval mode.
 
         Its forward takes [N, 3, H, W] float and returns a tensor or a tuple of tensors, batch first. If
         what it runs depends on what it sees, it says so by an attribute `CAPTURABLE = False`: GPUs then
-        run it without CUDA graphs.
+        run it without CUDA graphs. Only this imports torch.
 
         Raises:
             NoNetwork: there is none in PyTorch.
@@ -121,7 +259,10 @@ class Family(Protocol):
         ...
 
     def results(
-        self, outputs: Sequence[ArrayF32], rows: Sequence[Any], options: FamilyOptions
-    ) -> list[Any]:
+        self, outputs: Sequence[ArrayF32], rows: Sequence[RowT], options: OptionsT
+    ) -> list[ResultT]:
         """One result per row from the network's outputs (numpy, float32, batch first)."""
         ...
+
+
+AnyFamily: TypeAlias = Family[Any, Any, Any]

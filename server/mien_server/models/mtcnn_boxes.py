@@ -1,4 +1,4 @@
-"""The candidates that MTCNN's stages hand on: boxes on several photos, in one list."""
+"""The candidates that MTCNN's networks hand on: boxes on several photos, in one list."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.models.detections import suppress
+from mien_server.models.detections import shared_areas, suppress
 from mien_server.models.interface import ArrayF32
 
 
@@ -101,9 +101,7 @@ def nested(boxes: ArrayF32, share: float) -> NDArray[np.bool_]:
     Returns:
         [n], true where a better, remaining box has that much in common.
     """
-    corner = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    corner -= np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    shared = np.clip(corner, 0, None).prod(axis=2)
+    shared = shared_areas(boxes, boxes)
     area = shared.diagonal()
     same = shared > share * np.minimum(area[:, None], area)
     dropped = np.zeros(len(boxes), np.bool_)

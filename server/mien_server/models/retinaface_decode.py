@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from mien_server.models.detections import candidates, detections
-from mien_server.models.interface import ArrayF32, Detections
+from mien_server.models.detections import Detections, candidates, detections
+from mien_server.models.interface import ArrayF32
 
 STEPS = (8, 16, 32)
 """Pixels between the cells of each map."""

@@ -11,16 +11,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from mien_server.models.detections import candidates, detections
-from mien_server.models.interface import (
-    ArrayF32,
-    Detections,
-    DetectorRow,
-    Family,
-    FamilyOptions,
-    NoNetwork,
-    Task,
-)
+from mien_server.models.detections import Detections, candidates, detections
+from mien_server.models.interface import AnyFamily, ArrayF32, NoNetwork
+from mien_server.models.roles import DETECTOR, DetectorOptions, DetectorRow
 
 STRIDES = (8, 16, 32)
 """Pixels between the points of each grid."""
@@ -46,14 +39,14 @@ def anchors(side: int) -> ArrayF32:
 
 
 class ScrfdFamily:
-    """SCRFD with landmarks: `interface.Family` for the task "detect".
+    """SCRFD with landmarks: `interface.Family` of detectors.
 
     The graph has nine outputs: for each stride the score, the distances to the box's four sides and the
     offsets of the five landmarks, both in units of the stride.
     """
 
     name = "scrfd"
-    task: Task = "detect"
+    role = DETECTOR
 
     def network(self) -> NoReturn:
         """There is none.
@@ -81,7 +74,7 @@ class ScrfdFamily:
         return [shapes.index(shape) for shape in wanted]
 
     def results(
-        self, outputs: Sequence[ArrayF32], rows: Sequence[DetectorRow], options: FamilyOptions
+        self, outputs: Sequence[ArrayF32], rows: Sequence[DetectorRow], options: DetectorOptions
     ) -> list[Detections]:
         """One `Detections` per row, of the scores above the row's own `min_score`.
 
@@ -122,4 +115,4 @@ class ScrfdFamily:
         )
 
 
-FAMILIES: tuple[Family, ...] = (ScrfdFamily(),)
+FAMILIES: tuple[AnyFamily, ...] = (ScrfdFamily(),)

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from mien_server.errors import InvalidRequest, MienError, Reason, at
-from mien_server.models.interface import Detections, EmbedderRow, Task
+from mien_server.models.detections import Detections
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
 from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
 from mien_server.pipeline.compare import (
     check_embedding,
@@ -50,7 +52,7 @@ class Models(Protocol):
     """Where the pipeline finds its models."""
 
     def lease(
-        self, name: str, version: int, *, task: Task, fingerprint: str
+        self, name: str, version: int, *, role: AnyRole, fingerprint: str
     ) -> AbstractContextManager[Lease]:
         """Holds the version that answers a call; version 0 lets the repository choose.
 
@@ -58,7 +60,7 @@ class Models(Protocol):
 
         Raises:
             ModelNotFound: no such model or version. ModelNotReady: it does not serve now.
-            InvalidRequest: it is for another task.
+            InvalidRequest: it has another role.
         """
         ...
 
@@ -88,7 +90,10 @@ class FacePipeline:
     ) -> None:
         self._models = models
         self._pool = pool
-        self._defaults: dict[Task, str] = {"detect": default_detector, "embed": default_embedder}
+        self._defaults: dict[AnyRole, str] = {
+            DETECTOR: default_detector,
+            EMBEDDER: default_embedder,
+        }
         self._limits = limits
 
     async def detect(
@@ -97,7 +102,7 @@ class FacePipeline:
         """The faces of a photo, in the policy's order; none is no error.
 
         Raises:
-            InvalidRequest: the picture, an option or the model's task is wrong; also an aligned crop.
+            InvalidRequest: the picture, an option or the model's role is wrong; also an aligned crop.
             Unmet: MULTIPLE_FACES under REQUIRE_ONE.
         """
         if isinstance(image, AlignedFace):
@@ -107,7 +112,7 @@ class FacePipeline:
                 field=image.field,
             )
         check_selection(selection, self._limits)
-        with self._lease(detector, "detect") as lease:
+        with self._lease(detector, DETECTOR) as lease:
             found = await self._find(image, lease, selection, call, reserve=0.0)
         chosen = self._select(found, selection, image.field, required=False)
         faces = [_face(found.faces, i) for i in chosen]
@@ -127,15 +132,15 @@ class FacePipeline:
         """The chosen faces of a photo, or an aligned crop, with their embeddings.
 
         Raises:
-            InvalidRequest: the picture, an option or a model's task is wrong.
+            InvalidRequest: the picture, an option or a model's role is wrong.
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
         """
         with ExitStack() as leases:
-            lease = leases.enter_context(self._lease(embedder, "embed"))
+            lease = leases.enter_context(self._lease(embedder, EMBEDDER))
             finder = None
             if not isinstance(image, AlignedFace):
                 check_selection(selection, self._limits)
-                finder = leases.enter_context(self._lease(detector, "detect"))
+                finder = leases.enter_context(self._lease(detector, DETECTOR))
             return await self._embed_image(image, finder, lease, selection, call)
 
     async def verify(
@@ -155,7 +160,7 @@ class FacePipeline:
         must be ready even if both sides are embeddings: the threshold is its own.
 
         Raises:
-            InvalidRequest: a picture, an embedding, an option or a model's task is wrong.
+            InvalidRequest: a picture, an embedding, an option or a model's role is wrong.
             Unmet: no usable face on a side; EMBEDDING_MISMATCH.
         """
         check_selection(selection, self._limits, one_face=True)
@@ -169,7 +174,7 @@ class FacePipeline:
         given = [x for x in (a, b) if isinstance(x, Embedding)]
         with ExitStack() as leases:
             lease = leases.enter_context(
-                self._lease(_embedder_for(embedder, given), "embed", given=given)
+                self._lease(_embedder_for(embedder, given), EMBEDDER, given=given)
             )
             model = lease.model
             for embedding in given:
@@ -178,7 +183,7 @@ class FacePipeline:
             limit = _match_threshold(model) if threshold is None else threshold
             finder = None
             if any(isinstance(x, EncodedImage | RawPixels) for x in (a, b)):
-                finder = leases.enter_context(self._lease(detector, "detect"))
+                finder = leases.enter_context(self._lease(detector, DETECTOR))
 
             async def side(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
@@ -237,7 +242,7 @@ class FacePipeline:
         reserve = embedder.model.slot.expected_compute()
         found = await self._find(image, detector, selection, call, reserve=reserve)
         usable = np.flatnonzero(alignable(found.faces.landmarks))
-        found = FoundFaces(found.photo, Detections(*(part[usable] for part in found.faces)))
+        found = FoundFaces(found.photo, found.faces.take(usable))
         chosen = self._select(found, selection, image.field, required=True)
         width, height, detections = found.photo.width, found.photo.height, found.faces
         crops: list[ImageU8] = []
@@ -298,7 +303,6 @@ class FacePipeline:
                     embedder,
                     [EmbedderRow(crop) for crop in part],
                     call,
-                    name="embed",
                     nbytes=sum(crop.nbytes for crop in part),
                     stage=stage,
                     deadline=call.deadline,
@@ -343,11 +347,11 @@ class FacePipeline:
 
     @contextmanager
     def _lease(
-        self, ref: ModelRef, task: Task, *, given: Sequence[Embedding] = ()
+        self, ref: ModelRef, role: AnyRole, *, given: Sequence[Embedding] = ()
     ) -> Iterator[Lease]:
-        name = ref.name or self._defaults[task]
+        name = ref.name or self._defaults[role]
         fingerprint = given[0].model.fingerprint if given else ""
-        leased = self._models.lease(name, ref.version, task=task, fingerprint=fingerprint)
+        leased = self._models.lease(name, ref.version, role=role, fingerprint=fingerprint)
         with ExitStack() as held:
             with at(ref.field):
                 lease = held.enter_context(leased)
@@ -362,13 +366,14 @@ def _embedder_for(asked: ModelRef, given: Sequence[Embedding]) -> ModelRef:
 
 
 def _match_threshold(model: ReadyModel) -> float:
-    if model.config.match_threshold is None:
+    options: EmbedderOptions = model.config.options
+    if options.match_threshold is None:
         raise InvalidRequest(
             Reason.INVALID_OPTION,
             f"threshold: {model.name} has no match_threshold of its own: give one.",
             field="threshold",
         )
-    return model.config.match_threshold
+    return options.match_threshold
 
 
 def _embedding(found: PhotoFaces) -> Embedding:

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from mien_server.models.interface import Detections, DetectorRow
+from mien_server.models.detections import Detections
+from mien_server.models.roles import DetectorOptions, DetectorRow
 from mien_server.pipeline.decode import Photo, check_pixels, decode
 from mien_server.pipeline.headers import open_image
 from mien_server.pipeline.letterbox import (
@@ -34,7 +35,6 @@ from mien_server.pipeline.types import (
     StageTime,
 )
 from mien_server.repository.leases import Lease
-from mien_server.repository.versions import ReadyModel
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ async def find_faces(
 
     Args:
         source: the picture.
-        detector: of a model of the task "detect".
+        detector: of a model of that role.
         selection: checked.
         limits: of pictures.
         pool: where blocking work runs.
@@ -92,7 +92,8 @@ async def find_faces(
         SchedulingError: why there is no result.
     """
     config = detector.model.config
-    buckets, fill = config.buckets, config.normalisation.fill_rgb
+    options: DetectorOptions = config.options
+    buckets, fill = options.buckets, config.normalisation.fill_rgb
     deadline = None if call.deadline is None else call.deadline - reserve
     enough = max(*buckets, ENOUGH_PIXELS)
 
@@ -111,18 +112,17 @@ async def find_faces(
     ]
 
     async def look(fitted: Letterbox, stage: int) -> Detections:
-        row = DetectorRow(fitted.canvas, _score_to_beat(detector.model, selection))
+        row = DetectorRow(fitted.canvas, _score_to_beat(options, selection))
+        found: Detections
         (found,) = await run_rows(
             detector,
             [row],
             call,
-            name="detect",
             nbytes=fitted.canvas.nbytes + photo.pixels.nbytes,
             stage=stage,
-            shape=fitted.canvas.shape[0],
             deadline=deadline,
         )
-        return Detections(*found)
+        return found
 
     faces = fitted.to_photo(await look(fitted, stage=0))
     fine = fine_side(buckets, max(photo.width, photo.height))
@@ -135,7 +135,7 @@ async def find_faces(
             again.to_photo(await look(again, stage=1)),
             trusted=trusted,
             shaky=SHAKY_SIDE / float(again.scale.min()),
-            overlap=config.options.nms_threshold,
+            overlap=options.nms_threshold,
         )
     return FoundFaces(photo, faces)
 
@@ -148,9 +148,9 @@ def _is_settled(faces: Detections, policy: FacePolicy, photo: Photo, trusted: fl
     return bool(best >= trusted)
 
 
-def _score_to_beat(detector: ReadyModel, selection: FaceSelection) -> float:
+def _score_to_beat(options: DetectorOptions, selection: FaceSelection) -> float:
     if selection.min_score is None:
-        return detector.config.options.score_threshold
+        return options.score_threshold
     # Detectors drop what does not exceed the score; the request keeps what reaches it.
     return float(np.nextafter(np.float32(selection.min_score), np.float32(0.0)))
 

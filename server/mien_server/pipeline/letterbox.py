@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mien_server.models.interface import Detections
+from mien_server.models.detections import Detections, areas
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.types import ArrayF32, ImageU8
 
@@ -62,9 +62,7 @@ class Letterbox:
 
     def to_photo(self, found: Detections) -> Detections:
         """Boxes and landmarks in pixels of the full, upright photo."""
-        boxes: ArrayF32 = (found.boxes / np.tile(self.scale, 2)).astype(np.float32)
-        landmarks: ArrayF32 = (found.landmarks / self.scale).astype(np.float32)
-        return Detections(boxes, found.scores, landmarks)
+        return found.scaled(self.scale)
 
 
 def letterbox(photo: Photo, side: int, fill: tuple[int, int, int]) -> Letterbox:
@@ -115,24 +113,10 @@ def merge_passes(
     Returns:
         By falling score.
     """
-    areas = (coarse.boxes[:, 2:] - coarse.boxes[:, :2]).prod(axis=1)
-    coarse = _take(coarse, np.flatnonzero(areas >= trusted))
+    coarse = coarse.take(areas(coarse.boxes) >= trusted)
     sides = (fine.boxes[:, 2:] - fine.boxes[:, :2]).max(axis=1)
-    shared = _iou(fine.boxes, coarse.boxes).max(axis=1, initial=0.0)
+    shared = fine.iou(coarse).max(axis=1, initial=0.0)
     known = shared > np.where(sides < shaky, overlap, 0.0)
-    fine = _take(fine, np.flatnonzero(~known))
+    fine = fine.take(~known)
     both = Detections(*(np.concatenate(pair) for pair in zip(coarse, fine, strict=True)))
-    return _take(both, np.argsort(-both.scores, kind="stable"))
-
-
-def _take(found: Detections, index: np.ndarray) -> Detections:
-    return Detections(found.boxes[index], found.scores[index], found.landmarks[index])
-
-
-def _iou(a: ArrayF32, b: ArrayF32) -> ArrayF32:
-    """Of boxes [n, 4] with boxes [m, 4]: [n, m]."""
-    corner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = np.clip(corner, 0, None).prod(axis=2)
-    area_a, area_b = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (a, b))
-    iou: ArrayF32 = shared / np.maximum(area_a[:, None] + area_b[None, :] - shared, 1e-9)
-    return iou
+    return both.take(np.argsort(-both.scores, kind="stable"))

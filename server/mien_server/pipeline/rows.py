@@ -1,7 +1,7 @@
 """Rows into a model's slot, results out, and the time it took on the call."""
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
@@ -17,10 +17,8 @@ async def run_rows(
     rows: Sequence[Any],
     call: Call,
     *,
-    name: str,
     nbytes: int,
     stage: int,
-    shape: Hashable = None,
     deadline: float | None = None,
 ) -> Sequence[Any]:
     """Queues rows that share one request and waits for their results.
@@ -29,18 +27,18 @@ async def run_rows(
 
     Args:
         lease: of the model whose slot runs them; its shadow, if there is one, gets copies.
-        rows: at most the model's `max_batch_size`.
-        call: whose priority, age and queue timeout count; gets the stages `<name>.queue`, `.preprocess`,
+        rows: at least one, of one shape; at most the model's `max_batch_size`.
+        call: whose priority, age and queue timeout count; gets the stages `<role>.queue`, `.preprocess`,
             `.compute` (with the rows of the batch) and `.postprocess`.
-        name: of the stage.
         nbytes: that the call keeps in memory while it waits.
         stage: slots that the call has passed already.
-        shape: only rows of equal shape share a batch.
         deadline: `time.monotonic()` seconds.
 
     Raises:
         SchedulingError: why there is no result.
     """
+    role = lease.model.config.role
+    shape = role.shape(rows[0])
     done = await asyncio.wrap_future(
         lease.model.slot.submit(
             Work(
@@ -57,10 +55,10 @@ async def run_rows(
     )
     timing = done.timing
     call.stages += [
-        StageTime(f"{name}.queue", timing.queue),
-        StageTime(f"{name}.preprocess", timing.preprocess),
-        StageTime(f"{name}.compute", timing.compute, timing.batch_rows),
-        StageTime(f"{name}.postprocess", timing.postprocess),
+        StageTime(f"{role.name}.queue", timing.queue),
+        StageTime(f"{role.name}.preprocess", timing.preprocess),
+        StageTime(f"{role.name}.compute", timing.compute, timing.batch_rows),
+        StageTime(f"{role.name}.postprocess", timing.postprocess),
     ]
     if lease.shadow:
         mirror(lease.model, lease.shadow, rows, done.results, shape=shape, nbytes=nbytes)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
-from mien_server.models.interface import Detections
+from mien_server.models.detections import Detections
 from mien_server.pipeline.types import ArrayF32, FacePolicy, FaceSelection, Limits
 
 DEFAULT_MIN_FACE_SIZE = 10.0

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.entry import LOADING, UNLOADED, UNLOADING, ModelEntry, reasons_of
@@ -49,24 +49,24 @@ class Catalogue:
 
     @contextlib.contextmanager
     def lease(
-        self, name: str, version: int = 0, *, task: Task | None = None, fingerprint: str = ""
+        self, name: str, version: int = 0, *, role: AnyRole | None = None, fingerprint: str = ""
     ) -> Iterator[Lease]:
         """Holds the version that answers a call: it stays loaded until the block ends.
 
         Args:
             name: of the model.
             version: 0 is the highest that is ready, or what the model's traffic splitting picks.
-            task: what the model must be for; None: anything.
+            role: what the model must take and give; None: anything.
             fingerprint: of version 0, preferably one with it, so that a given embedding can be compared.
 
         Raises:
             ModelNotFound: no such model or version; the message lists those there are.
             ModelNotReady: it exists and does not serve; the message says why.
-            InvalidRequest: INVALID_OPTION, the model is for another task, or an ensemble.
+            InvalidRequest: INVALID_OPTION, the model has another role, or is an ensemble.
         """
         with self._lock:
             entry, chosen = choose(
-                self._models, name, version, task, draw=self._draw, fingerprint=fingerprint
+                self._models, name, version, role, draw=self._draw, fingerprint=fingerprint
             )
             held, shadow = [chosen], None
             if not version:
@@ -84,14 +84,14 @@ class Catalogue:
             for each in held:
                 each.release()
 
-    def resolve(self, name: str, version: int = 0, *, task: Task | None = None) -> ReadyModel:
+    def resolve(self, name: str, version: int = 0, *, role: AnyRole | None = None) -> ReadyModel:
         """What `lease` would give, though never a canary. Only for looking: submit nothing to it.
 
         Raises:
             ModelNotFound, ModelNotReady, InvalidRequest: as `lease` says.
         """
         with self._lock:
-            return choose(self._models, name, version, task)[1].model
+            return choose(self._models, name, version, role)[1].model
 
     def ensemble(self, name: str, version: int = 0) -> EnsembleConfig | None:
         """The ensemble of this name, if all of its models serve; None if the name is not an ensemble's.

@@ -5,7 +5,7 @@ from pathlib import Path
 from mien_server.backends import pytorch
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
-from mien_server.models.catalogue import FAMILIES
+from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.placement import AnyDevice
 
@@ -37,7 +37,7 @@ def load_instance(
 
         load = onnx.load
     return load(
-        FAMILIES[config.architecture],
+        find_family(config.architecture),
         folder / config.default_model_filename,
         normalisation=config.normalisation,
         options=config.options,

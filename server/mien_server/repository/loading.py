@@ -11,7 +11,6 @@ import numpy as np
 
 from mien_server.backends.pytorch import LoadError
 from mien_server.errors import OperatorError, Unmet
-from mien_server.models.interface import DetectorRow, EmbedderRow
 from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
 from mien_server.repository.golden import FILENAME as GOLDEN
@@ -222,11 +221,15 @@ def warm_up(
     """Runs one row, to see that the network does what its configuration says, then the samples.
 
     Raises:
-        WarmupError: an embedding has another size than `output` says, or is not finite.
+        WarmupError: the first result is not what the role and the configuration promise.
     """
     stop_if_asked()
     first = Warmup("first row", batch_size=1, side=config.sides[0], random=True, count=1)
-    _check(config, _run(config, instance, first)[0])
+    (result,) = _run(config, instance, first)
+    try:
+        config.role.check_first(result, config.outputs)
+    except ValueError as error:
+        raise WarmupError(str(error)) from error
     for sample in config.warmup:
         for _ in range(sample.count):
             stop_if_asked()
@@ -245,23 +248,5 @@ def _run(config: ModelConfig, instance: Instance, sample: Warmup) -> Sequence[ob
         image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     else:
         image = np.zeros(shape, dtype=np.uint8)
-    row: DetectorRow | EmbedderRow
-    if config.task == "detect":
-        row = DetectorRow(image, config.options.score_threshold)
-    else:
-        row = EmbedderRow(image)
-    rows = [row] * sample.batch_size
+    rows = [config.role.row(image, config.options)] * sample.batch_size
     return instance.split(instance.compute(instance.collate(rows)), rows)
-
-
-def _check(config: ModelConfig, result: object) -> None:
-    if config.task != "embed":
-        return
-    embedding = np.asarray(result)
-    if embedding.shape != config.outputs[0].dims:
-        raise WarmupError(
-            f"the embedding has shape {list(embedding.shape)}, but config.pbtxt says"
-            f" output.dims {list(config.outputs[0].dims)}"
-        )
-    if not np.isfinite(embedding).all():
-        raise WarmupError("the embedding of a random image is not finite: the weights are broken")

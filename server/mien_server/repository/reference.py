@@ -34,6 +34,6 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
     finally:
         instance.close()
     if golden is None:
-        return "it is sure of no face in two plain portraits: channel_order, mean or scale may be wrong"
+        return config.role.no_reference
     write_golden_file(folder, golden)
     return ""

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from mien_server.errors import InvalidRequest, MienError, ModelNotFound, ModelNotReady, Reason
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.quoting import quoted
-from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig, EnsembleStep
+from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.entry import SERVES_ON, ModelEntry
 from mien_server.repository.leases import LoadedVersion
@@ -18,8 +19,6 @@ from mien_server.repository.versions import State, VersionStatus
 
 Models: TypeAlias = Mapping[str, ModelEntry]
 """The catalogue's entries, by name."""
-
-_KIND: dict[Task, str] = {"detect": "a detector", "embed": "an embedding model"}
 
 
 def find(models: Models, name: str) -> ModelEntry:
@@ -39,7 +38,7 @@ def choose(
     models: Models,
     name: str,
     version: int,
-    task: Task | None = None,
+    role: AnyRole | None = None,
     *,
     draw: random.Random | None = None,
     fingerprint: str = "",
@@ -52,11 +51,11 @@ def choose(
     entry = find(models, name)
     if isinstance(entry.config, EnsembleConfig):
         raise InvalidRequest(Reason.INVALID_OPTION, f"model {name!r} is an ensemble of models")
-    if entry.config and task and entry.config.task != task:
+    if entry.config and role and entry.config.role is not role:
         raise InvalidRequest(
             Reason.INVALID_OPTION,
-            f"model {name!r} is {_KIND[entry.config.task]}, where {_KIND[task]} is needed:"
-            f" {_models_for(models, task)}",
+            f"model {name!r} is {entry.config.role.title}, where {role.title} is needed:"
+            f" {_models_for(models, role)}",
         )
     ready = entry.healthy()
     number = version
@@ -106,18 +105,13 @@ def answers(models: Models, entry: ModelEntry) -> bool:
 
 def problem_of(models: Models, ensemble: EnsembleConfig) -> str:
     """Why an ensemble cannot answer, or ""."""
-    steps: tuple[tuple[Task, EnsembleStep], ...] = (
-        ("detect", ensemble.detector),
-        ("embed", ensemble.embedder),
-    )
-    for task, step in steps:
-        try:
-            model = choose(models, step.model, step.version, task)[1].model
-        except MienError as error:
-            return error.message
-        if task == "embed" and (misfit := ensemble.misfit(model.config.outputs)):
-            return misfit
-    return ""
+    first, second = ensemble.detector, ensemble.embedder
+    try:
+        choose(models, first.model, first.version, DETECTOR)
+        embedder = choose(models, second.model, second.version, EMBEDDER)[1].model
+    except MienError as error:
+        return error.message
+    return ensemble.misfit(embedder.config.outputs)
 
 
 def lacks_a_model(models: Models, ensemble: EnsembleConfig) -> bool:
@@ -126,10 +120,10 @@ def lacks_a_model(models: Models, ensemble: EnsembleConfig) -> bool:
     return any(step and not step.serving and not step.failed for step in steps)
 
 
-def _models_for(models: Models, task: Task) -> str:
+def _models_for(models: Models, role: AnyRole) -> str:
     fit = [
         name
         for name, entry in models.items()
-        if isinstance(entry.config, ModelConfig) and entry.config.task == task
+        if isinstance(entry.config, ModelConfig) and entry.config.role is role
     ]
     return ", ".join(sorted(fit)) or "none is loaded"

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from tritonclient.grpc import service_pb2 as triton
 
+from mien_server.models.interface import TensorSpec
 from mien_server.repository.config.ensembles import ENSEMBLE_PLATFORM, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.config.tensors import TensorSpec
 from mien_server.repository.versions import State, VersionStatus
 from mien_server.triton.tensors import datatype, wire_shape
 

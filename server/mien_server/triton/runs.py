@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, MienError, Reason
-from mien_server.models.interface import Detections, DetectorRow, EmbedderRow
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.rows import run_rows, together
@@ -44,14 +43,12 @@ async def run_model(
 
     Args:
         lease: of the model; held by the caller.
-        request: an embedder's [N, 3, 112, 112] crops, or a detector's [N, 3, S, S] canvases, RGB uint8,
-            where S is one of its buckets.
+        request: images [N, 3, S, S], RGB uint8, where S is one of the model's sides.
         call: gets the stages.
         pool: for contents that are slow to read.
 
     Returns:
-        The outputs asked for, by name, rows first. Those of a detector hold as many faces a row as the
-        row with the most, at least one; what a row has less is zeros, with score 0.
+        The outputs asked for, by name, rows first: what the model's role makes of its results.
 
     Raises:
         InvalidRequest: the tensors are not what the model's configuration says.
@@ -79,23 +76,12 @@ async def run_model(
             deadline=call.deadline,
         )
     images = _images(pixels)
-    rows: list[EmbedderRow] | list[DetectorRow]
-    if config.task == "detect":
-        rows = [DetectorRow(image, config.options.score_threshold) for image in images]
-    else:
-        rows = [EmbedderRow(image) for image in images]
+    rows = [config.role.row(image, config.options) for image in images]
     results = await run_rows(
-        lease,
-        rows,
-        call,
-        name=config.task,
-        nbytes=pixels.nbytes,
-        stage=0,
-        shape=side if config.task == "detect" else None,
-        deadline=call.deadline,
+        lease, rows, call, nbytes=pixels.nbytes, stage=0, deadline=call.deadline
     )
-    arrays = _padded(results) if config.task == "detect" else (np.stack(results),)
-    outputs = dict(zip((output.name for output in config.outputs), arrays, strict=True))
+    names = (output.name for output in config.outputs)
+    outputs = dict(zip(names, config.role.arrays(results), strict=True))
     return {name: outputs[name] for name in wanted}
 
 
@@ -161,21 +147,6 @@ def _too_many(name: str, rows: int, limit: int) -> InvalidRequest:
 def _images(pixels: NDArray[np.uint8]) -> list[ImageU8]:
     """Planes [N, 3, H, W] as images [H, W, 3], ten times faster than numpy's transpose."""
     return [np.asarray(cv2.merge(list(planes)), np.uint8) for planes in pixels]
-
-
-def _padded(results: Sequence[Detections]) -> tuple[ArrayF32, ...]:
-    """Boxes [N, M, 4], scores [N, M] and landmarks [N, M, 5, 2], zeros beyond each row's faces."""
-    most = max(1, *(len(found.scores) for found in results))
-    return tuple(
-        np.stack([_grown(np.asarray(part, np.float32), most) for part in parts])
-        for parts in zip(*results, strict=True)
-    )
-
-
-def _grown(array: ArrayF32, length: int) -> ArrayF32:
-    grown = np.zeros((length, *array.shape[1:]), np.float32)
-    grown[: len(array)] = array
-    return grown
 
 
 def _values(faces: Sequence[Face], value: FaceValue) -> ArrayF32:

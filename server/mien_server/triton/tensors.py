@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.models.interface import TensorSpec
 from mien_server.quoting import quoted
-from mien_server.repository.config.tensors import TensorSpec
 
 LENGTH_BYTES = 4
 """A BYTES element in raw contents: its length, little-endian, and then its bytes."""

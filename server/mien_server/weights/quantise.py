@@ -12,12 +12,12 @@ from mien_server.backends import onnx
 from mien_server.backends.checkpoint import LoadError, load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.onnx_graph import read_graph
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
-from mien_server.models.interface import ArrayF32, ImageU8
+from mien_server.models.families import find_family
+from mien_server.models.interface import CROP_SIDE, ArrayF32, ImageU8
+from mien_server.models.networks.folding import fold_batch_norms
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigText
-from mien_server.repository.config.tensors import CROP_SIDE
 from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS
 from mien_server.repository.folders import CONFIG, version_numbers
 from mien_server.repository.golden import (
@@ -127,7 +127,7 @@ def quantise(
 
 def _chosen(repository: Path, model: str, version: int | None) -> tuple[ModelConfig, int]:
     config = read_config(repository / model / CONFIG)
-    if not isinstance(config, ModelConfig) or config.task != "embed":
+    if not isinstance(config, ModelConfig) or config.role is not EMBEDDER:
         raise QuantiseError(f"{model} is no embedding model, and only those can be quantised")
     numbers = version_numbers(repository / model)
     if version is None and not numbers:

@@ -15,8 +15,9 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
 from mien_server.backends.pytorch import load
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import FamilyOptions, Normalisation
+from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
+from mien_server.models.roles import DetectorOptions
 
 SaveWeights = Callable[[str], Path]
 LoadInstance = Callable[[str, Precision], LoadedInstance]
@@ -59,7 +60,7 @@ def load_instance(save_weights: SaveWeights) -> LoadInstance:
             find_family(architecture),
             save_weights(architecture),
             normalisation=Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5),
-            options=FamilyOptions(),
+            options=DetectorOptions(),
             precision=precision,
             device=CpuDevice(1),
             sides=(112,),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mien_server.backends import checkpoint
 from mien_server.backends.checkpoint import LoadError, check_finite, load_network
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 
 SFACE = find_family("sface")
 

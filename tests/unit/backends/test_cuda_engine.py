@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mien_server.backends.cuda import Batch, CudaEngine, capture_sizes, padded_size
+from mien_server.backends.cuda import Batch, CudaRunner, capture_sizes, padded_size
 from mien_server.models.interface import ArrayF32, ImageU8
 
 
@@ -58,33 +58,33 @@ def test_more_rows_than_the_largest_size_are_not_padded() -> None:
 
 
 def test_a_batch_is_padded_with_black_to_a_captured_size() -> None:
-    engine = CudaEngine([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
-    batch = engine.stage(_images([10, 20, 30]))
+    runner = CudaRunner([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
+    batch = runner.collate(_images([10, 20, 30]))
     assert batch.rows == 3
     assert batch.pixels[:, 0, 0, 0].tolist() == [10, 20, 30, 0]
     assert not batch.pixels[3].any()
 
 
 def test_a_size_that_was_not_captured_is_staged_as_it_is() -> None:
-    engine = CudaEngine([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
-    assert engine.stage(_images([1, 2, 3], side=5)).pixels.shape == (3, 5, 5, 3)
-    assert engine.stage(_images([1] * 5)).pixels.shape == (5, 4, 4, 3)
+    runner = CudaRunner([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
+    assert runner.collate(_images([1, 2, 3], side=5)).pixels.shape == (3, 5, 5, 3)
+    assert runner.collate(_images([1] * 5)).pixels.shape == (5, 4, 4, 3)
 
 
 def test_padding_never_reaches_the_outputs() -> None:
     lane = _FirstPixels()
-    engine = CudaEngine([lane], (4,), (1, 2, 4), _on_the_heap)
-    (output,) = engine.run(engine.stage(_images([10, 20, 30])))
+    runner = CudaRunner([lane], (4,), (1, 2, 4), _on_the_heap)
+    (output,) = runner.run(runner.collate(_images([10, 20, 30])))
     assert lane.shapes == [(4, 4, 4, 3)]
     assert output.tolist() == [[v, v, v] for v in (10.0, 20.0, 30.0)]
 
 
 def test_images_of_different_shapes_or_another_dtype_are_refused() -> None:
-    engine = CudaEngine([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
+    runner = CudaRunner([_FirstPixels()], (4,), (1, 2, 4), _on_the_heap)
     with pytest.raises(ValueError):
-        engine.stage([*_images([1]), *_images([1], side=5)])
+        runner.collate([*_images([1]), *_images([1], side=5)])
     with pytest.raises(TypeError):
-        engine.stage([np.zeros((4, 4, 3), np.float32)])
+        runner.collate([np.zeros((4, 4, 3), np.float32)])
 
 
 def test_batches_run_side_by_side_on_different_lanes() -> None:
@@ -95,11 +95,11 @@ def test_batches_run_side_by_side_on_different_lanes() -> None:
             together.wait()
             return super().run(batch)
 
-    engine = CudaEngine([Meeting(), Meeting()], (4,), (1,), _on_the_heap)
+    runner = CudaRunner([Meeting(), Meeting()], (4,), (1,), _on_the_heap)
     answers: dict[int, float] = {}
 
     def call(value: int) -> None:
-        answers[value] = engine.run(engine.stage(_images([value])))[0][0, 0]
+        answers[value] = runner.run(runner.collate(_images([value])))[0][0, 0]
 
     threads = [threading.Thread(target=call, args=(value,)) for value in (3, 4)]
     for thread in threads:
@@ -117,8 +117,8 @@ def test_a_lane_that_failed_serves_the_next_batch() -> None:
                 raise RuntimeError("out of memory")
             return outputs
 
-    engine = CudaEngine([FailsOnce()], (4,), (1,), _on_the_heap)
-    batch = engine.stage(_images([7]))
+    runner = CudaRunner([FailsOnce()], (4,), (1,), _on_the_heap)
+    batch = runner.collate(_images([7]))
     with pytest.raises(RuntimeError, match="out of memory"):
-        engine.run(batch)
-    assert engine.run(batch)[0][0, 0] == 7.0
+        runner.run(batch)
+    assert runner.run(batch)[0][0, 0] == 7.0

@@ -21,14 +21,9 @@ from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.network import PixelNetwork
 from mien_server.backends.onnx_sessions import CpuSessions, CudaSessions, session_sizes
 from mien_server.backends.precision import Precision
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import (
-    ArrayF32,
-    EmbedderRow,
-    FamilyOptions,
-    ImageU8,
-    Normalisation,
-)
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
+from mien_server.models.roles import EmbedderOptions, EmbedderRow
 from tests import graphs
 
 BGR = Normalisation("BGR", (104.0, 117.0, 123.0), 1 / 64)
@@ -48,7 +43,7 @@ def load(
         find_family(architecture),
         graphs.save(graph, folder),
         normalisation=normalisation,
-        options=FamilyOptions(),
+        options=EmbedderOptions(),
         precision=precision,
         device=CpuDevice(cores),
         sides=sides,

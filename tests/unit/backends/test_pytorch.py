@@ -11,15 +11,9 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
 from mien_server.backends.pytorch import load
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import (
-    ArrayF32,
-    DetectorRow,
-    EmbedderRow,
-    FamilyOptions,
-    ImageU8,
-    Normalisation,
-)
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
+from mien_server.models.roles import DetectorOptions, DetectorRow, EmbedderRow
 from mien_server.scheduling.interface import Instance
 
 from .conftest import LoadInstance, SaveWeights
@@ -47,7 +41,7 @@ def _load(path: Path, precision: Precision = "fp32") -> LoadedInstance:
         find_family("sface"),
         path,
         normalisation=Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5),
-        options=FamilyOptions(),
+        options=DetectorOptions(),
         precision=precision,
         device=CpuDevice(1),
         sides=(112,),

@@ -31,8 +31,8 @@ def test_the_config_has_the_new_thresholds_and_all_else_as_before(config: Path) 
     before = config.read_text().splitlines()
     calibrate(config, 0.37501, TABLE, "on lfw.bin")
     read = _read(config)
-    assert read.match_threshold == 0.3751
-    assert read.thresholds_by_far == ((0.1, 0.25), (0.01, 0.4124))
+    assert read.options.match_threshold == 0.3751
+    assert read.options.thresholds_by_far == ((0.1, 0.25), (0.01, 0.4124))
     after = config.read_text().splitlines()
     changed = [(a, b) for a, b in zip(before, after, strict=False) if a != b]
     assert changed == [
@@ -54,15 +54,21 @@ def test_calibrating_again_replaces_what_was_written(config: Path) -> None:
     text = config.read_text()
     assert "lfw.bin" not in text
     assert text.count("# calibrated on cfp.bin") == 2
-    assert (_read(config).match_threshold, _read(config).thresholds_by_far) == (0.4, ((0.1, 0.25),))
+    assert (_read(config).options.match_threshold, _read(config).options.thresholds_by_far) == (
+        0.4,
+        ((0.1, 0.25),),
+    )
 
 
 def test_a_model_without_threshold_gets_one(config: Path) -> None:
     lines = config.read_text().splitlines()
     config.write_text("\n".join(line for line in lines if '"match_threshold"' not in line))
-    assert _read(config).match_threshold is None
+    assert _read(config).options.match_threshold is None
     calibrate(config, -0.25, [], "on lfw.bin")
-    assert (_read(config).match_threshold, _read(config).thresholds_by_far) == (-0.25, ())
+    assert (_read(config).options.match_threshold, _read(config).options.thresholds_by_far) == (
+        -0.25,
+        (),
+    )
 
 
 def test_a_commented_out_parameter_is_left_alone(config: Path) -> None:
@@ -70,7 +76,7 @@ def test_a_commented_out_parameter_is_left_alone(config: Path) -> None:
     config.write_text(comment + config.read_text())
     calibrate(config, 0.5, [], "on lfw.bin")
     assert config.read_text().startswith(comment)
-    assert _read(config).match_threshold == 0.5
+    assert _read(config).options.match_threshold == 0.5
 
 
 @pytest.mark.parametrize(

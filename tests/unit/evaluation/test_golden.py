@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mien_server.models.interface import Detections
+from mien_server.models.detections import Detections
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, Embedder
 from mien_server.repository import golden as goldens
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import (
@@ -19,7 +20,6 @@ from mien_server.repository.golden import (
     PrecisionError,
     applies,
     check_golden,
-    golden_pictures,
     make_golden,
     read_golden,
     write_golden_file,
@@ -50,6 +50,12 @@ class Answers:
         return self.results[outputs : outputs + len(rows)]
 
 
+class Segmenter(Embedder):
+    """A role that no family of this program has."""
+
+    name = "segment"
+
+
 def _config(name: str) -> ModelConfig:
     config = read_config(SHIPPED / name / "config.pbtxt")
     assert isinstance(config, ModelConfig)
@@ -76,7 +82,7 @@ def _detector() -> Golden:
 
 def test_embedders_get_two_faces_and_their_mirror_images_in_batches_that_they_take() -> None:
     config = _config("sface")
-    pictures = golden_pictures(config)
+    pictures = config.role.golden_pictures(config.options)
     assert pictures.shape == (4, 112, 112, 3)
     np.testing.assert_array_equal(pictures[1], pictures[0][:, ::-1])
     vectors = list(np.random.default_rng(0).normal(size=(4, 128)).astype(np.float32))
@@ -90,8 +96,7 @@ def test_embedders_get_two_faces_and_their_mirror_images_in_batches_that_they_ta
 
 @pytest.mark.parametrize(("buckets", "side"), [((640, 1024), 640), ((96,), 96)])
 def test_detectors_get_canvases_of_their_smallest_side(buckets: tuple[int, ...], side: int) -> None:
-    config = replace(_config("retinaface"), buckets=buckets)
-    assert golden_pictures(config).shape == (2, side, side, 3)
+    assert DETECTOR.golden_pictures(DetectorOptions(buckets)).shape == (2, side, side, 3)
 
 
 def test_faces_that_a_detector_is_not_sure_of_are_no_reference() -> None:
@@ -144,7 +149,7 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     assert read is not None
     np.testing.assert_array_equal(read.pictures, golden.pictures)
     np.testing.assert_array_equal(read.expected, golden.expected)
-    assert (read.task, read.input) == (golden.task, golden.input)
+    assert (read.role, read.input) == (golden.role, golden.input)
     assert (tmp_path / FILENAME).stat().st_mode & 0o444 == 0o444
 
 
@@ -182,8 +187,8 @@ def test_it_applies_only_to_pixels_that_are_prepared_alike() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"task": "segment"},
-        {"task": "embed"},
+        {"role": Segmenter()},
+        {"role": EMBEDDER},
         {"pictures": np.zeros((1, 32, 64, 3), np.uint8)},
         {"pictures": np.zeros((1, 320, 320, 3), np.float32)},
         {"expected": np.zeros((2, 15), np.float32)},

@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 
 RETINAFACE = [(2688, 4), (2688, 2), (2688, 10)]
 """loc, conf and landmarks of an image of 256 pixels."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
+from mien_server.models.families import find_family
+from mien_server.models.networks.folding import fold_batch_norms
 
 # Batch norms that must stay: those that no convolution or linear layer precedes.
 NETWORKS = [

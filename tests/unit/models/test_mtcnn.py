@@ -9,16 +9,13 @@ from torch import nn
 
 from mien_server.backends.cuda import capturable
 from mien_server.backends.network import PixelNetwork
-from mien_server.models import mtcnn
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import (
-    ArrayF32,
-    Detections,
-    DetectorRow,
-    FamilyOptions,
-    Normalisation,
-)
-from mien_server.models.mtcnn import MTCNN, MTCNNFamily
+from mien_server.models.detections import Detections
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32, Normalisation
+from mien_server.models.mtcnn import MTCNNFamily
+from mien_server.models.networks import mtcnn
+from mien_server.models.networks.mtcnn import MTCNN
+from mien_server.models.roles import DetectorOptions, DetectorRow
 
 PIXELS = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 CANVAS = np.zeros((100, 100, 3), np.uint8)
@@ -35,7 +32,7 @@ def detections(
         landmarks,
     ]
     (found,) = MTCNNFamily().results(
-        outputs, [DetectorRow(CANVAS, min_score)], FamilyOptions(nms_threshold=overlap)
+        outputs, [DetectorRow(CANVAS, min_score)], DetectorOptions(nms_threshold=overlap)
     )
     return found
 
@@ -108,7 +105,7 @@ def test_a_canvas_without_candidates_has_no_faces(p: float, r: float) -> None:
     outputs = eager(p=p, r=r, o=5)(torch.zeros(3, 3, 96, 96))
     assert [tuple(output.shape) for output in outputs] == [(3, 0, 4), (3, 0), (3, 0, 5, 2)]
     rows = [DetectorRow(CANVAS, 0.5)] * 3
-    for found in MTCNNFamily().results([o.numpy() for o in outputs], rows, FamilyOptions()):
+    for found in MTCNNFamily().results([o.numpy() for o in outputs], rows, DetectorOptions()):
         assert [part.shape for part in found] == [(0, 4), (0,), (0, 5, 2)]
 
 
@@ -183,7 +180,7 @@ def test_each_row_has_its_own_score_to_beat() -> None:
     scores = np.tile(np.array([0.4, 0.9, 0.6], np.float32), (2, 1))
     outputs: list[ArrayF32] = [boxes, scores, np.zeros((2, 3, 5, 2), np.float32)]
     rows = [DetectorRow(CANVAS, 0.3), DetectorRow(CANVAS, 0.6)]
-    low, high = MTCNNFamily().results(outputs, rows, FamilyOptions())
+    low, high = MTCNNFamily().results(outputs, rows, DetectorOptions())
     np.testing.assert_allclose(low.scores, [0.9, 0.6, 0.4])
     np.testing.assert_allclose(low.boxes[:, 0], [30, 60, 0])
     np.testing.assert_allclose(high.scores, [0.9])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mien_server.models.interface import ArrayF32
-from mien_server.models.mtcnn_pyramid import Pyramid
+from mien_server.models.networks.mtcnn_pyramid import Pyramid
 
 
 def ramps(*slopes: tuple[float, float], height: int = 160, width: int = 160) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.models.retinaface_decode import priors
 
 PUBLIC_SIZES = {

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mien_server.models.catalogue import find_family
-from mien_server.models.detections import FACES, suppress
-from mien_server.models.interface import ArrayF32, Detections, DetectorRow, FamilyOptions
+from mien_server.models.detections import FACES, Detections, suppress
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32
 from mien_server.models.retinaface_decode import decode, priors
+from mien_server.models.roles import DetectorOptions, DetectorRow
 
 SIDE = 64
 COUNT = 2 * (8 * 8 + 4 * 4 + 2 * 2)
@@ -209,7 +210,7 @@ def test_the_family_takes_the_faces_column_and_the_rows_scores() -> None:
     rows = [DetectorRow(canvas, 0.5), DetectorRow(canvas, 0.9)]
 
     results = find_family("retinaface_mobilenet0.25").results(
-        [loc, conf, landmarks], rows, FamilyOptions(nms_threshold=0.4)
+        [loc, conf, landmarks], rows, DetectorOptions(nms_threshold=0.4)
     )
 
     for found, expected in zip(

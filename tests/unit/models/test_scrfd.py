@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mien_server.backends.checkpoint import LoadError, load_network
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import ArrayF32, Detections, DetectorRow, FamilyOptions
+from mien_server.models.detections import Detections
+from mien_server.models.families import find_family
+from mien_server.models.interface import ArrayF32
+from mien_server.models.roles import DetectorOptions, DetectorRow
 from mien_server.models.scrfd import anchors
 from tests.unit.models.scrfd_outputs import SIDE, Face, encode, shapes
 
@@ -55,7 +57,7 @@ def naive_decode(outputs: list[ArrayF32], photo: int, min_score: float) -> list[
 def decode(outputs: list[ArrayF32], min_scores: list[float]) -> list[Detections]:
     canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
     rows = [DetectorRow(canvas, score) for score in min_scores]
-    found: list[Detections] = SCRFD.results(outputs, rows, FamilyOptions())
+    found: list[Detections] = SCRFD.results(outputs, rows, DetectorOptions())
     return found
 
 
@@ -168,7 +170,7 @@ def test_other_outputs_are_refused(given_shapes: list[tuple[int, ...]], problem:
 def test_outputs_of_another_canvas_are_refused() -> None:
     canvas = np.zeros((96, 96, 3), np.uint8)
     with pytest.raises(ValueError, match=r"168 anchors.*96 pixels has 378"):
-        SCRFD.results(encode([[]]), [DetectorRow(canvas, 0.5)], FamilyOptions())
+        SCRFD.results(encode([[]]), [DetectorRow(canvas, 0.5)], DetectorOptions())
 
 
 def test_it_has_no_network_in_pytorch() -> None:

@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 
 from mien_server.errors import ModelNotFound
-from mien_server.models.interface import (
-    Detections,
+from mien_server.models.detections import Detections
+from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
+from mien_server.models.roles import (
+    DETECTOR,
+    EMBEDDER,
+    DetectorOptions,
     DetectorRow,
+    EmbedderOptions,
     EmbedderRow,
-    FamilyOptions,
-    Normalisation,
-    Task,
 )
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.faces import FacePipeline
@@ -36,7 +38,6 @@ from mien_server.pipeline.types import (
     RawPixels,
 )
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
-from mien_server.repository.config.tensors import TensorSpec
 from mien_server.repository.leases import Lease
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.interface import Completion, PlacedInstance
@@ -124,8 +125,8 @@ class World:
         self.embedder = Scripted(mean_colour)
         self.ready: dict[str, ReadyModel] = {}
         self.held: Counter[str] = Counter()
-        self.add("finder", "detect", self.detector)
-        self.add("vectors", "embed", self.embedder)
+        self.add("finder", DETECTOR, self.detector)
+        self.add("vectors", EMBEDDER, self.embedder)
         self.pipeline = FacePipeline(
             self,
             self.pool,
@@ -137,7 +138,7 @@ class World:
     def add(
         self,
         name: str,
-        task: Task,
+        role: AnyRole,
         instance: Scripted,
         *,
         version: int = 1,
@@ -153,23 +154,23 @@ class World:
             name=name,
             backend="pytorch",
             architecture="scripted",
-            task=task,
+            role=role,
             precision="fp32",
             normalisation=Normalisation("RGB", (104, 117, 123), 1.0),
-            options=FamilyOptions(score_threshold=0.05),
+            options=DetectorOptions((320, 640, 1024), score_threshold=0.05)
+            if role is DETECTOR
+            else EmbedderOptions(match_threshold),
             batching=policy,
             instance_groups=(InstanceGroup("cpu"),),
-            outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if task == "embed" else (),
-            buckets=(320, 640, 1024) if task == "detect" else (),
-            match_threshold=match_threshold if task == "embed" else None,
+            outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if role is EMBEDDER else (),
         )
         self.ready[name] = ReadyModel(name, version, f"{name}-print", config, slot)
 
     @contextlib.contextmanager
-    def lease(self, name: str, version: int, *, task: Task, fingerprint: str) -> Iterator[Lease]:
+    def lease(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> Iterator[Lease]:
         model = self.ready.get(name)
-        if model is None or version not in (0, model.version) or model.config.task != task:
-            raise ModelNotFound(f"no {name} {version} for {task}")
+        if model is None or version not in (0, model.version) or model.config.role is not role:
+            raise ModelNotFound(f"no {name} {version} for {role.name}")
         self.held[name] += 1
         try:
             yield Lease(model)

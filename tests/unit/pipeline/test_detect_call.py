@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason
+from mien_server.models.roles import DETECTOR
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.types import (
     AlignedFace,
@@ -132,7 +133,7 @@ async def test_detect_refuses_an_aligned_crop(world: World) -> None:
 
 
 async def test_a_named_model_is_used_and_an_unknown_one_refused(world: World) -> None:
-    world.add("other", "detect", Scripted(find_paint), version=3)
+    world.add("other", DETECTOR, Scripted(find_paint), version=3)
     answer = await world.detect(painted(99, 99), detector=ModelRef("other", 3, "detector"))
     assert answer.detector == ModelIdentity("other", 3, "other-print")
     with pytest.raises(ModelNotFound) as caught:

@@ -11,11 +11,8 @@ import pytest
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
-from mien_server.models.interface import (
-    Detections,
-    DetectorRow,
-    EmbedderRow,
-)
+from mien_server.models.detections import Detections
+from mien_server.models.roles import DetectorRow, EmbedderRow
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.types import (
     AlignedFace,

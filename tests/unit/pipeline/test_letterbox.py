@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mien_server.models.interface import Detections
+from mien_server.models.detections import Detections
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.letterbox import fine_side, letterbox, merge_passes
 

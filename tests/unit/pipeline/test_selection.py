@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
-from mien_server.models.interface import Detections
+from mien_server.models.detections import Detections
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import FacePolicy, FaceSelection, Limits
 

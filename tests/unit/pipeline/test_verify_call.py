@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mien_server.errors import InvalidRequest, MienError, ModelNotFound, Reason, Unmet
+from mien_server.models.roles import EMBEDDER
 from mien_server.pipeline.types import (
     AlignedFace,
     Call,
@@ -70,7 +71,7 @@ async def test_an_absurd_threshold_is_refused(world: World, threshold: float) ->
 
 
 async def test_a_model_without_threshold_needs_one(world: World) -> None:
-    world.add("bare", "embed", Scripted(mean_colour), match_threshold=None)
+    world.add("bare", EMBEDDER, Scripted(mean_colour), match_threshold=None)
     sides = given(PAINT_VECTOR, "bare", "a"), given(PAINT_VECTOR, "bare")
     with pytest.raises(InvalidRequest, match="bare has no match_threshold") as caught:
         await world.verify(*sides)
@@ -80,7 +81,7 @@ async def test_a_model_without_threshold_needs_one(world: World) -> None:
 
 async def test_the_embedder_is_the_one_that_made_a_given_embedding(world: World) -> None:
     other = Scripted(mean_colour)
-    world.add("other", "embed", other, match_threshold=0.2)
+    world.add("other", EMBEDDER, other, match_threshold=0.2)
     compared = await world.verify(painted(200, 100, (10, 10, 80)), given(PAINT_VECTOR, "other"))
     assert compared.embedder.name == "other"
     assert compared.threshold == 0.2
@@ -89,7 +90,7 @@ async def test_the_embedder_is_the_one_that_made_a_given_embedding(world: World)
 
 
 async def test_embeddings_of_different_models_are_never_compared(world: World) -> None:
-    world.add("other", "embed", Scripted(mean_colour))
+    world.add("other", EMBEDDER, Scripted(mean_colour))
     photo = painted(200, 100, (10, 10, 80))
     vectors = ModelRef("vectors", 0, "embedder")
     for a, b, field_ in (

@@ -92,7 +92,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions of SFace are small."""
-    monkeypatch.setattr(instances, "FAMILIES", NETWORKS)
+    monkeypatch.setattr(instances, "find_family", NETWORKS.__getitem__)
 
 
 @pytest.fixture

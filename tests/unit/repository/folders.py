@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien_server.errors import MienError, Reason, Unmet
-from mien_server.models.catalogue import FAMILIES
 from mien_server.models.embedder import EmbedderFamily
-from mien_server.models.interface import EmbedderRow
+from mien_server.models.families import families
+from mien_server.models.roles import EmbedderRow
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
@@ -38,7 +38,7 @@ class SmallEmbedder(nn.Module):
         return embedding
 
 
-NETWORKS = {**FAMILIES, "sface": EmbedderFamily("sface", SmallEmbedder)}
+NETWORKS = {**families(), "sface": EmbedderFamily("sface", SmallEmbedder)}
 """The families that these tests load: those of the server, with a small one under the name of SFace."""
 
 

@@ -8,10 +8,11 @@ from typing import Any, cast
 import pytest
 
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady
+from mien_server.models.interface import TensorSpec
+from mien_server.models.roles import DETECTOR, EmbedderOptions
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.config.tensors import TensorSpec
 from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.manifest import ManifestError
 from mien_server.repository.traffic import Traffic
@@ -179,7 +180,7 @@ def test_swap_that_would_leave_no_answer_changes_nothing_and_frees_what_was_load
 ) -> None:
     old = made.version(1, "old")
     catalogue.swap(config, "old text", {1: old}, {})
-    shadowed = replace(config, match_threshold=0.5, traffic=Traffic(shadow_version=1))
+    shadowed = replace(config, options=EmbedderOptions(0.5), traffic=Traffic(shadow_version=1))
     catalogue.swap(shadowed, "new text", {1: made.version(1, "new")}, BROKEN)
     assert catalogue.drained(SECONDS)
     assert made.freed == ["new"]
@@ -198,11 +199,11 @@ def test_version_whose_replacement_failed_keeps_its_config_and_its_text(
 ) -> None:
     one, two = made.version(1), made.version(2)
     catalogue.swap(config, "old text", {1: one, 2: two}, {})
-    changed = replace(config, match_threshold=0.5)
+    changed = replace(config, options=EmbedderOptions(0.5))
     catalogue.swap(changed, "new text", {1: one, 2: two}, BROKEN)
-    assert catalogue.resolve("model", 1).config.match_threshold == 0.5
+    assert catalogue.resolve("model", 1).config.options.match_threshold == 0.5
     assert catalogue.message("model", 1) == "new text"
-    assert catalogue.resolve("model", 2).config.match_threshold is None
+    assert catalogue.resolve("model", 2).config.options.match_threshold is None
     assert catalogue.message("model", 2) == "old text"
     assert lines(catalogue)[2] == (
         State.READY,
@@ -288,7 +289,7 @@ def test_model_without_weights_is_known_for_what_it_would_be(
 ) -> None:
     catalogue.fail("model", "it has no weights", lacking=config)
     with pytest.raises(InvalidRequest, match="an embedding model, where a detector is needed"):
-        catalogue.resolve("model", task="detect")
+        catalogue.resolve("model", role=DETECTOR)
     assert catalogue.unready([], strict=True) == {}, "it is a choice"
     assert catalogue.unready(["model"], strict=False) == {"model": "it has no weights"}
     assert not caplog.records, "nor is it worth a warning"

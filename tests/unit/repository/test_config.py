@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.models.interface import FamilyOptions, Normalisation
+from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, EmbedderOptions
 from mien_server.repository.config.model import (
     InstanceGroup,
     ModelConfig,
-    TensorSpec,
     Warmup,
     read_config,
 )
@@ -24,16 +24,16 @@ Read = Callable[[str], ModelConfig]
 
 def test_shortest_embedder_has_the_documented_defaults(read: Read, embedder: str) -> None:
     config = read(embedder)
-    assert (config.name, config.backend, config.task) == ("model", "pytorch", "embed")
+    assert (config.name, config.backend, config.role) == ("model", "pytorch", EMBEDDER)
     assert config.normalisation == Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
-    assert config.options == FamilyOptions()
+    assert config.options == EmbedderOptions()
     assert config.precision == "auto"
-    assert config.match_threshold is None
+    assert config.options.match_threshold is None
     assert config.default_model_filename == "model.safetensors"
     assert config.instance_groups == (InstanceGroup("auto", 0, ()),)
     assert config.inputs == (TensorSpec("face", "TYPE_UINT8", (3, 112, 112)),)
     assert config.outputs == (TensorSpec("embedding", "TYPE_FP32", (128,)),)
-    assert (config.buckets, config.sides) == ((), (112,))
+    assert config.sides == (112,)
     assert config.warmup == ()
     assert config.batching.max_batch_size == 8
     assert config.batching.max_queue_delay == 0
@@ -47,9 +47,9 @@ parameters { key: "score_threshold" value { string_value: "0.7" } }
 parameters { key: "nms_threshold" value { string_value: "0.3" } }
 """
     config = read(detector + more)
-    assert config.task == "detect"
-    assert config.buckets == config.sides == (320, 640)
-    assert config.options == FamilyOptions(0.7, 0.3)
+    assert config.role is DETECTOR
+    assert config.options.buckets == config.sides == (320, 640)
+    assert config.options == DetectorOptions((320, 640), 0.7, 0.3)
     assert config.normalisation == Normalisation("BGR", (104, 117, 123), 1)
 
 
@@ -176,13 +176,13 @@ def test_defaults_that_are_spelt_out_are_no_error(read: Read, embedder: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "dimensions", "license_"),
+    ("name", "role", "dimensions", "license_"),
     [
-        ("retinaface", "detect", None, "MIT"),
-        ("sface", "embed", 128, "Apache-2.0"),
+        ("retinaface", DETECTOR, None, "MIT"),
+        ("sface", EMBEDDER, 128, "Apache-2.0"),
         (
             "arcface",
-            "embed",
+            EMBEDDER,
             512,
             "InsightFace and ModelScope weights: non-commercial research only",
         ),
@@ -191,20 +191,20 @@ def test_defaults_that_are_spelt_out_are_no_error(read: Read, embedder: str) -> 
 def test_shipped_configs_are_valid_and_quiet(
     caplog: pytest.LogCaptureFixture,
     name: str,
-    task: str,
+    role: AnyRole,
     dimensions: int | None,
     license_: str,
 ) -> None:
     config = read_config(SHIPPED / name / "config.pbtxt")
     assert isinstance(config, ModelConfig)
-    assert (config.name, config.task, config.license) == (name, task, license_)
+    assert (config.name, config.role, config.license) == (name, role, license_)
     assert config.source
     assert config.warmup
     assert not caplog.records
     if dimensions:
         assert config.outputs[0].dims == (dimensions,)
-        assert config.match_threshold is not None
+        assert config.options.match_threshold is not None
         assert config.batching.split_rows
     else:
-        assert config.buckets == (320, 640, 1024)
+        assert config.options.buckets == (320, 640, 1024)
         assert config.normalisation.fill_rgb == (123, 117, 104)

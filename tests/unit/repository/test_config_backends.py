@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mien_server.models.roles import DETECTOR
 from mien_server.repository.config.model import ConfigError, ModelConfig
 
 Read = Callable[[str], ModelConfig]
@@ -31,7 +32,7 @@ def test_onnxruntime_by_either_of_its_names(read: Read, embedder: str, how: str)
 def test_a_detector_without_a_network_in_pytorch(read: Read, detector: str) -> None:
     text = detector.replace(PYTORCH, 'backend: "onnxruntime"')
     config = read(text.replace("retinaface_mobilenet0.25", "scrfd"))
-    assert (config.architecture, config.task, config.sides) == ("scrfd", "detect", (320, 640))
+    assert (config.architecture, config.role, config.sides) == ("scrfd", DETECTOR, (320, 640))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mien_server.models.interface import TensorSpec
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import ConfigError, read_config
-from mien_server.repository.config.tensors import TensorSpec
 
 SHIPPED = Path(__file__).resolve().parents[3] / "model_repository/face_embedding/config.pbtxt"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mien_server.errors import ModelNotReady
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository import loading
 from mien_server.repository.versions import State
 from tests.unit.repository.folders import (
@@ -37,7 +38,7 @@ def test_config_of_another_kind_of_model_does_not_replace_what_serves(
     other = (root / "retinaface" / "config.pbtxt").read_text()
     (root / "sface" / "config.pbtxt").write_text(other.replace('"retinaface"', '"sface"'))
     failure(repository, "sface")
-    assert embed(repository.catalogue.resolve("sface", task="embed")).shape == (128,)
+    assert embed(repository.catalogue.resolve("sface", role=EMBEDDER)).shape == (128,)
     assert "it serves on; loading it again failed: " in line(repository, "sface", 1).reason
 
 
@@ -66,12 +67,12 @@ def test_settings_that_need_no_load_change_only_with_the_load(
     configure(root, "sface", '"0.363"', '"0.5"')
     parameter(root, "sface", "shadow_version", 1)
     failure(repository, "sface")
-    assert repository.catalogue.resolve("sface").config.match_threshold == 0.363
+    assert repository.catalogue.resolve("sface").config.options.match_threshold == 0.363
     before = repository.catalogue.resolve("sface").slot
     add_version(root, "sface", 2, seed=1)
     repository.loader.load("sface").result(SECONDS)
     found = repository.catalogue.resolve("sface", 1)
-    assert (found.config.match_threshold, found.slot) == (0.5, before)
+    assert (found.config.options.match_threshold, found.slot) == (0.5, before)
 
 
 def test_reload_that_works_leaves_no_complaint_and_a_later_failure_is_told(

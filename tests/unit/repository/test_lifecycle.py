@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mien_server.backends.pytorch import LoadError
 from mien_server.errors import ModelNotReady
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.loading import WarmupError
 from mien_server.repository.manifest import ManifestError
@@ -45,14 +46,14 @@ def test_new_version_takes_over_and_the_old_one_is_freed(root: Path, open_reposi
     assert repository.catalogue.drained(SECONDS)
     with pytest.raises(Draining, match="sface version 1 has been unloaded"):
         embed(old)
-    assert not hasattr(old.slot.instances[0].instance, "_engine"), "its network is gone"
+    assert not hasattr(old.slot.instances[0].instance, "_runner"), "its network is gone"
     assert reason(repository, "sface", 1) == "it has been unloaded"
 
 
 def test_version_stays_loaded_while_a_call_holds_it(root: Path, open_repository: Open) -> None:
     add_version(root, "sface", 1)
     repository = open_repository(names=("sface",))
-    with repository.catalogue.lease("sface", task="embed") as (held, _):
+    with repository.catalogue.lease("sface", role=EMBEDDER) as (held, _):
         before = embed(held)
         add_version(root, "sface", 2, seed=2)
         repository.loader.load("sface").result(SECONDS)
@@ -102,7 +103,7 @@ def test_unchanged_version_is_not_loaded_again(root: Path, open_repository: Open
     configure(root, "sface", '"0.363"', '"0.4"')
     repository.loader.load("sface").result(SECONDS)
     assert repository.catalogue.resolve("sface", 1).slot is slot
-    assert repository.catalogue.resolve("sface", 1).config.match_threshold == 0.4
+    assert repository.catalogue.resolve("sface", 1).config.options.match_threshold == 0.4
     configure(root, "sface", "max_batch_size: 32", "max_batch_size: 16")
     repository.loader.load("sface").result(SECONDS)
     assert repository.catalogue.resolve("sface", 1).slot is not slot
@@ -214,7 +215,7 @@ def test_unloaded_model_is_not_ready_and_can_be_loaded_again(
     repository = open_repository(names=("sface",))
     repository.loader.unload("sface").result(SECONDS)
     with pytest.raises(ModelNotReady, match=r"version 1: it (has been unloaded|takes no)"):
-        repository.catalogue.resolve("sface", task="embed")
+        repository.catalogue.resolve("sface", role=EMBEDDER)
     assert repository.catalogue.drained(SECONDS)
     repository.loader.unload("sface").result(SECONDS)
     assert repository.catalogue.unready([], strict=True) == {}, "nobody wants it any more"

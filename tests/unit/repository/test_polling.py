@@ -112,7 +112,7 @@ def test_changed_config_is_followed(root: Path, open_repository: Open) -> None:
     repository = open_repository(mode="poll")
     configure(root, "sface", '"0.363"', '"0.5"')
     wait(repository.loader.poll())
-    assert repository.catalogue.resolve("sface").config.match_threshold == 0.5
+    assert repository.catalogue.resolve("sface").config.options.match_threshold == 0.5
 
 
 def test_touched_files_of_the_same_content_keep_the_slot(root: Path, open_repository: Open) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mien_server.backends.devices import DeviceError
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, at
-from mien_server.models.interface import DetectorRow, EmbedderRow
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow, EmbedderRow
 from mien_server.repository.loader import RepositoryError
 from mien_server.repository.versions import State
 from mien_server.scheduling.work import Work
@@ -20,10 +20,10 @@ def test_ready_version_answers_through_its_slot(root: Path, open_repository: Ope
     add_version(root, "retinaface", 1)
     add_version(root, "sface", 1)
     repository = open_repository()
-    detector = repository.catalogue.resolve("retinaface", task="detect")
-    embedder = repository.catalogue.resolve("sface", 1, task="embed")
+    detector = repository.catalogue.resolve("retinaface", role=DETECTOR)
+    embedder = repository.catalogue.resolve("sface", 1, role=EMBEDDER)
     assert (embedder.name, embedder.version) == ("sface", 1)
-    assert embedder.config.match_threshold == 0.363
+    assert embedder.config.options.match_threshold == 0.363
     image = np.zeros((64, 64, 3), np.uint8)
     done = detector.slot.submit(Work(rows=[DetectorRow(image, 0.5)], shape=64)).result(30)
     assert done.results[0].boxes.shape[1] == 4
@@ -39,7 +39,7 @@ def test_model_without_weights_says_which_command_installs_them(
     with pytest.raises(
         ModelNotReady, match="run `mien-server models install retinaface`"
     ) as caught:
-        repository.catalogue.resolve("retinaface", task="detect")
+        repository.catalogue.resolve("retinaface", role=DETECTOR)
     assert caught.value.lasting
     assert "docs/models.md" in reason(repository, "arcface")
     assert "mien-server models import arcface FILE" in reason(repository, "arcface")
@@ -61,10 +61,10 @@ def test_broken_models_do_not_stop_the_others(root: Path, open_repository: Open)
     assert "does not match its manifest" in reason(repository, "retinaface", 1)
     mismatch = r"version 1: .*does not match its manifest"
     with pytest.raises(ModelNotReady, match=mismatch) as caught, at("detector"):
-        repository.catalogue.resolve("retinaface", task="detect")
+        repository.catalogue.resolve("retinaface", role=DETECTOR)
     assert caught.value.field == "detector"
     with pytest.raises(ModelNotReady, match=r"config\.pbtxt:8: "):
-        repository.catalogue.resolve("arcface", task="embed")
+        repository.catalogue.resolve("arcface", role=EMBEDDER)
 
 
 def test_weights_of_another_network_are_refused(root: Path, open_repository: Open) -> None:
@@ -90,14 +90,14 @@ def test_version_zero_is_the_highest_ready_one(root: Path, open_repository: Open
         add_version(root, "retinaface", version, seed=version)
     (root / "retinaface" / "10" / "manifest.json").unlink()
     repository = open_repository()
-    assert repository.catalogue.resolve("retinaface", task="detect").version == 2
-    assert repository.catalogue.resolve("retinaface", 1, task="detect").version == 1
+    assert repository.catalogue.resolve("retinaface", role=DETECTOR).version == 2
+    assert repository.catalogue.resolve("retinaface", 1, role=DETECTOR).version == 1
     one, two = (
-        repository.catalogue.resolve("retinaface", v, task="detect").fingerprint for v in (1, 2)
+        repository.catalogue.resolve("retinaface", v, role=DETECTOR).fingerprint for v in (1, 2)
     )
     assert one != two
     with pytest.raises(ModelNotReady, match=r"version 10: .*incomplete or still copied"):
-        repository.catalogue.resolve("retinaface", 10, task="detect")
+        repository.catalogue.resolve("retinaface", 10, role=DETECTOR)
 
 
 def test_default_policy_loads_the_latest_version_only(root: Path, open_repository: Open) -> None:
@@ -142,12 +142,12 @@ def test_unknown_model_and_version_list_what_there_is(root: Path, open_repositor
     repository = open_repository()
     listed = "the models are: arcface, retinaface, sface"
     with pytest.raises(ModelNotFound, match=listed) as caught, at("detector.name"):
-        repository.catalogue.resolve("yolo", task="detect")
+        repository.catalogue.resolve("yolo", role=DETECTOR)
     assert caught.value.field == "detector.name"
     with pytest.raises(ModelNotFound, match="no version 2; its versions: 1"):
-        repository.catalogue.resolve("retinaface", 2, task="detect")
+        repository.catalogue.resolve("retinaface", 2, role=DETECTOR)
     with pytest.raises(ModelNotFound, match="no version -1"):
-        repository.catalogue.resolve("retinaface", -1, task="detect")
+        repository.catalogue.resolve("retinaface", -1, role=DETECTOR)
 
 
 def test_model_for_another_task_is_a_bad_option(root: Path, open_repository: Open) -> None:
@@ -155,7 +155,7 @@ def test_model_for_another_task_is_a_bad_option(root: Path, open_repository: Ope
     repository = open_repository()
     needed = "an embedding model is needed: arcface, sface"
     with pytest.raises(InvalidRequest, match=needed) as e, at("embedder"):
-        repository.catalogue.resolve("retinaface", task="embed")
+        repository.catalogue.resolve("retinaface", role=EMBEDDER)
     assert (e.value.reason, e.value.field) == (Reason.INVALID_OPTION, "embedder")
 
 
@@ -197,9 +197,9 @@ def test_fingerprint_depends_on_the_configured_normalisation(
     root: Path, open_repository: Open
 ) -> None:
     add_version(root, "retinaface", 1)
-    before = open_repository().catalogue.resolve("retinaface", task="detect").fingerprint
+    before = open_repository().catalogue.resolve("retinaface", role=DETECTOR).fingerprint
     configure(root, "retinaface", '"BGR"', '"RGB"')
-    assert open_repository().catalogue.resolve("retinaface", task="detect").fingerprint != before
+    assert open_repository().catalogue.resolve("retinaface", role=DETECTOR).fingerprint != before
 
 
 def test_warm_up_runs_as_configured_before_the_version_is_ready(

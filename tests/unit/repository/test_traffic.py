@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.errors import ModelNotReady
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository.config.model import ConfigError, ModelConfig
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from tests.unit.repository.folders import Open, add_version, keep_versions, parameter, traffic
@@ -120,7 +121,7 @@ def test_calls_are_counted_by_the_version_that_answers(root: Path, open_reposito
     repository = open_repository(names=("sface",))
     seen: Counter[int] = Counter()
     for _ in range(400):
-        with repository.catalogue.lease("sface", task="embed") as (model, _):
+        with repository.catalogue.lease("sface", role=EMBEDDER) as (model, _):
             seen[model.version] += 1
     assert 70 < seen[2] < 130
     with repository.catalogue.lease("sface", 2) as (model, _):

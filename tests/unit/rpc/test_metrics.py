@@ -9,6 +9,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+from mien_server.models.roles import EMBEDDER
 from mien_server.observability.metrics_endpoint import exposition
 from mien_server.observability.model_metrics import ModelMetrics
 from mien_server.repository.catalogue import Catalogue
@@ -104,7 +105,7 @@ async def test_requests_that_wait_or_are_refused_are_told(scraped: Running) -> N
     gate = threading.Event()
     policy = BatchingPolicy(max_batch_size=1, max_queue_size=2)
     slow = Scripted(mean_colour, gate)
-    scraped.world.add("slow", "embed", slow, policy=policy)
+    scraped.world.add("slow", EMBEDDER, slow, policy=policy)
     waiting = [asyncio.create_task(scraped.client.infer("slow", crops((1, 1, 1))))]
     await scraped.until(slow.begun.is_set)
     waiting += [asyncio.create_task(scraped.client.infer("slow", crops((1, 1, 1)))) for _ in "ab"]
@@ -137,8 +138,8 @@ async def test_states_name_what_does_not_serve(scraped: Running) -> None:
 
 async def test_split_traffic_is_told_of_models_that_split_it(scraped: Running) -> None:
     split = Traffic(shadow_version=2)
-    scraped.world.add("split", "embed", Scripted(mean_colour), traffic=split)
-    scraped.world.add("split", "embed", Scripted(mean_colour), version=2, traffic=split)
+    scraped.world.add("split", EMBEDDER, Scripted(mean_colour), traffic=split)
+    scraped.world.add("split", EMBEDDER, Scripted(mean_colour), version=2, traffic=split)
     told = scrape(scraped)
     assert told.of("mien_routed_calls_total") == {("split", "1"): 9, ("split", "2"): 0}
     assert told.of("mien_shadow_rows_total", model="split", version="2") == {
@@ -174,7 +175,7 @@ async def test_calls_are_counted_by_how_they_ended(scraped: Running) -> None:
 async def test_call_that_its_caller_gives_up_or_that_runs_late_is_counted(scraped: Running) -> None:
     gate = threading.Event()
     slow = Scripted(mean_colour, gate)
-    scraped.world.add("slow", "embed", slow)
+    scraped.world.add("slow", EMBEDDER, slow)
     given_up = asyncio.create_task(scraped.client.infer("slow", crops((1, 1, 1))))
     await scraped.until(slow.begun.is_set)
     given_up.cancel()

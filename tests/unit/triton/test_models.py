@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2
 
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository.traffic import Traffic
 from mien_server.rpc.server import INFERENCE_SERVICE
 from mien_server.triton.service import InferenceService
@@ -61,7 +62,7 @@ async def test_statistics_add_up(running: Running) -> None:
 
 
 async def test_statistics_of_one_model_or_version(running: Running) -> None:
-    running.world.add("vectors", "embed", Scripted(mean_colour), version=2)
+    running.world.add("vectors", EMBEDDER, Scripted(mean_colour), version=2)
     of_model = await running.client.get_inference_statistics("vectors")
     assert [stats.version for stats in of_model.model_stats] == ["1", "2"]
     of_version = await running.client.get_inference_statistics("vectors", "2")
@@ -72,8 +73,8 @@ async def test_statistics_of_one_model_or_version(running: Running) -> None:
 
 async def test_statistics_tell_how_traffic_was_split(running: Running) -> None:
     split = Traffic(shadow_version=2)
-    running.world.add("split", "embed", Scripted(mean_colour), traffic=split)
-    running.world.add("split", "embed", Scripted(mean_colour), version=2, traffic=split)
+    running.world.add("split", EMBEDDER, Scripted(mean_colour), traffic=split)
+    running.world.add("split", EMBEDDER, Scripted(mean_colour), version=2, traffic=split)
     answer = await running.client.get_inference_statistics("split")
     told = [
         {key: stats.success.count for key, stats in each.response_stats.items()}

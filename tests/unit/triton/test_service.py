@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferRequestedOutput, service_pb2
 
+from mien_server.models.roles import EMBEDDER
 from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy
 from tests.unit.triton.triton_world import (
     CROP,
@@ -67,7 +68,7 @@ async def test_more_rows_than_a_batch_are_refused_unless_the_model_splits_rows(
     assert code == "INVALID_ARGUMENT"
     assert "at most 4 rows" in told
     policy = BatchingPolicy(max_batch_size=4, split_rows=True)
-    running.world.add("splitting", "embed", Scripted(mean_colour), policy=policy)
+    running.world.add("splitting", EMBEDDER, Scripted(mean_colour), policy=policy)
     result = await running.client.infer("splitting", many)
     np.testing.assert_array_equal(result.as_numpy("embedding")[:, 0], np.arange(1, 8))
 
@@ -113,7 +114,7 @@ async def test_priority_and_timeout_reach_the_queue(running: Running) -> None:
         default_priority_level=2,
         default_queue_policy=QueuePolicy(allow_timeout_override=True),
     )
-    running.world.add("queue", "embed", held, policy=policy)
+    running.world.add("queue", EMBEDDER, held, policy=policy)
     first = asyncio.create_task(running.client.infer("queue", crops((1, 1, 1))))
     await asyncio.to_thread(held.begun.wait, 30)
     code, told = await refusal(running.client.infer("queue", crops((2, 2, 2)), timeout=1000))
@@ -137,7 +138,7 @@ async def test_priority_and_timeout_reach_the_queue(running: Running) -> None:
 
 async def test_deadline_of_the_client_is_kept(running: Running) -> None:
     gate = threading.Event()
-    running.world.add("slow", "embed", Scripted(mean_colour, gate))
+    running.world.add("slow", EMBEDDER, Scripted(mean_colour, gate))
     code, _ = await refusal(running.client.infer("slow", crops((1, 1, 1)), client_timeout=0.05))
     assert code == "DEADLINE_EXCEEDED"
     gate.set()

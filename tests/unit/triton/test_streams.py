@@ -11,6 +11,7 @@ import pytest
 from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
+from mien_server.models.roles import EMBEDDER
 from mien_server.triton.stream import METHOD
 from tests.unit.triton.triton_world import CROP, Running, Scripted, crops, mean_colour
 
@@ -53,7 +54,7 @@ async def test_message_that_is_none_ends_the_stream_after_the_answers_before_it(
 ) -> None:
     gate = threading.Event()
     held = Scripted(mean_colour, gate)
-    running.world.add("slow", "embed", held)
+    running.world.add("slow", EMBEDDER, held)
     request = service_pb2.ModelInferRequest(model_name="slow", id="before")
     request.inputs.add(name="face", datatype="UINT8", shape=[1, *CROP])
     request.raw_input_contents.append(b"\1" * 112 * 112 * 3)
@@ -85,7 +86,7 @@ async def test_requests_of_a_stream_are_admitted_one_by_one(running: Running) ->
 async def test_stream_that_is_given_up_lets_go_of_everything(running: Running) -> None:
     gate = threading.Event()
     held = Scripted(mean_colour, gate)
-    running.world.add("slow", "embed", held)
+    running.world.add("slow", EMBEDDER, held)
     request = service_pb2.ModelInferRequest(model_name="slow")
     tensor = request.inputs.add(name="face", datatype="UINT8", shape=[1, *CROP])
     request.raw_input_contents.append(b"\1" * 112 * 112 * 3)

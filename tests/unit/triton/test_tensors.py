@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.errors import InvalidRequest
-from mien_server.repository.config.tensors import TensorSpec
+from mien_server.models.interface import TensorSpec
 from mien_server.triton.request import InferOptions, infer_options, model_version
 from mien_server.triton.tensors import (
     add_outputs,

@@ -18,7 +18,9 @@ from tritonclient.grpc import InferInput, model_config_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from mien_server.errors import ModelNotFound, ModelNotReady, Reason, Unmet
-from mien_server.models.interface import Detections, FamilyOptions, Normalisation, Task
+from mien_server.models.detections import Detections
+from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, EmbedderOptions
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
@@ -34,7 +36,6 @@ from mien_server.pipeline.types import (
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
-from mien_server.repository.config.tensors import TensorSpec
 from mien_server.repository.leases import Lease
 from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
@@ -117,26 +118,25 @@ class World:
         self.calls: list[Call] = []
         self.counter = EnsembleCounter()
 
-    def add(self, name: str, task: Task, instance: Scripted, **options: Any) -> ReadyModel:
+    def add(self, name: str, role: AnyRole, instance: Scripted, **options: Any) -> ReadyModel:
         version = options.pop("version", 1)
         policy = options.pop("policy", BatchingPolicy(max_batch_size=4))
         config = ModelConfig(
             name=name,
             backend="pytorch",
             architecture="scripted",
-            task=task,
+            role=role,
             precision="fp32",
             normalisation=Normalisation("RGB", (0, 0, 0), 1.0),
-            options=FamilyOptions(),
+            options=DetectorOptions((64, 128)) if role is DETECTOR else EmbedderOptions(),
             batching=policy,
             instance_groups=(InstanceGroup("cpu"),),
             inputs=(TensorSpec("image", "TYPE_UINT8", (3, -1, -1)),)
-            if task == "detect"
+            if role is DETECTOR
             else (TensorSpec("face", "TYPE_UINT8", CROP),),
             outputs=DETECTOR_OUTPUTS
-            if task == "detect"
+            if role is DETECTOR
             else (TensorSpec("embedding", "TYPE_FP32", (3,)),),
-            buckets=(64, 128) if task == "detect" else (),
         )
         slot = self.scheduler.open_slot(name, version, policy, [PlacedInstance(instance, "cpu")])
         model = ReadyModel(name, version, "print", replace(config, **options), slot)
@@ -283,8 +283,8 @@ async def refusal(call: Any) -> tuple[str, str]:
 async def serving() -> AsyncIterator[Running]:
     """A server of two models, `vectors` and `finder`, ready; and clients of it."""
     world = World()
-    world.add("vectors", "embed", Scripted(mean_colour))
-    world.add("finder", "detect", Scripted(as_many_faces_as_red))
+    world.add("vectors", EMBEDDER, Scripted(mean_colour))
+    world.add("finder", DETECTOR, Scripted(as_many_faces_as_red))
     admission = Admission(max_calls=100, max_bytes=1 << 26)
     registry = CollectorRegistry()
     metrics = CallMetrics(registry)

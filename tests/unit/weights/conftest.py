@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mien_server.backends.checkpoint import load_network
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.weights.importer import Imported, import_weights
 from mien_server.weights.progress import Progress

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mien_server.models.families import find_family
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 from mien_server.repository.manifest import read_manifest, verify_version
 from mien_server.weights.importer import ImportRefused, import_weights
@@ -130,8 +132,8 @@ def test_new_model_gets_a_configuration_that_the_server_can_read(
     license_ = 'say "please";\n\tC:\\weights, naïve'
     (done,), said = bring("mine", checkpoint, license_=license_)
     config = config_of(repository / "mine")
-    assert config.task == "detect"
-    assert config.buckets == (320, 640, 1024)
+    assert config.role is DETECTOR
+    assert config.options.buckets == (320, 640, 1024)
     assert config.license == 'say "please"; C:\\weights, naïve'
     assert f"{repository / 'mine' / 'config.pbtxt'} is new: read it through" in said
     verify_version(done.folder, repository, "model.safetensors")
@@ -216,7 +218,11 @@ def test_pack_under_a_new_name_becomes_a_model_for_each_network(
 def test_pack_for_a_model_that_exists_gives_it_the_one_that_fits(
     repository: Path, bring: Import, pack: Path
 ) -> None:
-    (model,) = [each for each in bring("new", pack)[0] if each.recognised.task == "embed"]
+    (model,) = [
+        each
+        for each in bring("new", pack)[0]
+        if find_family(each.recognised.architecture).role is EMBEDDER
+    ]
     (done,), said = bring(model.model, pack)
     assert (done.model, done.version) == (model.model, 2)
     assert "skipped: det_10g.onnx is architecture 'scrfd' on backend 'onnxruntime', not for" in said

@@ -10,7 +10,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
+from mien_server.models.roles import DETECTOR
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.manifest import read_manifest, sha256_of
 from mien_server.weights.recognise.checkpoint import recognise
@@ -158,7 +160,7 @@ def test_scrfd_is_recognised_by_its_nine_outputs(
 ) -> None:
     (done,), _ = bring("scrfd", scrfd(tmp_path / "det_10g.onnx", side=side, batch=batch))
     assert done.recognised.kind == "architecture 'scrfd' on backend 'onnxruntime'"
-    assert done.recognised.task == "detect"
+    assert find_family(done.recognised.architecture).role is DETECTOR
     message = ConfigText.read(repository / "scrfd" / "config.pbtxt").message
     assert message.max_batch_size == rows
     assert message.parameters["buckets"].string_value == buckets

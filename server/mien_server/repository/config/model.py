@@ -8,16 +8,14 @@ from typing import Any, Literal, TypeAlias
 from tritonclient.grpc import model_config_pb2 as triton
 
 from mien_server.backends.precision import Precision
-from mien_server.models.catalogue import FAMILIES
-from mien_server.models.interface import FamilyOptions, Normalisation, Task
+from mien_server.models.families import families, roles
+from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
 from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble, read_ensemble
 from mien_server.repository.config.fields import MODEL_FIELDS, check_fields
 from mien_server.repository.config.parameters import Parameters
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 from mien_server.repository.config.policy import QUEUE_PARAMETERS, read_batching
 from mien_server.repository.config.tensors import (
-    CROP_SIDE,
-    TensorSpec,
     Warmup,
     read_inputs,
     read_outputs,
@@ -27,7 +25,7 @@ from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS, read_traff
 from mien_server.repository.traffic import Traffic
 from mien_server.scheduling.policy import BatchingPolicy
 
-__all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "TensorSpec", "Warmup", "read_config"]
+__all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "Warmup", "read_config"]
 
 Backend: TypeAlias = Literal["pytorch", "onnxruntime"]
 """What runs a model."""
@@ -42,21 +40,15 @@ _ONNX_PLATFORM = "onnxruntime_onnx"
 
 _CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
 
-_DETECTORS_ONLY = frozenset({"buckets", "score_threshold", "nms_threshold"})
-_EMBEDDERS_ONLY = frozenset({"match_threshold", "thresholds_by_far"})
 _PARAMETERS = frozenset(
     {
         *("architecture", "precision", "channel_order", "mean", "scale", "license", "source"),
-        *_DETECTORS_ONLY,
-        *_EMBEDDERS_ONLY,
         *QUEUE_PARAMETERS,
         *TRAFFIC_PARAMETERS,
     }
 )
+"""Those that models of any role may have."""
 
-# A detector's deepest feature map has a 32nd of the side.
-_STRIDE = 32
-_MAX_BUCKET = 4096
 _MAX_COUNT = 1024
 
 
@@ -82,17 +74,14 @@ class ModelConfig:
     Attributes:
         name: the model's folder.
         backend: what runs it.
-        architecture: the family's name in `models.catalogue`.
-        task: the family's.
+        architecture: the family's name in `models.families`.
+        role: the family's: what the model takes and gives.
         precision: what to compute in.
         normalisation: how pixels become the network's input.
-        options: thresholds of the family's post-processing.
+        options: what the role's own parameters say: `DetectorOptions` of a detector.
         batching: how requests share batches.
         instance_groups: where it runs; at least one.
         inputs, outputs: the tensors that Triton's protocol shows.
-        buckets: a detector's canvas sides in pixels, ascending multiples of 32; else empty.
-        match_threshold: an embedder's cosine from which two faces match, in [-1, 1], or None.
-        thresholds_by_far: false accept rates, each with the cosine that was measured to keep it.
         default_model_filename: the weights' file in a version folder.
         license, source: free text: who may use the weights for what, and where they come from.
         warmup: what runs before the model is ready.
@@ -104,17 +93,14 @@ class ModelConfig:
     name: str
     backend: Backend
     architecture: str
-    task: Task
+    role: AnyRole
     precision: Precision
     normalisation: Normalisation
-    options: FamilyOptions
+    options: Any
     batching: BatchingPolicy
     instance_groups: tuple[InstanceGroup, ...]
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    buckets: tuple[int, ...] = ()
-    match_threshold: float | None = None
-    thresholds_by_far: tuple[tuple[float, float], ...] = ()
     default_model_filename: str = "model.safetensors"
     license: str = ""
     source: str = ""
@@ -126,7 +112,7 @@ class ModelConfig:
     @property
     def sides(self) -> tuple[int, ...]:
         """The sides in pixels of the square images that the network gets."""
-        return self.buckets or (CROP_SIDE,)
+        return self.role.sides(self.options)
 
     def wanted_versions(self, available: Iterable[int]) -> tuple[int, ...]:
         """What version_policy asks for, highest first; a specific version may be missing."""
@@ -136,10 +122,10 @@ class ModelConfig:
 
     def runs_like(self, other: "ModelConfig") -> bool:
         """Whether a version loaded under the other config need not be loaded again under this one."""
-        return self == replace(
+        alike = self.role is other.role and self.role.run_alike(self.options, other.options)
+        return alike and self == replace(
             other,
-            match_threshold=self.match_threshold,
-            thresholds_by_far=self.thresholds_by_far,
+            options=self.options,
             license=self.license,
             source=self.source,
             latest_versions=self.latest_versions,
@@ -170,55 +156,42 @@ def _read_model(text: ConfigText) -> ModelConfig:
     check_fields(text, MODEL_FIELDS)
     name = text.model_name()
     backend = _backend(text)
-    parameters = Parameters(text, _PARAMETERS)
-    architecture = parameters.choice("architecture", sorted(FAMILIES))
-    task = FAMILIES[architecture].task
-    foreign = _EMBEDDERS_ONLY if task == "detect" else _DETECTORS_ONLY
-    for key in sorted(foreign):
+    parameters = Parameters(text, known_parameters())
+    architecture = parameters.choice("architecture", sorted(families()))
+    role = families()[architecture].role
+    for key in sorted(known_parameters() - _PARAMETERS - role.parameters):
         if key in parameters:
             raise parameters.error(key, f"has no meaning for {architecture}; remove it")
 
-    buckets = _buckets(parameters) if task == "detect" else ()
+    options = role.read_options(parameters)
     batching = read_batching(text, parameters)
-    inputs = read_inputs(text, task)
+    inputs = read_inputs(text, role)
     latest, specific = _versions(text)
     return ModelConfig(
         name=name,
         backend=backend,
         architecture=architecture,
-        task=task,
+        role=role,
         precision=parameters.choice("precision", _PRECISIONS[backend], "auto"),
         normalisation=_normalisation(parameters),
-        options=_options(parameters),
+        options=options,
         batching=batching,
         instance_groups=_instance_groups(text),
         inputs=inputs,
-        outputs=read_outputs(text, task),
-        buckets=buckets,
-        match_threshold=(
-            parameters.number("match_threshold", -1, 1) if "match_threshold" in parameters else None
-        ),
-        thresholds_by_far=parameters.table("thresholds_by_far", keys=(0, 1), values=(-1, 1)),
+        outputs=read_outputs(text, role),
         default_model_filename=_filename(text, backend),
         license=parameters.text("license", ""),
         source=parameters.text("source", ""),
-        warmup=read_warmup(text, inputs, buckets or (CROP_SIDE,), batching.max_batch_size),
+        warmup=read_warmup(text, inputs, role.sides(options), batching.max_batch_size),
         latest_versions=latest,
         specific_versions=specific,
         traffic=read_traffic(text, parameters),
     )
 
 
-def _buckets(parameters: Parameters) -> tuple[int, ...]:
-    buckets = parameters.integers("buckets", 1)
-    for side in buckets:
-        if side % _STRIDE or side > _MAX_BUCKET:
-            raise parameters.error(
-                "buckets", f"{side} must be a multiple of {_STRIDE}, at most {_MAX_BUCKET}"
-            )
-    if list(buckets) != sorted(set(buckets)):
-        raise parameters.error("buckets", "must be ascending, without repetition")
-    return buckets
+def known_parameters() -> frozenset[str]:
+    """Every parameter that a model of some role may have."""
+    return _PARAMETERS.union(*(role.parameters for role in roles().values()))
 
 
 def _normalisation(parameters: Parameters) -> Normalisation:
@@ -234,14 +207,6 @@ def _normalisation(parameters: Parameters) -> Normalisation:
         channel_order=parameters.choice("channel_order", _CHANNEL_ORDERS),
         mean=(mean[0], mean[1], mean[2]),
         scale=scale,
-    )
-
-
-def _options(parameters: Parameters) -> FamilyOptions:
-    usual = FamilyOptions()
-    return FamilyOptions(
-        score_threshold=parameters.number("score_threshold", 0, 1, usual.score_threshold),
-        nms_threshold=parameters.number("nms_threshold", 0, 1, usual.nms_threshold),
     )
 
 

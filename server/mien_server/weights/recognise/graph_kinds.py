@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
-from mien_server.models.interface import Normalisation, Task
+from mien_server.models.interface import Normalisation
+from mien_server.models.iresnet import DIMENSIONS
 from mien_server.weights.recognise.iresnet_graph import read_iresnet
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
@@ -43,6 +44,7 @@ def iresnet_graph(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # n
         title="ArcFace IResNet as an ONNX graph (InsightFace w600k_r50)",
         normalisation=ARCFACE_INPUT,
         license_=INSIGHTFACE_LICENSE,
+        dimensions=DIMENSIONS,
     )
 
 
@@ -58,7 +60,6 @@ def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
     own = {"Sub", "Mul"} <= {node.op_type for node in graph.node[:8]}
     return _onnx(
         "embedder",
-        "embed",
         graph,
         path,
         title=f"an ONNX embedder of {output[1]} dimensions",
@@ -81,7 +82,6 @@ def scrfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:
         return None
     return _onnx(
         "scrfd",
-        "detect",
         graph,
         path,
         title="an SCRFD detector with landmarks",
@@ -114,7 +114,6 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
 
 def _onnx(
     architecture: str,
-    task: Task,
     graph: onnx.GraphProto,
     path: Path,
     *,
@@ -128,7 +127,6 @@ def _onnx(
         title=title,
         backend="onnxruntime",
         architecture=architecture,
-        task=task,
         weights=path,
         tensors=len(graph.initializer),
         parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),

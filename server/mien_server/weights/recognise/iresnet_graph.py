@@ -14,9 +14,9 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from mien_server.models import iresnet
-from mien_server.models.catalogue import find_family
-from mien_server.models.iresnet import IResNet
+from mien_server.models.families import find_family
+from mien_server.models.iresnet import BLOCKS
+from mien_server.models.networks.iresnet import IResNet
 from mien_server.weights.recognise.onnx_weights import Array, constants
 from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
 
@@ -58,12 +58,7 @@ def read_iresnet(graph: onnx.GraphProto) -> tuple[str, StateDict] | None:
 
 def by_activations(count: int) -> str | None:
     """The IResNet architecture with so many PReLU layers: one, and one in each residual block."""
-    for family in iresnet.FAMILIES:
-        with torch.device("meta"):
-            layers = list(family.network().modules())
-        if sum(isinstance(layer, nn.PReLU) for layer in layers) == count:
-            return family.name
-    return None
+    return next((name for name, blocks in BLOCKS.items() if 1 + sum(blocks) == count), None)
 
 
 class _Walk:

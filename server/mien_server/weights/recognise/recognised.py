@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mien_server.models.catalogue import find_family
-from mien_server.models.interface import Normalisation, Task
-from mien_server.models.iresnet import DIMENSIONS
+from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
 from mien_server.repository.config.model import Backend
 from mien_server.weights.recognise.state_dicts import StateDict
 
@@ -25,7 +24,6 @@ class Recognised:
         title: the network, for people.
         backend: what runs it.
         architecture: as `config.pbtxt` names it.
-        task: what it is for.
         weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
         tensors, parameters: how many tensors there are, and learnt numbers in them.
         normalisation: the input that its publisher trained it with.
@@ -39,7 +37,6 @@ class Recognised:
     title: str
     backend: Backend
     architecture: str
-    task: Task
     weights: StateDict | Path
     tensors: int
     parameters: int
@@ -69,21 +66,20 @@ def for_pytorch(
     title: str,
     normalisation: Normalisation,
     license_: str,
+    dimensions: int = 0,
 ) -> Recognised:
     """A state_dict that is exactly that of one of mien's own networks."""
-    family = find_family(architecture)
     with torch.device("meta"):
-        parameters = sum(each.numel() for each in family.network().parameters())
+        parameters = sum(each.numel() for each in find_family(architecture).network().parameters())
     return Recognised(
         title=title,
         backend="pytorch",
         architecture=architecture,
-        task=family.task,
         weights=state,
         tensors=len(state),
         parameters=parameters,
         normalisation=normalisation,
         license=license_,
-        dimensions=DIMENSIONS if family.task == "embed" else 0,
+        dimensions=dimensions,
         notes=tuple(notes),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from mien_server.backends.checkpoint import first_names
 from mien_server.models.interface import Normalisation
+from mien_server.models.iresnet import DIMENSIONS
 from mien_server.weights.recognise.iresnet_graph import by_activations
 from mien_server.weights.recognise.onnx_weights import WeightsError
 from mien_server.weights.recognise.recognised import (
@@ -63,6 +64,7 @@ def iresnet(contents: Mapping[Any, Any], source: str) -> Recognised | None:  # n
         title="ArcFace IResNet (InsightFace arcface_torch, ModelScope cv_ir50_face-recognition_arcface)",
         normalisation=ARCFACE_INPUT,
         license_=INSIGHTFACE_LICENSE,
+        dimensions=DIMENSIONS,
     )
 
 

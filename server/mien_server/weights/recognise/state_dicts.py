@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mien_server.backends.checkpoint import differences, first_names
-from mien_server.models.catalogue import find_family
+from mien_server.models.families import find_family
 from mien_server.weights.recognise.onnx_weights import WeightsError
 
 StateDict = dict[str, Tensor]

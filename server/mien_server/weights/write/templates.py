@@ -2,6 +2,7 @@
 
 from string import Template
 
+from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.weights.recognise.recognised import Recognised
 
@@ -19,60 +20,8 @@ dynamic_batching {$preferred }
 instance_group [ { kind: KIND_AUTO } ]
 """
 
-_EMBEDDER = """
-# Aligned crops, RGB 0..255, and their embeddings as the network gives them: not of unit length.
-input [
-  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, 112, 112 ] }
-]
-output [
-  { name: "embedding", data_type: TYPE_FP32, dims: [ $dimensions ] }
-]
-
-# Without match_threshold, which is known of no new weights, Verify wants one in each request.
-parameters [
-  $parameters,
-  { key: "split_rows", value: { string_value: "true" } }
-]
-model_warmup [
-  {
-    name: "one face"
-    batch_size: 1
-    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, 112, 112 ], random_data: true } }
-  }
-]
-"""
-
-_DETECTOR = """
-# Square canvases, RGB 0..255, and the faces on them in canvas pixels.
-input [
-  { name: "image", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, -1, -1 ] }
-]
-output [
-  { name: "boxes", data_type: TYPE_FP32, dims: [ -1, 4 ] },
-  { name: "scores", data_type: TYPE_FP32, dims: [ -1 ] },
-  { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }
-]
-
-# Photos are letterboxed to square canvases of these sides. Faces that score above the threshold are
-# reported, unless a request asks otherwise.
-parameters [
-  $parameters,
-  { key: "buckets", value: { string_value: "$buckets" } },
-  { key: "score_threshold", value: { string_value: "0.5" } },
-  { key: "nms_threshold", value: { string_value: "0.4" } }
-]
-model_warmup [
-  {
-    name: "one photo"
-    batch_size: 1
-    inputs { key: "image", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
-  }
-]
-"""
-
 _BUCKETS = (320, 640, 1024)
 _PREFERRED = 4
-_ROWS = {"embed": 32, "detect": 16}
 
 
 def config_text(name: str, recognised: Recognised, *, license_: str, source: str) -> str:
@@ -91,9 +40,10 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
         "license": license_,
         "source": source,
     }
-    rows = recognised.batch or _ROWS[recognised.task]
+    role = find_family(recognised.architecture).role
+    rows = recognised.batch or role.template_rows
     buckets = (recognised.side,) if recognised.side else _BUCKETS
-    return Template(_HEAD + (_EMBEDDER if recognised.task == "embed" else _DETECTOR)).substitute(
+    return Template(_HEAD + role.template).substitute(
         title=" ".join(recognised.title.split()),
         name=_quoted(name),
         backend=recognised.backend,

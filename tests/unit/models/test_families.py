@@ -1,15 +1,18 @@
 """The names that `architecture` may have."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from torch import nn
 
-from mien_server.models.catalogue import FAMILIES, UnknownArchitecture, find_family
-from mien_server.models.interface import EmbedderRow, FamilyOptions
+from mien_server.models.families import UnknownArchitecture, families, find_family
+from mien_server.models.roles import EmbedderOptions, EmbedderRow
 
 
 def test_every_family_is_found_by_its_name() -> None:
-    assert {name: find_family(name).task for name in FAMILIES} == {
+    assert {name: find_family(name).role.name for name in families()} == {
         "retinaface_mobilenet0.25": "detect",
         "retinaface_resnet50": "detect",
         "iresnet18": "embed",
@@ -37,6 +40,19 @@ def test_an_embedders_results_are_the_rows_of_its_output() -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
     crop = EmbedderRow(np.zeros((112, 112, 3), np.uint8))
 
-    results = find_family("sface").results([vectors], [crop, crop], FamilyOptions())
+    results = find_family("sface").results([vectors], [crop, crop], EmbedderOptions())
 
     np.testing.assert_array_equal(results, vectors)
+
+
+def test_only_networks_need_torch() -> None:
+    code = (
+        "import pkgutil, sys; from importlib import import_module; import mien_server.models as models\n"
+        "for module in pkgutil.iter_modules(models.__path__, 'mien_server.models.'):\n"
+        "    import_module(module.name)\n"
+        "from mien_server.models.families import families, roles\n"
+        "assert len(families()) > 9 and set(roles()) == {'detect', 'embed'}\n"
+        "print(sorted(name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""The families' networks in PyTorch. Only `Family.network` and backends import them."""
