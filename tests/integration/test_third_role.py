@@ -28,10 +28,11 @@ from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import DecodePool
 from mien_server.pipeline.types import Limits
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import read_config
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import FILENAME as GOLDEN
-from mien_server.repository.repository import ModelRepository
+from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.interceptor import Admission
@@ -114,7 +115,7 @@ def add_version(root: Path, version: int, *weight: float) -> Path:
 class Served:
     """The repository behind Triton's service, and a client of it."""
 
-    def __init__(self, models: ModelRepository, address: str) -> None:
+    def __init__(self, models: Catalogue, address: str) -> None:
         self.models = models
         self.client = tritonclient.InferenceServerClient(address)
 
@@ -141,9 +142,10 @@ async def serving(root: Path) -> AsyncIterator[Served]:
     with ExitStack() as closing:
         scheduler = Scheduler([cpu])
         closing.callback(scheduler.close)
-        models = ModelRepository([root], scheduler, [cpu])
-        closing.callback(models.close)
-        await asyncio.to_thread(models.start)
+        models = Catalogue()
+        loader = Loader(models, [root], scheduler, [cpu])
+        closing.callback(loader.close)
+        await asyncio.to_thread(loader.start)
         pool = DecodePool(threads=1)
         closing.callback(pool.close)
         pipeline = FacePipeline(
@@ -160,6 +162,7 @@ async def serving(root: Path) -> AsyncIterator[Served]:
         )
         service = InferenceService(
             models,
+            loader,
             pipeline,
             pool,
             admission,
@@ -228,9 +231,9 @@ async def test_a_shadow_is_judged_by_it(root: Path) -> None:
             await served.means(same, other, same, same), np.array([same, other, same, same]) * 0.5
         )
         async with asyncio.timeout(20):
-            while not (counts := traffic(served.models, "colours").shadows[2]).compared:  # noqa: ASYNC110
+            while not (shadows := traffic(served.models, "colours").shadows):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert (counts.compared, counts.agreed) == (4, 3)
+        assert (shadows[2].compared, shadows[2].agreed) == (4, 3)
 
 
 async def test_versions_are_held_to_their_golden_files(
