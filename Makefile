@@ -7,8 +7,8 @@ ENV     := .venv/.stamp
 STUBS    = $(BIN)/python -m grpc_tools.protoc -Iproto \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
 OUTPUTS  = --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) proto/mien/v1/*.proto
-# Two processes, a file of tests to each in turn: torch uses the cores that they leave.
-WORKERS := -n 2 --dist loadfile
+# Two processes take turns with the files of tests, in their order: the long ones come first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 PACKAGE := scheduling
 N       := 20
 SEED    := 1

@@ -1,9 +1,9 @@
 """Looks for what the tests would not notice: puts faults into a package, one at a time, and runs its tests.
 
 A seeded sample of small faults (a comparison flipped, a call left out, a number off by one) goes into a
-temporary copy of the checkout, never into the checkout itself, and for each the unit tests of the package
-run until one fails. A fault that none of them notices is printed: either a test is missing there, or the
-fault changes nothing. The exit status is 0 whatever survives, for this is a question and no check.
+temporary copy of the checkout, and for each the unit tests of the package run until one fails. A fault that
+none of them notices is printed: either a test is missing there, or the fault changes nothing. The exit
+status is 0 whatever survives, for this is a question and no check.
 """
 
 import argparse
@@ -67,9 +67,6 @@ def faults_in(path: Path, source: bytes) -> list[Fault]:
         begin, end = (len(b"".join(lines[: at - 1])) for at in (node.lineno, node.end_lineno or 0))
         return begin + node.col_offset, end + (node.end_col_offset or 0)
 
-    def instead(node: ast.expr | ast.stmt, text: str) -> Fault:
-        return Fault(path, *span(node), text)
-
     def between(before: ast.expr, operator: ast.AST, after: ast.expr) -> Iterator[Fault]:
         pattern, text = FLIPPED.get(type(operator), ("", ""))
         start, end = span(before)[1], span(after)[0]
@@ -79,10 +76,8 @@ def faults_in(path: Path, source: bytes) -> list[Fault]:
     def at(node: ast.AST, may_be_none: bool) -> Iterator[Fault]:
         match node:
             case ast.Compare(left=left, ops=operators, comparators=others):
-                for before, operator, after in zip(
-                    [left, *others], operators, others, strict=False
-                ):
-                    yield from between(before, operator, after)
+                for triple in zip([left, *others], operators, others, strict=False):
+                    yield from between(*triple)
             case ast.BoolOp(op=operator, values=values):
                 for before, after in pairwise(values):
                     yield from between(before, operator, after)
@@ -92,20 +87,20 @@ def faults_in(path: Path, source: bytes) -> list[Fault]:
             ):
                 yield from between(before, operator, after)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                yield instead(node, ast.unparse(operand))
+                yield Fault(path, *span(node), ast.unparse(operand))
             case ast.Constant(value=bool(value)):
-                yield instead(node, str(not value))
+                yield Fault(path, *span(node), str(not value))
             case ast.Constant(value=int(number) | float(number)):
-                yield instead(node, repr(number + 1))
+                yield Fault(path, *span(node), repr(number + 1))
             case ast.Expr(value=ast.Call() | ast.Await(value=ast.Call())) | ast.Raise():
-                yield instead(node, "pass")
+                yield Fault(path, *span(node), "pass")
             case ast.Return(value=ast.expr() as value) if may_be_none:
-                yield instead(value, "None")
+                yield Fault(path, *span(value), "None")
             case ast.Call(func=ast.Name(id=name) as called) if name in SWAPPED:
-                yield instead(called, SWAPPED[name])
+                yield Fault(path, *span(called), SWAPPED[name])
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
                 if isinstance(test, ast.Name | ast.Attribute | ast.Call):
-                    yield instead(test, f"not {ast.unparse(test)}")
+                    yield Fault(path, *span(test), f"not {ast.unparse(test)}")
 
     def below(node: ast.AST, may_be_none: bool) -> Iterator[Fault]:
         if _is_left_alone(node):
@@ -126,11 +121,9 @@ def faults_in(path: Path, source: bytes) -> list[Fault]:
 def _is_left_alone(node: ast.AST) -> bool:
     """Whether a fault in it would say nothing: texts, logs, what only developers see, types."""
     match node:
-        case (
-            ast.JoinedStr()
-            | ast.FunctionDef(name="__repr__")
-            | ast.If(test=ast.Name(id="TYPE_CHECKING"))
-        ):
+        case ast.JoinedStr() | ast.FunctionDef(name="__repr__"):
+            return True
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name)))):
             return name in LOGGERS
@@ -143,8 +136,8 @@ def faults_of(root: Path, package: str) -> list[Fault]:
     """Every fault that could be put into a package: `client` is the SDK, any other one the server's."""
     folder = root / ("client/mien" if package == "client" else f"server/mien_server/{package}")
     paths = sorted(path.relative_to(root) for path in folder.rglob("*.py"))
-    written = [path for path in paths if "v1" not in path.parts]  # v1 is generated
-    return [fault for path in written for fault in faults_in(path, (root / path).read_bytes())]
+    paths = [path for path in paths if "v1" not in path.parts]  # v1 is generated
+    return [fault for path in paths for fault in faults_in(path, (root / path).read_bytes())]
 
 
 def is_green(checkout: Path, package: str, timeout: float | None = None) -> bool:
@@ -195,9 +188,11 @@ def main() -> None:
     every = faults_of(ROOT, options.package)
     if not every or not (ROOT / "tests/unit" / options.package).is_dir():
         parser.error(f"no package with tests of its own: {options.package!r}")
-    number = min(options.number, len(every))
-    sample = sorted(random.Random(options.seed).sample(every, number))  # noqa: S311
-    print(f"{options.package}: {number} of {len(every)} faults, seed {options.seed}", flush=True)
+    random.Random(options.seed).shuffle(every)  # noqa: S311
+    sample = sorted(every[: options.number])
+    print(
+        f"{options.package}: {len(sample)} of {len(every)} faults, seed {options.seed}", flush=True
+    )
     survivors(ROOT, options.package, sample)
 
 

@@ -60,8 +60,9 @@ def test_a_fault_is_told_by_its_place_and_both_lines() -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A package of two functions, of which one is tested."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of two functions, of which one is tested; its pytest needs no plugins."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     package, tests = tmp_path / "server/mien_server/toy", tmp_path / "tests/unit/toy"
     package.mkdir(parents=True)
     tests.mkdir(parents=True)
