@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
+    AlignedFace,
     Call,
     Embedding,
     EncodedImage,
@@ -51,10 +52,11 @@ class Rig:
             EncodedImage(photo), detector=ModelRef(), selection=LARGEST, call=Call()
         )
 
-    async def embed(self, photo: bytes) -> Embedding:
-        """The vector of the largest face."""
+    async def embed(self, photo: bytes, *, aligned: bool = False) -> Embedding:
+        """The vector of the largest face, or of an aligned crop, for which no detector is needed."""
+        image = EncodedImage(photo)
         found = await self.pipeline.embed(
-            EncodedImage(photo),
+            AlignedFace(image) if aligned else image,
             detector=ModelRef(),
             embedder=ModelRef(),
             selection=LARGEST,
@@ -65,9 +67,11 @@ class Rig:
         return embedding
 
 
-def copy_repository(source: Path, target: Path) -> Path:
-    """The two shipped models with their real weights, to be written to."""
-    for name in ("retinaface", "sface"):
+def copy_repository(
+    source: Path, target: Path, models: Sequence[str] = ("retinaface", "sface")
+) -> Path:
+    """Shipped models with their real weights, to be written to."""
+    for name in models:
         shutil.copytree(source / name, target / name)
     return target
 
