@@ -56,6 +56,19 @@ def test_no_photo_has_more_candidates_than_the_limit() -> None:
     assert candidate[row == 0].min() == 10
 
 
+def test_even_the_least_score_can_be_a_face() -> None:
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    (found,) = detections(
+        np.zeros(1, np.intp),
+        box,
+        np.array([0.001], np.float32),
+        np.zeros((1, 5, 2), np.float32),
+        photos=1,
+        nms_threshold=0.4,
+    )
+    np.testing.assert_array_equal(found.boxes, box)
+
+
 def test_what_has_no_area_or_no_place_is_no_face() -> None:
     boxes = np.array(
         [[0, 0, 10, 10], [20, 0, 20, 10], [40, 10, 50, 10], [60, 9, 70, 0], [80, 0, 90, 9]],
