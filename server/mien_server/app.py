@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
 from mien_server.backends import memory
-from mien_server.errors import MienError
-from mien_server.models.roles import DETECTOR, EMBEDDER
+from mien_server.errors import MienError, OperatorError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.interceptor import Admission
@@ -288,10 +287,10 @@ def _load(engine: _Engine, settings: Settings) -> None:
     """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
 
     Raises:
-        StartError: a model does not, or is configured for a device that is not there.
+        StartError: a model does not, is configured for a device that is not there, or a package with
+            families is broken.
     """
-    from mien_server.backends.devices import DeviceError
-    from mien_server.repository.loader import RepositoryError
+    from mien_server.models.roles import DETECTOR, EMBEDDER
 
     catalogue, loader = engine.catalogue, engine.loader
     try:
@@ -307,7 +306,7 @@ def _load(engine: _Engine, settings: Settings) -> None:
                 loader.start(names)
                 for name, reason in catalogue.unready(names or (), strict=False).items():
                     raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
-    except (DeviceError, RepositoryError) as error:
+    except OperatorError as error:
         raise StartError(str(error)) from error
     except MienError as error:
         raise StartError(error.message) from error
