@@ -1,6 +1,7 @@
 """Faces of a canvas as one value."""
 
 import numpy as np
+import pytest
 
 from mien_server.models.detections import CANDIDATES, Detections, candidates, detections
 
@@ -32,8 +33,8 @@ def test_overlap_is_the_share_of_the_union() -> None:
         FACES.scores[:2],
         FACES.landmarks[:2],
     )
-    shares = np.array([[0.5, 75 / 325], [0, 75 / 525], [0, 0]], np.float32)
-    np.testing.assert_allclose(FACES.iou(other), shares, rtol=1e-6)
+    shares = np.array([[0.5, 75 / 325], [0, 75 / 525], [0, 0]])
+    assert FACES.iou(other) == pytest.approx(shares, rel=1e-6)
     flat = Detections(np.zeros((1, 4), np.float32), FACES.scores[:1], FACES.landmarks[:1])
     assert FACES.iou(flat).max() == flat.iou(flat).max() == 0
 
@@ -53,6 +54,19 @@ def test_no_photo_has_more_candidates_than_the_limit() -> None:
     assert np.bincount(row)[0] == CANDIDATES
     assert candidate[0] == CANDIDATES + 9
     assert candidate[row == 0].min() == 10
+
+
+def test_even_the_least_score_can_be_a_face() -> None:
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    (found,) = detections(
+        np.zeros(1, np.intp),
+        box,
+        np.array([0.001], np.float32),
+        np.zeros((1, 5, 2), np.float32),
+        photos=1,
+        nms_threshold=0.4,
+    )
+    np.testing.assert_array_equal(found.boxes, box)
 
 
 def test_what_has_no_area_or_no_place_is_no_face() -> None:

@@ -48,6 +48,8 @@ def test_a_square_has_the_same_centre_and_the_longer_side() -> None:
         ((-30, 10, 0, 20), False),
         ((10, 50, 20, 90), False),
         ((10, 10, 10.5, 20), False),
+        ((10, 10, 11.5, 20), True),
+        ((-30, 10, 0.5, 20), True),
         ((20, 20, 10, 10), False),
         ((np.nan, 10, 20, 20), False),
         ((10, 10, 20, np.nan), False),

@@ -36,6 +36,11 @@ def test_a_canvas_that_is_too_small_has_no_copies() -> None:
     assert pyramid_of(ramps((1, 1), height=19, width=400)).copies == []
 
 
+def test_a_canvas_that_is_just_large_enough_has_one_copy() -> None:
+    (copy,) = pyramid_of(ramps((1, 1), height=20, width=400)).copies
+    assert copy.shape[-2:] == (12, 240)
+
+
 @pytest.mark.parametrize("side", [64, 100, 101])
 def test_every_copy_shows_the_whole_canvas(side: int) -> None:
     images = ramps((1, 1), height=side, width=side)
