@@ -224,14 +224,12 @@ class Dispatcher:
                 settled += self._expire(
                     slot, request, f"its deadline passed in the queue of {slot}"
                 )
-            elif request.expires is not None and request.expires <= now:
-                policy = slot.policy.queue_policy(request.level)
-                if policy.timeout_action is TimeoutAction.DELAY:
-                    slot.queue.delay(request)
-                else:
-                    settled += self._expire(
-                        slot, request, f"its timeout passed in the queue of {slot}"
-                    )
+                continue
+            policy = slot.policy.queue_policy(request.level)
+            if policy.timeout_action is TimeoutAction.DELAY:
+                slot.queue.delay(request)
+            else:
+                settled += self._expire(slot, request, f"its timeout passed in the queue of {slot}")
         return settled
 
     def next_expiry(self) -> float | None:

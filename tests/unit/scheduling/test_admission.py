@@ -102,6 +102,31 @@ def test_a_broken_slot_says_why() -> None:
         slot.submit(Work(rows=[0], passed=1))
 
 
+def test_a_slot_is_closed_once_nothing_of_it_waits_or_runs() -> None:
+    lab = Lab()
+    slot, other = lab.slot(max_batch_size=2, split_rows=True), lab.slot("other")
+    future = lab.submit(slot, range(4))
+    running = lab.taken()
+    assert not lab.core.close_slot(slot.state)
+    assert future.cancel()
+    assert not lab.core.close_slot(slot.state), "its first rows run"
+    lab.finish(running)
+    assert lab.core.close_slot(slot.state)
+    assert lab.core.slots == [other.state]
+    assert lab.core.close_slot(slot.state), "and asking again changes nothing"
+
+
+def test_a_server_is_drained_once_every_accepted_request_is_settled() -> None:
+    lab = Lab()
+    one, other = lab.slot("one"), lab.slot("other")
+    lab.submit(one, [0])
+    waiting = lab.submit(other, [1])
+    lab.finish(lab.taken())
+    assert not lab.core.drain()
+    assert waiting.cancel()
+    assert lab.core.drain()
+
+
 def test_a_deadline_that_has_passed_is_refused_as_expired() -> None:
     slot = Lab().slot()
     with pytest.raises(Expired, match="deadline passed before it reached the queue"):
@@ -132,6 +157,25 @@ def test_a_deadline_that_the_queue_makes_impossible_is_refused_with_a_time_to_re
     feasible = slot.submit(Work(rows=["feasible"], deadline=lab.now + 0.76))
     lab.run_all(seconds=0.1)
     assert answers(feasible) == ["feasible"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "waiting", "rows", "takes"),
+    [({}, 3, 1, 0.3 + 0.4), ({"preferred_batch_sizes": (2,)}, 1, 4, 0.1 + 0.4)],
+)
+def test_a_call_is_expected_to_take_as_long_as_the_batch_that_it_shares(
+    policy: dict[str, Any], waiting: int, rows: int, takes: float
+) -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4, **policy)
+    for size in (2, 2, 4, 4):
+        lab.submit(slot, range(size))
+        lab.finish(lab.taken(), after=0.1 * size)
+    lab.submit_each(slot, range(waiting))
+    needed = takes * 1.25 + 0.002
+    with pytest.raises(QueueFull, match="deadline cannot be met"):
+        lab.submit(slot, range(rows), deadline=lab.now + needed - 0.001)
+    lab.submit(slot, range(rows), deadline=lab.now + needed + 0.001)
 
 
 def test_the_time_to_retry_is_bounded_on_both_sides() -> None:

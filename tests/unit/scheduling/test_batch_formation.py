@@ -311,6 +311,18 @@ def test_one_slot_that_waits_for_company_does_not_keep_the_executor_from_another
     assert lab.ask_again == START + DELAY
 
 
+@pytest.mark.parametrize("shorter_first", [True, False])
+def test_of_several_slots_that_wait_for_company_the_first_to_be_ready_is_asked_again(
+    shorter_first: bool,
+) -> None:
+    lab = Lab()
+    delays = [DELAY, 2 * DELAY] if shorter_first else [2 * DELAY, DELAY]
+    for delay in delays:
+        lab.submit(lab.slot(max_batch_size=8, max_queue_delay=delay), [0])
+    assert lab.take() is None
+    assert lab.ask_again == START + DELAY
+
+
 def test_statistics_count_batches_by_size_and_by_reason() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, preferred_batch_sizes=(2,), max_queue_delay=DELAY)

@@ -102,6 +102,7 @@ def test_closing_frees_the_rows_and_says_why() -> None:
     with pytest.raises(Draining, match="the server is shutting down"):
         future.result(timeout=0)
     lab.assert_empty()
+    assert lab.slots[0].statistics().failed == 1
     with pytest.raises(Draining):
         lab.slots[0].submit(Work(rows=[0], passed=1))
 

@@ -118,6 +118,15 @@ def test_work_on_several_cores_costs_their_time_together() -> None:
     assert slot.expected_compute(2) == 0.5
 
 
+def test_work_on_a_gpu_costs_its_executors_time() -> None:
+    lab = Lab(FakeDevice("cuda:0", cores=0))
+    slot = lab.slot(placed=[("cuda:0", 1)])
+    lab.submit(slot, [0])
+    lab.finish(lab.taken("cuda:0"), after=0.5)
+    assert slot.state.share == {"cuda:0": 0.5}
+    assert slot.state.estimate.row_cost(lab.now) == 0.5
+
+
 def test_an_arrival_that_the_caller_does_not_know_is_now() -> None:
     lab = Lab()
     one, other = lab.slot("one"), lab.slot("other")

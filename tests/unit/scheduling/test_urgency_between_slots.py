@@ -127,6 +127,38 @@ def test_time_in_which_a_slot_asked_for_nothing_earns_no_credit() -> None:
     assert counts["busy"] == pytest.approx(10, abs=2)
 
 
+def test_lone_calls_of_a_slot_that_asked_for_nothing_earn_no_credit_either() -> None:
+    lab = Lab()
+    busy, idle = lab.slot("busy"), lab.slot("idle")
+    flood(lab, busy)
+    served(lab, seconds=0.1, batches=100)
+    counts = Counter[str]()
+    for _ in range(20):
+        if not idle.pending:
+            lab.submit(idle, ["idle"])
+        counts.update(served(lab, seconds=0.1, batches=1))
+    assert counts["busy"] == pytest.approx(10, abs=2)
+
+
+def test_who_comes_newly_starts_with_the_least_share_of_those_that_wait() -> None:
+    lab = Lab()
+    slow, fast, new = lab.slot("slow"), lab.slot("fast"), lab.slot("new")
+    flood(lab, slow)
+    served(lab, seconds=5.0, batches=1)
+    flood(lab, fast)
+    assert served(lab, seconds=0.1, batches=3) == ["fast"] * 3
+    lab.submit(new, ["new"])
+    assert "new" in served(lab, seconds=0.1, batches=2)
+
+
+def test_within_its_lead_a_slot_that_has_had_more_may_go_first_for_its_deadline() -> None:
+    lab = Lab()
+    ahead, behind = lab.slot("ahead"), lab.slot("behind")
+    for slot in (ahead, behind):
+        lab.submit_each(slot, [slot.name] * 3, deadline=START + (5 if slot is ahead else 9))
+    assert served(lab, seconds=0.015, batches=3) == ["ahead", "ahead", "behind"]
+
+
 def test_a_share_is_charged_for_new_work_only() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4)
