@@ -7,16 +7,11 @@ ENV     := .venv/.stamp
 STUBS    = $(BIN)/python -m grpc_tools.protoc -Iproto \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
 OUTPUTS  = --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) proto/mien/v1/*.proto
-# Two processes take turns with the files of tests, in their order: the long ones come first.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
-PACKAGE := scheduling
-N       := 20
-SEED    := 1
 BENCH   := serving scheduler_overhead batching overload cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models test test-long mutants lint types proto proto-check docs bench loadtest docker-steps clean
+.PHONY: help demo serve models test lint types proto proto-check docs bench loadtest docker-steps clean
 
 help: ## print this menu
 	@echo "make TARGET [PORT=8001] [ADDRESS=127.0.0.1:8001] [ARGS=...] [PYTHON=python3.11]"
@@ -36,14 +31,8 @@ serve: $(ENV) ## run the server on PORT, default 8001
 models: $(ENV) ## install the real weights into model_repository/
 	$(BIN)/mien-server models install $(ARGS)
 
-test: $(ENV) ## run all tests but the long ones; ARGS="-k verify" picks some
-	$(BIN)/python -m pytest -m "not long" $(or $(ARGS),$(WORKERS))
-
-test-long: $(ENV) ## run the long tests: soaks, and models replaced many times
-	$(BIN)/python -m pytest -m long $(ARGS)
-
-mutants: $(ENV) ## faults that a package's tests miss: PACKAGE=scheduling N=20 SEED=1
-	$(BIN)/python -m tools.mutants $(PACKAGE) $(N) $(SEED)
+test: $(ENV) ## run all tests; ARGS="-k verify" picks some
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(ENV) ## formatting, code, contract, Dockerfile, import contracts
 	$(BIN)/ruff format --check .

@@ -1,6 +1,5 @@
 """What tests share: the sample portraits, a repository with real weights, and a real server."""
 
-import gc
 import os
 import shutil
 import signal
@@ -10,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tools.local_server import PROGRAM, LocalServer, local_server
 
@@ -22,15 +20,6 @@ LaunchServer = Callable[..., AbstractContextManager[LocalServer]]
 def pytest_configure() -> None:
     """Ctrl-C can be tried whoever runs the tests: what a shell starts in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_finish() -> None:
-    """Takes what has been imported and collected out of garbage collection, as the server does it.
-
-    The server collects garbage after every model that it loads; here, too, that is not to take long.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -52,28 +41,12 @@ def portraits() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the processes of pytest-xdist have in common."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def model_repository_path(shared_folder: Path) -> Path:
-    """A model repository with the shipped configurations and their real weights; nobody writes to it."""
-    repository = shared_folder / "model_repository"
-    with FileLock(shared_folder / "model_repository.lock"):
-        if not repository.exists():
-            installed = install_models(shared_folder / "installing")
-            installed.rename(repository)
-    return repository
-
-
-def install_models(repository: Path) -> Path:
-    """The shipped configurations in a folder of their own, and `models install` run on it."""
+def model_repository_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the shipped configurations and their real weights installed."""
+    repository = tmp_path_factory.mktemp("model_repository")
     for config in (ROOT / "model_repository").glob("*/config.pbtxt"):
         folder = repository / config.parent.name
-        folder.mkdir(parents=True)
+        folder.mkdir()
         shutil.copy(config, folder)
     done = subprocess.run(
         [PROGRAM, "models", "install", "--model-repository", repository],
@@ -95,13 +68,11 @@ def launch_server(
     It leaves by SIGTERM at the end of the block and must exit with 0.
     """
 
-    def launch(
-        *flags: str, repository: Path = model_repository_path
-    ) -> AbstractContextManager[LocalServer]:
+    def launch(*flags: str) -> AbstractContextManager[LocalServer]:
         log = tmp_path_factory.mktemp("server") / "server.log"
         return local_server(
             log,
-            flags=["--model-repository", str(repository), *flags],
+            flags=["--model-repository", str(model_repository_path), *flags],
             environment={k: v for k, v in os.environ.items() if not k.startswith("MIEN_")},
         )
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
 from mien_server.backends import memory
-from mien_server.errors import MienError, OperatorError
+from mien_server.errors import MienError
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.interceptor import Admission
@@ -28,7 +29,7 @@ from mien_server.start_checks import StartError, check_folders, check_weights
 
 if TYPE_CHECKING:
     from mien_server.pipeline.faces import FacePipeline
-    from mien_server.pipeline.pool import DecodePool
+    from mien_server.pipeline.pool import PicturePool
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader
     from mien_server.scheduling.scheduler import Scheduler
@@ -114,7 +115,7 @@ async def _serve(settings: Settings) -> int:
 
 
 def _registry() -> CollectorRegistry:
-    """Of all metrics; at first with those of the process."""
+    """The registry of all metrics. It begins with those of the process itself."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -197,7 +198,7 @@ class _Engine:
     scheduler: "Scheduler"
     catalogue: "Catalogue"
     loader: "Loader"
-    pool: "DecodePool"
+    pool: "PicturePool"
     pipeline: "FacePipeline"
 
     def close(self, timeout: float) -> None:
@@ -213,7 +214,7 @@ def _build(settings: Settings) -> _Engine:
 
     from mien_server.backends.devices import CpuDevice, CudaDevice
     from mien_server.pipeline.faces import FacePipeline
-    from mien_server.pipeline.pool import DecodePool
+    from mien_server.pipeline.pool import PicturePool
     from mien_server.pipeline.types import Limits
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader, RepositoryError
@@ -242,7 +243,7 @@ def _build(settings: Settings) -> _Engine:
     except RepositoryError as error:
         scheduler.close()
         raise StartError(str(error)) from error
-    pool = DecodePool(
+    pool = PicturePool(
         threads=settings.decode_threads or cpu.cores,
         max_requests=settings.max_pending_requests,
         max_bytes=settings.max_pending_bytes,
@@ -287,10 +288,10 @@ def _load(engine: _Engine, settings: Settings) -> None:
     """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
 
     Raises:
-        StartError: a model does not, is configured for a device that is not there, or a package with
-            families is broken.
+        StartError: a model does not, or is configured for a device that is not there.
     """
-    from mien_server.models.roles import DETECTOR, EMBEDDER
+    from mien_server.backends.devices import DeviceError
+    from mien_server.repository.loader import RepositoryError
 
     catalogue, loader = engine.catalogue, engine.loader
     try:
@@ -306,7 +307,7 @@ def _load(engine: _Engine, settings: Settings) -> None:
                 loader.start(names)
                 for name, reason in catalogue.unready(names or (), strict=False).items():
                     raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
-    except OperatorError as error:
+    except (DeviceError, RepositoryError) as error:
         raise StartError(str(error)) from error
     except MienError as error:
         raise StartError(error.message) from error
@@ -320,7 +321,7 @@ async def _keep_up_until_stopped(
     stop: asyncio.Event,
 ) -> None:
     """Keeps the health service true and, in the mode poll, the models up to date."""
-    tasks = [asyncio.create_task(_watch_readiness(server, engine.catalogue, settings, started))]
+    tasks = [asyncio.create_task(watch_readiness(server, engine.catalogue, settings, started))]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
     await stop.wait()
@@ -331,25 +332,45 @@ async def _keep_up_until_stopped(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch_readiness(
+async def watch_readiness(
     server: RpcServer, catalogue: "Catalogue", settings: Settings, started: float
 ) -> None:
+    """Keeps what the health service says in step with the models, until it is cancelled.
+
+    A server that cannot find out whether it is ready is not.
+
+    Args:
+        started: `time.monotonic()` seconds.
+    """
     needed = () if settings.model_control_mode == "explicit" else _default_models(settings)
     told: dict[str, str] | None = None
     while True:
-        unready = catalogue.unready(needed, strict=settings.strict_readiness)
-        if unready != told:
-            told = unready
-            if unready:
-                why = "; ".join(f"{name}: {reason}" for name, reason in unready.items())
-                logger.error("not ready: %s", why, extra={"address": server.address})
-            else:
-                serving = [f"{v.name}:{v.version}" for v in catalogue.statuses() if v.model]
-                seconds = round(time.monotonic() - started, 1)
-                facts = {"address": server.address, "models": ",".join(serving)}
-                logger.info("ready", extra=facts | {"seconds": seconds})
-            await server.set_ready(not unready)
+        try:
+            unready = catalogue.unready(needed, strict=settings.strict_readiness)
+            if unready != told:
+                _log_readiness(server, catalogue, unready, started)
+                await server.set_ready(not unready)
+                told = unready
+        except Exception as error:
+            failure = {"": repr(error)}
+            if failure != told:
+                logger.exception("not ready: the models cannot be asked; the next probe follows")
+                await server.set_ready(False)
+                told = failure
         await asyncio.sleep(READINESS_SECONDS)
+
+
+def _log_readiness(
+    server: RpcServer, catalogue: "Catalogue", unready: dict[str, str], started: float
+) -> None:
+    if unready:
+        why = "; ".join(f"{name}: {reason}" for name, reason in unready.items())
+        logger.error("not ready: %s", why, extra={"address": server.address})
+        return
+    serving = [f"{v.name}:{v.version}" for v in catalogue.statuses() if v.model]
+    seconds = round(time.monotonic() - started, 1)
+    facts = {"address": server.address, "models": ",".join(serving)}
+    logger.info("ready", extra=facts | {"seconds": seconds})
 
 
 async def _poll(loader: "Loader", seconds: float) -> None:

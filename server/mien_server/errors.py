@@ -1,7 +1,8 @@
 """What can go wrong with a request, as values: a small tree that knows nothing of gRPC.
 
-`rpc/status.py` maps each class once to a status code; docs/errors.md lists the reasons. Faults of the
-queue (full, expired, draining, failed row) are `scheduling.errors`, mapped at the same place.
+`rpc/status.py` maps each class once to a status code, and docs/errors.md lists the reasons. What can go
+wrong in a queue (it is full, the call expires, the server drains, a row fails) is in `scheduling.errors`,
+which knows nothing of this module; `rpc/status.py` maps that, too.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ class Reason(StrEnum):
     MODEL_NOT_READY = "MODEL_NOT_READY"
     MODEL_LOAD_FAILED = "MODEL_LOAD_FAILED"
     MODEL_CONTROL_REFUSED = "MODEL_CONTROL_REFUSED"
+    QUEUE_FULL = "QUEUE_FULL"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    DRAINING = "DRAINING"
+    BACKEND_ERROR = "BACKEND_ERROR"
+    INTERNAL = "INTERNAL"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
 
 
 class MienError(Exception):

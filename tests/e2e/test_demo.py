@@ -56,15 +56,11 @@ def test_a_taken_port_that_was_asked_for_is_named_with_the_way_out(
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "x"])
-def test_a_port_that_is_none_is_a_wrong_command_line(
-    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["demo", "--port", port])
-    with pytest.raises(SystemExit) as caught:
-        demo.main()
+def test_a_port_that_is_none_is_a_wrong_command_line(tmp_path: Path, port: str) -> None:
+    done = run_demo(tmp_path, tmp_path, "--port", port)
 
-    assert caught.value.code == 2
-    assert f"argument --port: '{port}' must be a port, 1 to 65535" in capsys.readouterr().err
+    assert done.returncode == 2
+    assert f"argument --port: '{port}' must be a port, 1 to 65535" in done.stderr
 
 
 def test_the_demo_goes_elsewhere_when_the_default_port_is_taken(

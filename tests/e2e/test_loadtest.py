@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_load(address: str, out: Path, seconds: int) -> subprocess.CompletedProcess[str]:
-    load = ["--address", address, "--users", "4", "--seconds", str(seconds), "--out", str(out)]
+def run_load(address: str, out: Path) -> subprocess.CompletedProcess[str]:
+    load = ["--address", address, "--users", "4", "--seconds", "4", "--out", str(out)]
     return subprocess.run(
         [sys.executable, "-m", "loadtest.run", *load],
         cwd=ROOT,
@@ -20,7 +20,7 @@ def run_load(address: str, out: Path, seconds: int) -> subprocess.CompletedProce
 
 
 def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path: Path) -> None:
-    done = run_load(server_address, tmp_path, seconds=5)
+    done = run_load(server_address, tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     report = (tmp_path / "loadtest.html").read_text()
@@ -29,7 +29,7 @@ def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path:
 
 
 def test_failures_are_counted_by_their_reason(tmp_path: Path) -> None:
-    done = run_load("127.0.0.1:9", tmp_path, seconds=3)
+    done = run_load("127.0.0.1:9", tmp_path)
 
     assert done.returncode != 0
     assert "SERVER_UNREACHABLE" in done.stdout + done.stderr

@@ -14,6 +14,7 @@ from PIL import Image
 import mien
 
 CLIENTS = 8
+CALLS = 200
 VARIANTS = 5
 PEOPLE = {"person_a_1": "a", "person_a_2": "a", "person_b_1": "b", "person_b_2": "b"}
 
@@ -51,16 +52,17 @@ def photos(portraits: list[Path]) -> list[Photo]:
     return made
 
 
-def mixed_work(calls: int, photos: int) -> list[Work]:
-    """Two fifths of the calls detect, two fifths embed, one verifies."""
+@pytest.fixture(scope="module")
+def work(photos: list[Photo]) -> list[Work]:
     random = Random(7)  # noqa: S311 - a fixed mix
     singles = [
-        Work(method, (random.randrange(photos),))
+        Work(method, (random.randrange(len(photos)),))
         for method in ("detect", "embed")
-        for _ in range(calls * 2 // 5)
+        for _ in range(CALLS * 2 // 5)
     ]
     pairs = [
-        Work("verify", tuple(random.sample(range(photos), 2))) for _ in range(calls - len(singles))
+        Work("verify", tuple(random.sample(range(len(photos)), 2)))
+        for _ in range(CALLS - len(singles))
     ]
     mixed = singles + pairs
     random.shuffle(mixed)
@@ -70,11 +72,9 @@ def mixed_work(calls: int, photos: int) -> list[Work]:
 Answer = mien.DetectResult | mien.EmbedResult | mien.VerifyResult
 
 
-@pytest.mark.parametrize("calls", [40, pytest.param(200, marks=pytest.mark.long)])
-def test_mixed_calls_of_eight_clients_equal_a_serial_run(
-    server_address: str, photos: list[Photo], calls: int
+def test_two_hundred_mixed_calls_of_eight_clients_equal_a_serial_run(
+    server_address: str, photos: list[Photo], work: list[Work]
 ) -> None:
-    work = mixed_work(calls, len(photos))
     clients = [mien.Client(server_address, timeout=120) for _ in range(CLIENTS)]
 
     def answer(client: mien.Client, item: Work) -> Answer:

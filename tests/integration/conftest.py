@@ -1,8 +1,5 @@
 """What tests against the real server share: a stub, a good photo, and the check of a refusal."""
 
-import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +8,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from prometheus_client import enable_created_metrics
 
 from mien.v1 import face_pb2, face_pb2_grpc
-from mien_server.commands.main import main
-from tests.conftest import ROOT, LaunchServer
-from tools.local_server import LocalServer
 
 Request = face_pb2.DetectRequest | face_pb2.EmbedRequest | face_pb2.VerifyRequest
 
@@ -27,47 +20,6 @@ def stub(server_address: str) -> Iterator[face_pb2_grpc.FaceServiceStub]:
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(server_address, options) as channel:
         yield face_pb2_grpc.FaceServiceStub(channel)
-
-
-@pytest.fixture(scope="session")
-def explicit_repository(
-    model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The repository of `explicit`: sface computes in fp32. Who changes it leaves it as it was."""
-    folder = tmp_path_factory.mktemp("explicit") / "models"
-    shutil.copytree(model_repository_path, folder)
-    config = folder / "sface" / "config.pbtxt"
-    config.write_text(config.read_text().replace('string_value: "auto"', 'string_value: "fp32"'))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def explicit(launch_server: LaunchServer, explicit_repository: Path) -> Iterator[LocalServer]:
-    """The server that tests share that load and unload models. They leave every model loaded."""
-    flags = ("--model-control-mode", "explicit", "--load-model", "*")
-    with launch_server(*flags, repository=explicit_repository) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def damaged_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository beside the usual one: its only model has a version that its manifest belies."""
-    shipped = ROOT / "model_repository" / "sface" / "config.pbtxt"
-    root = tmp_path_factory.mktemp("damaged")
-    version = root / "damaged" / "1"
-    version.mkdir(parents=True)
-    text = shipped.read_text().replace('name: "sface"', 'name: "damaged"')
-    (root / "damaged" / "config.pbtxt").write_text(text)
-    (version / "manifest.json").write_text("{}")
-    return root
-
-
-@pytest.fixture(scope="session")
-def unusual(launch_server: LaunchServer, damaged_repository: Path) -> Iterator[LocalServer]:
-    """A server with several settings off their defaults, none of which bears on another."""
-    flags = ("--model-repository", str(damaged_repository), "--strict-readiness=false")
-    with launch_server(*flags, "--log-format", "json", "--metrics-address", "127.0.0.2") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -107,26 +59,3 @@ def _send(stub: face_pb2_grpc.FaceServiceStub, request: Request) -> Any:
             return stub.Embed(request, timeout=60)
         case _:
             return stub.Verify(request, timeout=60)
-
-
-@pytest.fixture
-def refused_start(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Runs `mien-server serve` where it cannot start, in this process: its status, and what it said.
-
-    What it sets for its whole process (logging, and how metrics are written) is taken back at the end.
-    """
-    for name in [name for name in os.environ if name.startswith("MIEN_")]:
-        monkeypatch.delenv(name)
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def start(*flags: str | Path) -> tuple[int, str]:
-        status = main(["serve", *map(str, flags)])
-        return status, capsys.readouterr().err
-
-    yield start
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    logging.captureWarnings(False)
-    enable_created_metrics()  # type: ignore[no-untyped-call]

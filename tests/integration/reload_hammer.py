@@ -1,6 +1,6 @@
 """A process that replaces a model while callers hammer Embed, and reports what they saw, as JSON.
 
-    python -m tests.integration.reload_hammer RELOADS REPOSITORY PHOTO...
+    python -m tests.integration.reload_hammer REPOSITORY PHOTO...
 
 It is a process of its own, so that its memory is that of a server and not of everything tested before.
 """
@@ -22,6 +22,7 @@ from mien_server.errors import Unmet
 from tests.integration.repository_rig import SECONDS, Rig, open_rig, write_variant
 
 CALLERS = 16
+RELOADS = 50
 MEASURED = (5, 50)
 
 
@@ -150,8 +151,8 @@ class Hammer:
             self._answered.set()
 
 
-async def hammer(root: Path, photos: Sequence[bytes], reloads: int) -> Report:
-    """Reloads under load, so many times."""
+async def hammer(root: Path, photos: Sequence[bytes]) -> Report:
+    """Reloads under load."""
     report = Report()
     changes = Changes(root)
     kinds: list[Callable[[], None]] = [
@@ -159,7 +160,7 @@ async def hammer(root: Path, photos: Sequence[bytes], reloads: int) -> Report:
     ]
     with open_rig(root) as rig:
         calls = Hammer(rig, photos, report)
-        for number, kind in zip(range(1, reloads + 1), cycle(kinds), strict=False):
+        for number, kind in zip(range(1, RELOADS + 1), cycle(kinds), strict=False):
             await asyncio.to_thread(changes.restore)
             await asyncio.to_thread(kind)
             outcome = report.loads.setdefault(kind.__name__, [0, 0])
@@ -182,6 +183,6 @@ async def hammer(root: Path, photos: Sequence[bytes], reloads: int) -> Report:
 if __name__ == "__main__":
     memory.use_one_arena()
     memory.keep_imports()
-    folder, *names = map(Path, sys.argv[2:])
-    found = asyncio.run(hammer(folder, [name.read_bytes() for name in names], int(sys.argv[1])))
+    folder, *names = map(Path, sys.argv[1:])
+    found = asyncio.run(hammer(folder, [name.read_bytes() for name in names]))
     print(json.dumps(asdict(found)))

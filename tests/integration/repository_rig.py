@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
-    AlignedFace,
     Call,
     Embedding,
     EncodedImage,
@@ -52,11 +51,10 @@ class Rig:
             EncodedImage(photo), detector=ModelRef(), selection=LARGEST, call=Call()
         )
 
-    async def embed(self, photo: bytes, *, aligned: bool = False) -> Embedding:
-        """The vector of the largest face, or of an aligned crop, for which no detector is needed."""
-        image = EncodedImage(photo)
+    async def embed(self, photo: bytes) -> Embedding:
+        """The vector of the largest face."""
         found = await self.pipeline.embed(
-            AlignedFace(image) if aligned else image,
+            EncodedImage(photo),
             detector=ModelRef(),
             embedder=ModelRef(),
             selection=LARGEST,
@@ -67,11 +65,9 @@ class Rig:
         return embedding
 
 
-def copy_repository(
-    source: Path, target: Path, models: Sequence[str] = ("retinaface", "sface")
-) -> Path:
-    """Shipped models with their real weights, to be written to."""
-    for name in models:
+def copy_repository(source: Path, target: Path) -> Path:
+    """The two shipped models with their real weights, to be written to."""
+    for name in ("retinaface", "sface"):
         shutil.copytree(source / name, target / name)
     return target
 
@@ -84,7 +80,7 @@ def open_rig(root: Path, *, seed: int = 0) -> Iterator[Rig]:
     catalogue = Catalogue(random.Random(seed))  # noqa: S311
     loader = Loader(catalogue, [root], scheduler, [cpu], mode="explicit")
     loader.start()
-    pool = DecodePool(threads=cpu.cores)
+    pool = PicturePool(threads=cpu.cores)
     pipeline = FacePipeline(
         catalogue,
         pool,

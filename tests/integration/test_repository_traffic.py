@@ -1,7 +1,6 @@
 """Canary and shadow with real weights, through the pipeline; every call and every copy is counted."""
 
 import asyncio
-import io
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mien_server.pipeline.mirroring import MOST_WAITING
-from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef
+from mien_server.pipeline.types import Call, EncodedImage, ModelRef
 from mien_server.repository.traffic import ShadowStatistics
 from tests.integration.repository_rig import (
     LARGEST,
@@ -27,32 +25,13 @@ from tests.unit.repository.folders import keep_versions, parameter, seal, traffi
 
 
 @pytest.fixture
-def detector_root(tmp_path: Path, model_repository_path: Path) -> Path:
-    """A repository with retinaface alone."""
-    return copy_repository(model_repository_path, tmp_path / "repository", ["retinaface"])
+def root(tmp_path: Path, model_repository_path: Path) -> Path:
+    return copy_repository(model_repository_path, tmp_path / "repository")
 
 
 @pytest.fixture
-def embedder_root(tmp_path: Path, model_repository_path: Path) -> Path:
-    """A repository with sface alone, which needs no detector to embed crops."""
-    return copy_repository(model_repository_path, tmp_path / "repository", ["sface"])
-
-
-@pytest.fixture(scope="module")
 def photos(portraits: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in portraits]
-
-
-@pytest.fixture(scope="module")
-def crops(portraits: list[Path]) -> list[bytes]:
-    """The portraits in the size of an aligned face, as PNG."""
-    made = []
-    for path in portraits:
-        file = io.BytesIO()
-        with Image.open(path) as portrait:
-            portrait.convert("RGB").resize((112, 112)).save(file, "PNG")
-        made.append(file.getvalue())
-    return made
 
 
 @contextmanager
@@ -80,18 +59,16 @@ async def settled(rig: Rig, name: str, rows: int) -> ShadowStatistics:
         await asyncio.sleep(0.01)
 
 
-async def test_canary_answers_its_share_of_the_calls(
-    embedder_root: Path, crops: list[bytes]
-) -> None:
-    write_variant(embedder_root / "sface" / "1", embedder_root / "sface" / "2", 1.01)
-    keep_versions(embedder_root, "sface", 2)
-    parameter(embedder_root, "sface", "canary_version", 2)
-    parameter(embedder_root, "sface", "canary_percent", 30)
+async def test_canary_answers_its_share_of_the_calls(root: Path, photos: list[bytes]) -> None:
+    write_variant(root / "sface" / "1", root / "sface" / "2", 1.01)
+    keep_versions(root, "sface", 2)
+    parameter(root, "sface", "canary_version", 2)
+    parameter(root, "sface", "canary_percent", 30)
     answered: Counter[int] = Counter()
-    with open_rig(embedder_root) as rig:
+    with open_rig(root) as rig:
         prints = {v: rig.catalogue.resolve("sface", v).fingerprint for v in (1, 2)}
         for turn in range(6):
-            embeddings = await asyncio.gather(*(rig.embed(crop, aligned=True) for crop in crops))
+            embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos))
             for embedding in embeddings:
                 assert embedding.model.fingerprint == prints[embedding.model.version]
                 answered[embedding.model.version] += 1
@@ -101,21 +78,21 @@ async def test_canary_answers_its_share_of_the_calls(
 
 
 async def test_embedding_of_the_canary_compares_whichever_version_is_drawn(
-    embedder_root: Path, crops: list[bytes]
+    root: Path, photos: list[bytes]
 ) -> None:
-    write_variant(embedder_root / "sface" / "1", embedder_root / "sface" / "2", 1.01)
-    keep_versions(embedder_root, "sface", 2)
-    parameter(embedder_root, "sface", "canary_version", 2)
-    parameter(embedder_root, "sface", "canary_percent", 50)
-    with open_rig(embedder_root) as rig:
+    write_variant(root / "sface" / "1", root / "sface" / "2", 1.01)
+    keep_versions(root, "sface", 2)
+    parameter(root, "sface", "canary_version", 2)
+    parameter(root, "sface", "canary_percent", 50)
+    with open_rig(root) as rig:
         made_by: set[int] = set()
         while len(made_by) < 2:
-            embedding = await rig.embed(crops[0], aligned=True)
+            embedding = await rig.embed(photos[0])
             made_by.add(embedding.model.version)
             for _ in range(4):
                 compared = await rig.pipeline.verify(
                     embedding,
-                    AlignedFace(EncodedImage(crops[0])),
+                    EncodedImage(photos[0]),
                     detector=ModelRef(),
                     embedder=ModelRef("sface"),
                     selection=LARGEST,
@@ -127,11 +104,11 @@ async def test_embedding_of_the_canary_compares_whichever_version_is_drawn(
 
 @pytest.mark.parametrize(("name", "factor", "agreed"), [("sface", 1.0, 6), ("sface", -1.0, 0)])
 async def test_shadow_is_compared_and_never_returned(
-    embedder_root: Path, crops: list[bytes], name: str, factor: float, agreed: int
+    root: Path, photos: list[bytes], name: str, factor: float, agreed: int
 ) -> None:
-    with shadowed(embedder_root, name, factor) as rig:
-        for number, crop in enumerate(crops):
-            embedding = await rig.embed(crop, aligned=True)
+    with shadowed(root, name, factor) as rig:
+        for number, photo in enumerate(photos):
+            embedding = await rig.embed(photo)
             assert embedding.model.version == 1
             await settled(rig, name, number + 1)
         assert traffic(rig.catalogue, name).routed == {1: 6}
@@ -140,9 +117,9 @@ async def test_shadow_is_compared_and_never_returned(
 
 @pytest.mark.parametrize(("factor", "agree"), [(1.0, True), (0.0, False)])
 async def test_shadow_detector_is_compared_by_its_boxes(
-    detector_root: Path, photos: list[bytes], factor: float, agree: bool
+    root: Path, photos: list[bytes], factor: float, agree: bool
 ) -> None:
-    with shadowed(detector_root, "retinaface", factor) as rig:
+    with shadowed(root, "retinaface", factor) as rig:
         for number, photo in enumerate(photos):
             assert (await rig.detect(photo)).faces
             await settled(rig, "retinaface", number + 1)
@@ -152,28 +129,22 @@ async def test_shadow_detector_is_compared_by_its_boxes(
         assert counts.compared >= 6
 
 
-async def test_shadow_that_cannot_answer_harms_no_call(
-    embedder_root: Path, crops: list[bytes]
-) -> None:
-    with shadowed(embedder_root, "sface", 1.0) as rig:
+async def test_shadow_that_cannot_answer_harms_no_call(root: Path, photos: list[bytes]) -> None:
+    with shadowed(root, "sface", 1.0) as rig:
         candidate = rig.catalogue.resolve("sface", 2).slot
         instance = candidate.instances[0].instance
         instance.compute = lambda batch: 1 / 0  # type: ignore[method-assign]
-        for number, crop in enumerate(crops):
-            assert (await rig.embed(crop, aligned=True)).model.version == 1
+        for number, photo in enumerate(photos):
+            assert (await rig.embed(photo)).model.version == 1
             await settled(rig, "sface", number + 1)
         assert counted(rig, "sface") == ShadowStatistics(failed=6)
 
 
-async def test_copies_are_dropped_when_there_is_other_work(
-    embedder_root: Path, crops: list[bytes]
-) -> None:
-    with shadowed(embedder_root, "sface", 1.0) as rig:
+async def test_copies_are_dropped_when_there_is_other_work(root: Path, photos: list[bytes]) -> None:
+    with shadowed(root, "sface", 1.0) as rig:
         rounds = 4
         for _ in range(rounds):
-            embeddings = await asyncio.gather(
-                *(rig.embed(crop, aligned=True) for crop in crops * 4)
-            )
+            embeddings = await asyncio.gather(*(rig.embed(photo) for photo in photos * 4))
             assert {embedding.model.version for embedding in embeddings} == {1}
             assert rig.catalogue.resolve("sface", 2).slot.pending <= MOST_WAITING
         counts = await settled(rig, "sface", rounds * 24)
@@ -183,18 +154,14 @@ async def test_copies_are_dropped_when_there_is_other_work(
 
 
 async def test_retired_shadow_finishes_its_copies_and_is_freed(
-    embedder_root: Path, crops: list[bytes]
+    root: Path, photos: list[bytes]
 ) -> None:
-    with shadowed(embedder_root, "sface", 1.0) as rig:
+    with shadowed(root, "sface", 1.0) as rig:
         for _ in range(3):
-            await rig.embed(crops[0], aligned=True)
-            state = load_file(embedder_root / "sface" / "1" / "model.safetensors")
-            save_file(
-                state,
-                embedder_root / "sface" / "2" / "model.safetensors",
-                {"copy": str(time.time())},
-            )
-            seal(embedder_root / "sface" / "2")
+            await rig.embed(photos[0])
+            state = load_file(root / "sface" / "1" / "model.safetensors")
+            save_file(state, root / "sface" / "2" / "model.safetensors", {"copy": str(time.time())})
+            seal(root / "sface" / "2")
             await asyncio.wrap_future(rig.loader.load("sface"))
             assert await asyncio.to_thread(rig.catalogue.drained, SECONDS)
         counts = await settled(rig, "sface", 3)

@@ -18,13 +18,12 @@ import grpc
 import pytest
 
 from mien.v1 import face_pb2, face_pb2_grpc
-from tools.local_server import LocalServer, ServerFailed
+from tools.local_server import ServerFailed
 
 BIN = Path(sys.executable).parent
 CLEAN_ENVIRONMENT = {key: value for key, value in os.environ.items() if key[:5] != "MIEN_"}
 ANY_PORTS = ("--grpc-port", "0", "--metrics-port", "0")
 Launch = Callable[..., AbstractContextManager[Any]]
-Start = Callable[..., tuple[int, str]]
 Sample = Callable[[str], Path]
 
 
@@ -48,16 +47,16 @@ def listening(address: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
 def test_taken_port_ends_the_start_with_the_flag_to_use(
-    address: str, model_repository_path: Path, refused_start: Start
+    address: str, model_repository_path: Path
 ) -> None:
     with listening(address) as port:
-        status, said = refused_start(
-            "--grpc-port", str(port), "--model-repository", model_repository_path
+        done = mien_server(
+            "serve", "--grpc-port", str(port), "--model-repository", model_repository_path
         )
-    assert status == 1
-    assert f"127.0.0.1:{port}: Address already in use" in said
-    assert "--grpc-port (MIEN_GRPC_PORT)" in said
-    assert "Traceback" not in said
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "--grpc-port (MIEN_GRPC_PORT)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_repository_without_weights_ends_the_start_with_the_command_to_run(
@@ -75,41 +74,33 @@ def test_repository_without_weights_ends_the_start_with_the_command_to_run(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "status", "said"),
     [
-        (["--default-detector", "nobody"], "there is no model 'nobody'"),
-        (["--default-detector", "sface"], "is an embedding model"),
-        (["--default-embedder", "arcface"], "model 'arcface' has no weights"),
-        (["--default-embedder", "face_embedding"], "model 'face_embedding' is an ensemble"),
-        (["--model-repository", __file__], f"{__file__} is not a folder"),
+        (["--default-detector", "nobody"], 1, "there is no model 'nobody'"),
+        (["--default-detector", "sface"], 1, "is an embedding model"),
+        (["--default-embedder", "arcface"], 1, "model 'arcface' has no weights"),
+        (["--default-embedder", "face_embedding"], 1, "model 'face_embedding' is an ensemble"),
+        (["--model-repository", __file__], 1, f"{__file__} is not a folder"),
+        (["--grpc-port", "99999"], 2, "--grpc-port (MIEN_GRPC_PORT)"),
     ],
 )
 def test_setting_that_cannot_hold_ends_the_start(
-    flags: list[str], said: str, model_repository_path: Path, refused_start: Start
+    flags: list[str], status: int, said: str, model_repository_path: Path
 ) -> None:
     repository = ["--model-repository", str(model_repository_path), *ANY_PORTS]
-    status, told = refused_start(*repository, *flags)
-    assert status == 1
-    assert said in told
-    assert "Traceback" not in told
-
-
-def test_setting_that_no_server_can_have_ends_the_process_with_2() -> None:
-    done = mien_server("serve", "--grpc-port", "99999")
-    assert done.returncode == 2
-    assert "--grpc-port (MIEN_GRPC_PORT)" in done.stderr
+    done = mien_server("serve", *repository, *flags)
+    assert done.returncode == status
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
-def test_missing_repository_ends_the_start_with_the_command_that_makes_it(
-    mode: str, refused_start: Start
-) -> None:
+def test_missing_repository_ends_the_start_with_the_command_that_makes_it(mode: str) -> None:
     flags = ["--model-control-mode", mode, *ANY_PORTS]
-    status, said = refused_start("--model-repository", "/no/such/folder", *flags)
-    assert status == 1
-    assert "the model repository /no/such/folder does not exist" in said
-    assert "mien-server models install --model-repository /no/such/folder" in said
+    done = mien_server("serve", "--model-repository", "/no/such/folder", *flags)
+    assert done.returncode == 1
+    assert "the model repository /no/such/folder does not exist" in done.stderr
+    assert "mien-server models install --model-repository /no/such/folder" in done.stderr
 
 
 def test_help_and_health_do_not_import_torch() -> None:
@@ -148,10 +139,11 @@ def test_health_command_tells_a_ready_server_from_none(server_address: str) -> N
     assert "DEADLINE_EXCEEDED" in done.stderr or "UNAVAILABLE" in done.stderr
 
 
-def test_json_log_is_one_object_a_line_and_names_what_serves(unusual: LocalServer) -> None:
-    lines = [json.loads(line) for line in unusual.log.read_text().splitlines()]
+def test_json_log_is_one_object_a_line_and_names_what_serves(launch_server: Launch) -> None:
+    with launch_server("--log-format", "json") as server:
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     (ready,) = [line for line in lines if line["message"] == "ready"]
-    assert ready["address"] == unusual.address
+    assert ready["address"] == server.address
     assert re.search(r"retinaface.*sface", str(ready["models"]))
 
 
@@ -194,7 +186,7 @@ def test_sigterm_finishes_the_accepted_calls_refuses_new_ones_and_exits_0(
 def test_second_signal_ends_the_process_at_once(launch_server: Launch) -> None:
     with (
         pytest.raises(ServerFailed, match="left with status -15"),
-        launch_server("--model-control-mode", "explicit", "--lame-duck-secs", "600") as server,
+        launch_server("--lame-duck-secs", "600") as server,
     ):
         terminate_twice(server)
 
@@ -207,11 +199,23 @@ def terminate_twice(server: Any) -> None:
     server.process.wait(10)
 
 
+@pytest.fixture
+def repository_with_a_damaged_model(tmp_path: Path) -> Path:
+    """A repository beside the usual one: its only model has a version that its manifest belies."""
+    shipped = Path(__file__).resolve().parents[2] / "model_repository" / "sface" / "config.pbtxt"
+    version = tmp_path / "damaged" / "1"
+    version.mkdir(parents=True)
+    text = shipped.read_text().replace('name: "sface"', 'name: "damaged"')
+    (tmp_path / "damaged" / "config.pbtxt").write_text(text)
+    (version / "manifest.json").write_text("{}")
+    return tmp_path
+
+
 def test_damaged_version_keeps_the_server_from_being_ready(
-    model_repository_path: Path, damaged_repository: Path
+    model_repository_path: Path, repository_with_a_damaged_model: Path
 ) -> None:
     command: list[str | Path] = [BIN / "mien-server", "serve", *ANY_PORTS]
-    for path in (model_repository_path, damaged_repository):
+    for path in (model_repository_path, repository_with_a_damaged_model):
         command += ["--model-repository", path]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
@@ -228,6 +232,9 @@ def test_damaged_version_keeps_the_server_from_being_ready(
     assert process.returncode == 0
 
 
-def test_damaged_version_does_not_matter_without_strict_readiness(unusual: LocalServer) -> None:
-    assert "damaged" in unusual.log.read_text()
-    assert mien_server("health", "--address", unusual.address).returncode == 0
+def test_damaged_version_does_not_matter_without_strict_readiness(
+    launch_server: Launch, repository_with_a_damaged_model: Path
+) -> None:
+    more = ("--model-repository", str(repository_with_a_damaged_model))
+    with launch_server(*more, "--strict-readiness=false") as server:
+        assert mien_server("health", "--address", server.address).returncode == 0

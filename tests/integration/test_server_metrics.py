@@ -1,27 +1,26 @@
 """The metrics of a real server: from its start to its end, and what keeps them from being served."""
 
+import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mien
-from mien import cli
 from tests.exposition import Exposition
-from tools.local_server import LocalServer, ServerFailed
+from tools.local_server import PROGRAM, LocalServer, ServerFailed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 FACES = "mien.v1.FaceService"
 Launch = Callable[..., AbstractContextManager[LocalServer]]
-Start = Callable[..., tuple[int, str]]
 Sample = Callable[[str], Path]
 
 
@@ -31,37 +30,37 @@ def scrape(url: str) -> Exposition:
         return Exposition(response.read().decode())
 
 
-def grown(before: Exposition, after: Exposition, name: str, **labels: str) -> dict[Any, float]:
-    """By how much the samples of this name have grown, by their other labels; without those that have not."""
-    old = before.of(name, **labels)
-    new = {key: value - old.get(key, 0) for key, value in after.of(name, **labels).items()}
-    return {key: more for key, more in new.items() if more}
+def start(*flags: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a server that cannot start."""
+    return subprocess.run(
+        [PROGRAM, "serve", *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key[:5] != "MIEN_"},
+    )
 
 
-def test_metrics_count_what_callers_did(server: LocalServer, sample: Sample) -> None:
-    before = scrape(server.metrics_url)
-    with mien.Client(server.address) as client:
+def test_metrics_count_what_callers_did(launch_server: Launch, sample: Sample) -> None:
+    with launch_server() as server, mien.Client(server.address) as client:
         for _ in range(2):
             client.embed(sample("person_a_1"))
         client.detect(sample("person_a_2"))
         with pytest.raises(mien.InvalidRequest):
             client.detect(b"\xff\xd8\xff no photo")
-    told = scrape(server.metrics_url)
+        told = scrape(server.metrics_url)
     of = {"grpc_service": FACES, "grpc_type": "unary"}
-    assert grown(before, told, "grpc_server_handled_total", **of) == {
+    assert told.of("grpc_server_handled_total", **of) == {
         ("OK", "Embed"): 2,
         ("OK", "Detect"): 1,
         ("INVALID_ARGUMENT", "Detect"): 1,
     }
-    assert grown(before, told, "mien_errors_total", grpc_service=FACES) == {
-        ("Detect", "INVALID_IMAGE"): 1
-    }
-    sface = {"model": "sface", "version": "1"}
-    succeeded = {"outcome": "succeeded", **sface}
-    assert grown(before, told, "mien_slot_requests_total", **succeeded) == {(): 2}
-    assert grown(before, told, "nv_inference_request_success", **sface) == {(): 2}
-    found = grown(before, told, "nv_inference_count", model="retinaface", version="1")
-    assert found[()] >= 3
+    assert told.of("mien_errors_total", grpc_service=FACES) == {("Detect", "INVALID_IMAGE"): 1}
+    succeeded = {"outcome": "succeeded", "version": "1"}
+    assert told.one("mien_slot_requests_total", model="sface", **succeeded) == 2
+    assert told.one("nv_inference_request_success", model="sface", version="1") == 2
+    assert told.one("nv_inference_count", model="retinaface", version="1") >= 3
     assert told.one("mien_ready") == 1
     assert told.one("mien_calls_in_progress") == told.one("mien_decode_pending") == 0
     assert told.one("mien_call_bytes_in_progress") == 0
@@ -69,17 +68,15 @@ def test_metrics_count_what_callers_did(server: LocalServer, sample: Sample) -> 
 
 
 def test_call_for_a_model_that_will_not_come_is_not_tried_again(
-    server: LocalServer, sample: Sample
+    launch_server: Launch, sample: Sample
 ) -> None:
-    before = scrape(server.metrics_url)
-    with (
-        mien.Client(server.address) as client,
-        pytest.raises(mien.ModelNotReady, match="has no weights"),
-    ):
-        client.detect(sample("person_a_1"), detector="mtcnn")
-    told = scrape(server.metrics_url)
-    detects = {"grpc_method": "Detect", "grpc_type": "unary"}
-    assert grown(before, told, "grpc_server_started_total", **detects) == {(FACES,): 1}
+    with launch_server() as server, mien.Client(server.address) as client:
+        with pytest.raises(mien.ModelNotReady, match="has no weights"):
+            client.detect(sample("person_a_1"), detector="mtcnn")
+        told = scrape(server.metrics_url)
+    assert told.of("grpc_server_started_total", grpc_method="Detect", grpc_type="unary") == {
+        (FACES,): 1
+    }
 
 
 def test_metrics_page_lists_every_family_with_its_type(server: LocalServer) -> None:
@@ -102,10 +99,10 @@ def test_metrics_tell_of_the_drain(launch_server: Launch, sample: Sample) -> Non
             scrape(server.metrics_url)
 
 
-def test_scrapes_beside_calls_and_a_reload(explicit: LocalServer, sample: Sample) -> None:
+def test_scrapes_beside_calls_and_a_reload(launch_server: Launch, sample: Sample) -> None:
     """Nothing that changes while it is read breaks a scrape, and counts only ever grow."""
-    address = ["--address", explicit.address]
-    with mien.Client(explicit.address) as client:
+    flags = ("--model-control-mode", "explicit", "--load-model", "*")
+    with launch_server(*flags) as server, mien.Client(server.address) as client:
         done = threading.Event()
 
         def call() -> None:
@@ -119,8 +116,8 @@ def test_scrapes_beside_calls_and_a_reload(explicit: LocalServer, sample: Sample
             seen = 0.0
             for turn in range(60):
                 if turn % 20 == 10:
-                    assert cli.main(["models", "load", "retinaface", *address]) == 0
-                now = scrape(explicit.metrics_url).one(
+                    mien_models(server.address, "load", "retinaface")
+                now = scrape(server.metrics_url).one(
                     "nv_inference_request_success", model="sface", version="1"
                 )
                 assert now >= seen
@@ -130,42 +127,48 @@ def test_scrapes_beside_calls_and_a_reload(explicit: LocalServer, sample: Sample
             for caller in callers:
                 caller.join()
     assert seen > 0
-    assert "Traceback" not in explicit.log.read_text()
+    assert "Traceback" not in server.log.read_text()
 
 
-def test_taken_port_ends_the_start_with_the_flags_to_use(
-    model_repository_path: Path, refused_start: Start
-) -> None:
+def mien_models(address: str, *arguments: str) -> None:
+    subprocess.run(
+        [PROGRAM.with_name("mien"), "models", *arguments, "--address", address],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def test_taken_port_ends_the_start_with_the_flags_to_use(model_repository_path: Path) -> None:
     repository = ("--grpc-port", "0", "--model-repository", model_repository_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        status, said = refused_start(*repository, "--metrics-port", port)
-    assert status == 1
-    assert f"cannot serve metrics on 127.0.0.1 port {port}: Address already in use" in said
+        done = start(*repository, "--metrics-port", port)
+    assert done.returncode == 1
+    assert f"cannot serve metrics on 127.0.0.1 port {port}: Address already in use" in done.stderr
     for name in (
         "--metrics-port (MIEN_METRICS_PORT)",
         "--allow-metrics (MIEN_ALLOW_METRICS) false",
     ):
-        assert name in said
-    assert "Traceback" not in said
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_address_that_is_not_this_machine_s_ends_the_start(
-    model_repository_path: Path, refused_start: Start
-) -> None:
+def test_address_that_is_not_this_machine_s_ends_the_start(model_repository_path: Path) -> None:
     flags = ("--metrics-address", "203.0.113.1", "--model-repository", model_repository_path)
-    status, said = refused_start("--grpc-port", "0", *flags)
-    assert status == 1
-    assert "--metrics-address (MIEN_METRICS_ADDRESS)" in said
-    assert "Traceback" not in said
+    done = start("--grpc-port", "0", *flags)
+    assert done.returncode == 1
+    assert "--metrics-address (MIEN_METRICS_ADDRESS)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_metrics_can_listen_elsewhere(unusual: LocalServer) -> None:
-    assert unusual.metrics_url.startswith("http://127.0.0.2:")
-    assert scrape(unusual.metrics_url).one("mien_ready") == 1
+def test_metrics_can_listen_elsewhere(launch_server: Launch) -> None:
+    with launch_server("--metrics-address", "127.0.0.2") as server:
+        assert server.metrics_url.startswith("http://127.0.0.2:")
+        assert scrape(server.metrics_url).one("mien_ready") == 1
 
 
 def test_server_does_without_metrics(launch_server: Launch) -> None:
-    flags = ("--model-control-mode", "explicit", "--allow-metrics", "false", "--metrics-port", "1")
+    flags = ("--allow-metrics", "false", "--metrics-port", "1")
     with launch_server(*flags) as server, pytest.raises(ServerFailed, match="no metrics"):
         _ = server.metrics_url

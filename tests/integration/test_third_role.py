@@ -26,7 +26,7 @@ from mien_server.models.families import BrokenPackage, families, roles
 from mien_server.models.roles import EMBEDDER
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import read_config
@@ -146,7 +146,7 @@ async def serving(root: Path) -> AsyncIterator[Served]:
         loader = Loader(models, [root], scheduler, [cpu])
         closing.callback(loader.close)
         await asyncio.to_thread(loader.start)
-        pool = DecodePool(threads=1)
+        pool = PicturePool(threads=1)
         closing.callback(pool.close)
         pipeline = FacePipeline(
             models, pool, default_detector="", default_embedder="colours", limits=Limits()

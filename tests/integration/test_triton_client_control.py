@@ -1,6 +1,8 @@
 """tritonclient and `mien models` against a server that loads on request: explicit mode, fp32."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,30 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 import mien
-from tools.local_server import LocalServer
+from tools.local_server import LocalServer, local_server
 
 MIEN = Path(sys.executable).parent / "mien"
+
+
+@pytest.fixture(scope="module")
+def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of one's own, whose models compute in fp32."""
+    folder = tmp_path_factory.mktemp("explicit") / "models"
+    shutil.copytree(model_repository_path, folder)
+    config = folder / "sface" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "auto"', 'string_value: "fp32"'))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explicit(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    flags = ["--model-repository", str(repository), "--model-control-mode", "explicit"]
+    with local_server(
+        tmp_path_factory.mktemp("log") / "server.log",
+        flags=[*flags, "--load-model", "*"],
+        environment={k: v for k, v in os.environ.items() if not k.startswith("MIEN_")},
+    ) as server:
+        yield server
 
 
 @pytest.fixture
@@ -80,9 +103,9 @@ def test_statistics_begin_anew_with_a_version_that_was_loaded(triton: Any) -> No
 
 
 def test_a_load_that_fails_says_why_and_leaves_the_old_version(
-    triton: Any, explicit_repository: Path
+    triton: Any, repository: Path
 ) -> None:
-    config = explicit_repository / "sface" / "config.pbtxt"
+    config = repository / "sface" / "config.pbtxt"
     good = config.read_text()
     config.write_text(good.replace("max_batch_size: 32", "max_batch_size: 32\nensemble: 1"))
     try:
@@ -105,9 +128,9 @@ def test_unknown_model_is_not_loaded(triton: Any) -> None:
 
 
 def test_ensemble_whose_sizes_do_not_match_does_not_replace_one_that_works(
-    triton: Any, explicit_repository: Path
+    triton: Any, repository: Path
 ) -> None:
-    config = explicit_repository / "face_embedding" / "config.pbtxt"
+    config = repository / "face_embedding" / "config.pbtxt"
     good = config.read_text()
     config.write_text(good.replace("dims: [ 128 ]", "dims: [ 512 ]"))
     try:

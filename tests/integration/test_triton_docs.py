@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,14 @@ from tools.local_server import LocalServer
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text()
 EXAMPLES = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+Launch = Callable[..., AbstractContextManager[LocalServer]]
 RUN = [(language, code) for language, code in EXAMPLES if language != "text"]
+
+
+@pytest.fixture(scope="module")
+def explicit(launch_server: Launch) -> Iterator[LocalServer]:
+    with launch_server("--model-control-mode", "explicit", "--load-model", "*") as server:
+        yield server
 
 
 def test_the_page_has_examples_of_both_kinds() -> None:

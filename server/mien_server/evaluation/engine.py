@@ -15,7 +15,7 @@ from mien_server.errors import MienError
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits, ModelRef
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader, RepositoryError
@@ -69,7 +69,7 @@ def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engi
     with contextlib.ExitStack() as closing:
         scheduler = Scheduler(devices)
         closing.callback(scheduler.close)
-        pool = DecodePool(threads=settings.decode_threads or cpu.cores)
+        pool = PicturePool(threads=settings.decode_threads or cpu.cores)
         closing.callback(pool.close)
         try:
             catalogue = Catalogue()

@@ -25,7 +25,7 @@ TEMPLATE: ArrayF32 = np.array(
 )
 """Where ArcFace expects the left eye, right eye, nose, left and right mouth corner, in crop pixels."""
 
-# Spread across the narrow direction of the landmarks, relative to the wide one, below which they are a
+# Landmarks whose spread across their narrow direction is below this part of that along the wide one are a
 # line and say nothing about the face. A frontal face has about 0.6, a full profile above 0.1.
 _MIN_SPREAD = 0.02
 

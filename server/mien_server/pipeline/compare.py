@@ -1,4 +1,4 @@
-"""Vectors: from raw to unit length, from a caller, and against each other."""
+"""Vectors are brought to unit length, checked where they come from a caller, and compared."""
 
 import logging
 import math
@@ -58,23 +58,22 @@ def check_embedding(given: Embedding) -> Embedding:
             than 1, or no model.
     """
     values = given.values
-    field = f"{given.field}.values"
     if not given.model.name or not given.model.fingerprint:
         raise _invalid(
             "names no model: send it with the model's name and fingerprint, as it was answered",
-            f"{given.field}.model",
+            field="model",
         )
     if values.ndim != 1 or not values.size:
-        raise _invalid("has no values", field)
+        raise _invalid("has no values")
     if not np.isfinite(values).all():
-        raise _invalid("has values that are NaN or infinite", field)
+        raise _invalid("has values that are NaN or infinite")
     vector = values.astype(np.float64)
     norm = float(np.linalg.norm(vector))
     if norm == 0.0:
-        raise _invalid("is a zero vector", field)
+        raise _invalid("is a zero vector")
     if abs(norm - 1.0) > UNIT_TOLERANCE:
         raise _invalid(
-            f"has the L2 norm {norm:.6g} instead of 1: send the values as they were answered", field
+            f"has the L2 norm {norm:.6g} instead of 1: send the values as they were answered"
         )
     return replace(given, values=(vector / norm).astype(np.float32))
 
@@ -94,7 +93,7 @@ def check_same_model(given: Embedding, other: ModelIdentity) -> None:
             Reason.EMBEDDING_MISMATCH,
             f"The embedding was made by {_describe(given.model)} and cannot be compared with one by"
             f" {_describe(other)}: embed its photo again.",
-            field=f"{given.field}.model",
+            field="model",
         )
 
 
@@ -105,15 +104,12 @@ def check_length(given: Embedding, length: int) -> None:
         InvalidRequest: INVALID_EMBEDDING.
     """
     if given.values.size != length:
-        raise _invalid(
-            f"has {given.values.size} values where {given.model.name} gives {length}",
-            f"{given.field}.values",
-        )
+        raise _invalid(f"has {given.values.size} values where {given.model.name} gives {length}")
 
 
 def _describe(model: ModelIdentity) -> str:
     return f"{model.name} version {model.version} ({model.fingerprint})"
 
 
-def _invalid(what: str, field: str) -> InvalidRequest:
+def _invalid(what: str, *, field: str = "values") -> InvalidRequest:
     return InvalidRequest(Reason.INVALID_EMBEDDING, f"The embedding {what}.", field=field)

@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.pipeline.headers import OpenedImage, broken
-from mien_server.pipeline.types import ImageU8, Limits, RawPixels
+from mien_server.pipeline.headers import OpenedImage, broken, open_image
+from mien_server.pipeline.types import EncodedImage, ImageU8, Limits, RawPixels
 
 _ORIENTATION_TAG = 0x0112
 
@@ -65,6 +65,20 @@ class Photo:
     reduction: int = 1
 
 
+def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None = None) -> Photo:
+    """Checks a picture of either kind and decodes it, if there is something to decode. Blocking.
+
+    Args:
+        enough: as `decode` has it.
+
+    Raises:
+        InvalidRequest: as `open_image`, `decode` and `check_pixels` do.
+    """
+    if isinstance(source, RawPixels):
+        return check_pixels(source, limits)
+    return decode(open_image(source, limits), enough=enough)
+
+
 def decode(opened: OpenedImage, *, enough: int | None = None) -> Photo:
     """Decodes a file whose header has been accepted: upright, RGB, 8 bit.
 
@@ -79,20 +93,18 @@ def decode(opened: OpenedImage, *, enough: int | None = None) -> Photo:
         InvalidRequest: INVALID_IMAGE for a truncated or damaged file; UNSUPPORTED_FORMAT for a colour
             mode that is no photo (32-bit integers, floats, Lab).
     """
-    image, field = opened.image, opened.field
+    image: Image.Image = opened
     kind = image.format or ""
     try:
         width, height = image.size
         reduction = _draft(image, enough) if enough is not None else 1
         image.load()
         orientation = _orientation(image)
-        rgb = _to_rgb(image, field)
-    except InvalidRequest:
-        raise
-    except MemoryError:
+        rgb = _to_rgb(image)
+    except (InvalidRequest, MemoryError):
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they stumble over
-        raise broken(kind, error, field) from error
+        raise broken(kind, error) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
         if orientation >= 5:
@@ -108,22 +120,19 @@ def check_pixels(raw: RawPixels, limits: Limits) -> Photo:
     """
     height, width = raw.height, raw.width
     if height < 1 or width < 1:
-        raise InvalidRequest(
-            Reason.INVALID_IMAGE, f"A size of {width}x{height} holds no pixel.", field=raw.field
-        )
+        raise InvalidRequest(Reason.INVALID_IMAGE, f"A size of {width}x{height} holds no pixel.")
     if height * width > limits.max_image_pixels:
         raise InvalidRequest(
             Reason.IMAGE_TOO_LARGE,
             f"The image has {width}x{height} = {width * height:,} pixels; at most"
             f" {limits.max_image_pixels:,} are allowed. Send it scaled down.",
-            field=raw.field,
         )
     expected = height * width * 3
     if len(raw.data) != expected:
         raise InvalidRequest(
             Reason.INVALID_IMAGE,
             f"{width}x{height} RGB pixels take {expected:,} bytes, {len(raw.data):,} were sent.",
-            field=f"{raw.field}.data",
+            field="data",
         )
     return Photo(np.frombuffer(raw.data, np.uint8).reshape(height, width, 3), width, height)
 
@@ -150,7 +159,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, field: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -159,7 +168,6 @@ def _to_rgb(image: Image.Image, field: str) -> Image.Image:
             Reason.UNSUPPORTED_FORMAT,
             f"{image.format} with pixels of mode {image.mode} is not supported: send 8 or 16 bit grey, RGB"
             " or CMYK.",
-            field=field,
         )
     if not image.has_transparency_data:
         # Converting to the same mode would copy.

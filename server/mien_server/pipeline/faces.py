@@ -1,31 +1,20 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
-from mien_server.errors import InvalidRequest, MienError, Reason, at
-from mien_server.models.detections import Detections
+from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
-from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
-from mien_server.pipeline.compare import (
-    check_embedding,
-    check_length,
-    check_same_model,
-    cosine,
-    to_embedding,
-)
-from mien_server.pipeline.decode import Photo
-from mien_server.pipeline.finding import FoundFaces, find_faces, load
-from mien_server.pipeline.pool import DecodePool
-from mien_server.pipeline.rows import run_rows, together
+from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
+from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
+from mien_server.pipeline.embedding import embed_image, face_of, identity_of
+from mien_server.pipeline.finding import find_faces
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.selection import check_selection, select_faces
+from mien_server.pipeline.tasks import together
 from mien_server.pipeline.types import (
     AlignedFace,
     ArrayF32,
@@ -36,9 +25,7 @@ from mien_server.pipeline.types import (
     Face,
     FaceSelection,
     ImageSource,
-    ImageU8,
     Limits,
-    ModelIdentity,
     ModelRef,
     PhotoFaces,
     RawPixels,
@@ -54,7 +41,7 @@ class Models(Protocol):
     def lease(
         self, name: str, version: int, *, role: AnyRole, fingerprint: str
     ) -> AbstractContextManager[Lease]:
-        """Holds the version that answers a call; version 0 lets the repository choose.
+        """Holds the version that answers a call. Version 0 lets the repository choose.
 
         It then chooses one of this fingerprint, if there is one.
 
@@ -69,7 +56,8 @@ class FacePipeline:
     """Answers Detect, Embed and Verify. Its methods run on one event loop; nothing they call blocks it.
 
     All of them raise `MienError` for what is wrong with the request and `SchedulingError` for what kept
-    it from being computed. Errors about a side of a comparison name a field that begins with "a." or "b.".
+    it from being computed. The field of a `MienError` begins with the argument at fault: `image.encoded`,
+    `detector`, `selection.min_score`, `a.image.pixels`, `b.embedding.values`.
 
     Args:
         models: the model repository.
@@ -82,7 +70,7 @@ class FacePipeline:
     def __init__(
         self,
         models: Models,
-        pool: DecodePool,
+        pool: PicturePool,
         *,
         default_detector: str,
         default_embedder: str,
@@ -109,15 +97,28 @@ class FacePipeline:
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
                 "Detect looks for faces in photos; an aligned crop is for Embed and Verify.",
-                field=image.field,
+                field=f"image.{image.part}",
             )
-        check_selection(selection, self._limits)
-        with self._lease(detector, DETECTOR) as lease:
-            found = await self._find(image, lease, selection, call, reserve=0.0)
-        chosen = self._select(found, selection, image.field, required=False)
-        faces = [_face(found.faces, i) for i in chosen]
+        with at("selection"):
+            check_selection(selection, self._limits)
+        with ExitStack() as leases:
+            with at("detector"):
+                lease = leases.enter_context(self._lease(detector, DETECTOR))
+            with at("image"), at(image.part):
+                found = await find_faces(
+                    image, lease, selection, limits=self._limits, pool=self._pool, call=call
+                )
+                chosen = select_faces(
+                    found.faces,
+                    selection,
+                    width=found.photo.width,
+                    height=found.photo.height,
+                    limits=self._limits,
+                    required=False,
+                )
+        faces = [face_of(found.faces, i) for i in chosen]
         return PhotoFaces(
-            faces, found.photo.width, found.photo.height, detector=_identity(lease.model)
+            faces, found.photo.width, found.photo.height, detector=identity_of(lease.model)
         )
 
     async def embed(
@@ -136,12 +137,17 @@ class FacePipeline:
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
         """
         with ExitStack() as leases:
-            lease = leases.enter_context(self._lease(embedder, EMBEDDER))
+            with at("embedder"):
+                lease = leases.enter_context(self._lease(embedder, EMBEDDER))
             finder = None
             if not isinstance(image, AlignedFace):
-                check_selection(selection, self._limits)
-                finder = leases.enter_context(self._lease(detector, DETECTOR))
-            return await self._embed_image(image, finder, lease, selection, call)
+                with at("selection"):
+                    check_selection(selection, self._limits)
+                with at("detector"):
+                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+            return await embed_image(
+                image, finder, lease, selection, limits=self._limits, pool=self._pool, call=call
+            )
 
     async def verify(
         self,
@@ -163,46 +169,60 @@ class FacePipeline:
             InvalidRequest: a picture, an embedding, an option or a model's role is wrong.
             Unmet: no usable face on a side; EMBEDDING_MISMATCH.
         """
-        check_selection(selection, self._limits, one_face=True)
+        with at("selection"):
+            check_selection(selection, self._limits, one_face=True)
         if threshold is not None and not (math.isfinite(threshold) and -1.0 <= threshold <= 1.0):
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
                 f"threshold: {threshold:g} is outside [-1, 1], where cosines lie.",
                 field="threshold",
             )
-        a, b = (check_embedding(x) if isinstance(x, Embedding) else x for x in (a, b))
-        given = [x for x in (a, b) if isinstance(x, Embedding)]
+        sides = {"a": a, "b": b}
+        given: dict[str, Embedding] = {}
+        for name, source in sides.items():
+            if isinstance(source, Embedding):
+                with at(name), at("embedding"):
+                    sides[name] = given[name] = check_embedding(source)
+
+        # Of a model that is asked for without a version, the one that made the embedding is preferred.
+        fingerprint = next((embedding.model.fingerprint for embedding in given.values()), "")
         with ExitStack() as leases:
-            lease = leases.enter_context(
-                self._lease(_embedder_for(embedder, given), EMBEDDER, given=given)
-            )
+            ref, path = _embedder_for(embedder, given)
+            with at(path):
+                lease = leases.enter_context(self._lease(ref, EMBEDDER, fingerprint=fingerprint))
             model = lease.model
-            for embedding in given:
-                check_same_model(embedding, _identity(model))
-                check_length(embedding, model.config.outputs[0].dims[0])
+            for name, embedding in given.items():
+                with at(name), at("embedding"):
+                    check_same_model(embedding, identity_of(model))
+                    check_length(embedding, model.config.outputs[0].dims[0])
             limit = _match_threshold(model) if threshold is None else threshold
             finder = None
-            if any(isinstance(x, EncodedImage | RawPixels) for x in (a, b)):
-                finder = leases.enter_context(self._lease(detector, DETECTOR))
+            if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
+                with at("detector"):
+                    finder = leases.enter_context(self._lease(detector, DETECTOR))
 
-            async def side(name: str, source: ImageSource | Embedding) -> PhotoFaces:
+            async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
                     return PhotoFaces([Face(None, 0.0, None, source)], 0, 0)
                 part = replace(call, stages=[])
                 try:
-                    return await self._embed_image(source, finder, lease, selection, part)
-                except MienError as error:
-                    if not error.field.startswith(f"{name}."):
-                        error.field = f"{name}.{error.field}".rstrip(".")
-                    raise
+                    with at(name):
+                        return await embed_image(
+                            source,
+                            finder,
+                            lease,
+                            selection,
+                            limits=self._limits,
+                            pool=self._pool,
+                            call=part,
+                        )
                 finally:
                     call.stages += [
                         StageTime(f"{name}.{s.name}", s.seconds, s.batch_rows) for s in part.stages
                     ]
 
-            found_a, found_b = await together(side("a", a), side("b", b))
-        vector_a, vector_b = _embedding(found_a), _embedding(found_b)
-        similarity = cosine(vector_a.values, vector_b.values)
+            found_a, found_b = await together(*(face(*side) for side in sides.items()))
+        similarity = cosine(_vector(found_a), _vector(found_b))
         return Comparison(
             similarity=similarity,
             threshold=limit,
@@ -210,159 +230,25 @@ class FacePipeline:
             matched=similarity >= limit,
             face_a=found_a.faces[0],
             face_b=found_b.faces[0],
-            detector=None if finder is None else _identity(finder.model),
-            embedder=_identity(model),
+            detector=None if finder is None else identity_of(finder.model),
+            embedder=identity_of(model),
             size_a=_size(found_a),
             size_b=_size(found_b),
         )
 
-    async def _embed_image(
-        self,
-        image: ImageSource,
-        detector: Lease | None,
-        embedder: Lease,
-        selection: FaceSelection,
-        call: Call,
-    ) -> PhotoFaces:
-        """Embeds a crop, or the faces of a photo, which needs a detector."""
-        if isinstance(image, AlignedFace):
-            return await self._embed_crop(image, embedder, call)
-        if detector is None:
-            raise ValueError("a photo needs a detector")
-        return await self._embed_photo(image, detector, embedder, selection, call)
-
-    async def _embed_photo(
-        self,
-        image: EncodedImage | RawPixels,
-        detector: Lease,
-        embedder: Lease,
-        selection: FaceSelection,
-        call: Call,
-    ) -> PhotoFaces:
-        reserve = embedder.model.slot.expected_compute()
-        found = await self._find(image, detector, selection, call, reserve=reserve)
-        usable = np.flatnonzero(alignable(found.faces.landmarks))
-        found = FoundFaces(found.photo, found.faces.take(usable))
-        chosen = self._select(found, selection, image.field, required=True)
-        width, height, detections = found.photo.width, found.photo.height, found.faces
-        crops: list[ImageU8] = []
-        if chosen:
-            begun = time.monotonic()
-            crops = await self._crop(image, found.photo, detections.landmarks[chosen])
-            call.stages.append(StageTime("align", time.monotonic() - begun))
-        # The crops are all that the call needs of the photo while it waits.
-        del found
-        embeddings = await self._embed(crops, embedder, call, stage=1)
-        faces = [_face(detections, i, e) for i, e in zip(chosen, embeddings, strict=True)]
-        return PhotoFaces(
-            faces, width, height, _identity(detector.model), _identity(embedder.model)
-        )
-
-    async def _embed_crop(self, image: AlignedFace, embedder: Lease, call: Call) -> PhotoFaces:
-        def crop() -> tuple[ImageU8, float]:
-            begun = time.monotonic()
-            photo = load(image.crop, self._limits)
-            if (photo.width, photo.height) != (CROP_SIDE, CROP_SIDE):
-                raise InvalidRequest(
-                    Reason.INVALID_IMAGE,
-                    f"An aligned face has {CROP_SIDE}x{CROP_SIDE} pixels, this one has"
-                    f" {photo.width}x{photo.height}: align it, or send it as a photo.",
-                    field=image.crop.field,
-                )
-            return photo.pixels, time.monotonic() - begun
-
-        (pixels, seconds), waited = await self._pool.decode(
-            crop, nbytes=len(image.crop.data), deadline=call.deadline
-        )
-        call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
-        (embedding,) = await self._embed([pixels], embedder, call, stage=0)
-        face = Face(None, 0.0, None, embedding)
-        return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder.model))
-
-    async def _crop(
-        self, image: EncodedImage | RawPixels, photo: Photo, landmarks: ArrayF32
-    ) -> list[ImageU8]:
-        def crop() -> list[ImageU8]:
-            sharp = photo
-            if photo.reduction > 1 and magnification(landmarks / photo.reduction).max() > 1.0:
-                # The reduced photo has fewer pixels of this face than the crop: decode it in full.
-                sharp = load(image, self._limits)
-            scaled = (landmarks / sharp.reduction).astype(np.float32)
-            return crop_faces(sharp.pixels, scaled)
-
-        return await self._pool.finish(crop)
-
-    async def _embed(
-        self, crops: Sequence[ImageU8], embedder: Lease, call: Call, *, stage: int
-    ) -> list[Embedding]:
-        size = embedder.model.config.batching.max_batch_size
-        parts = [crops[i : i + size] for i in range(0, len(crops), size)]
-        results = await together(
-            *(
-                run_rows(
-                    embedder,
-                    [EmbedderRow(crop) for crop in part],
-                    call,
-                    nbytes=sum(crop.nbytes for crop in part),
-                    stage=stage,
-                    deadline=call.deadline,
-                )
-                for part in parts
-            )
-        )
-        identity = _identity(embedder.model)
-        return [to_embedding(raw, identity) for part in results for raw in part]
-
-    async def _find(
-        self,
-        image: EncodedImage | RawPixels,
-        detector: Lease,
-        selection: FaceSelection,
-        call: Call,
-        *,
-        reserve: float,
-    ) -> FoundFaces:
-        return await find_faces(
-            image,
-            detector,
-            selection,
-            limits=self._limits,
-            pool=self._pool,
-            call=call,
-            reserve=reserve,
-        )
-
-    def _select(
-        self, found: FoundFaces, selection: FaceSelection, field: str, *, required: bool
-    ) -> list[int]:
-        return select_faces(
-            found.faces,
-            selection,
-            width=found.photo.width,
-            height=found.photo.height,
-            limits=self._limits,
-            required=required,
-            field=field,
-        )
-
-    @contextmanager
     def _lease(
-        self, ref: ModelRef, role: AnyRole, *, given: Sequence[Embedding] = ()
-    ) -> Iterator[Lease]:
+        self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
+    ) -> AbstractContextManager[Lease]:
         name = ref.name or self._defaults[role]
-        fingerprint = given[0].model.fingerprint if given else ""
-        leased = self._models.lease(name, ref.version, role=role, fingerprint=fingerprint)
-        with ExitStack() as held:
-            with at(ref.field):
-                lease = held.enter_context(leased)
-            yield lease
+        return self._models.lease(name, ref.version, role=role, fingerprint=fingerprint)
 
 
-def _embedder_for(asked: ModelRef, given: Sequence[Embedding]) -> ModelRef:
+def _embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:
+    """The embedder of a comparison, and where the request names it."""
     if asked.name or asked.version or not given:
-        return asked
-    model = given[0].model
-    return ModelRef(model.name, model.version, f"{given[0].field}.model")
+        return asked, "embedder"
+    side, embedding = next(iter(given.items()))
+    return ModelRef(embedding.model.name, embedding.model.version), f"{side}.embedding.model"
 
 
 def _match_threshold(model: ReadyModel) -> float:
@@ -376,24 +262,11 @@ def _match_threshold(model: ReadyModel) -> float:
     return options.match_threshold
 
 
-def _embedding(found: PhotoFaces) -> Embedding:
+def _vector(found: PhotoFaces) -> ArrayF32:
     embedding = found.faces[0].embedding
     assert embedding is not None  # noqa: S101 - every side was embedded or given
-    return embedding
+    return embedding.values
 
 
 def _size(found: PhotoFaces) -> tuple[int, int] | None:
     return (found.width, found.height) if found.faces[0].box is not None else None
-
-
-def _identity(model: ReadyModel) -> ModelIdentity:
-    return ModelIdentity(model.name, model.version, model.fingerprint)
-
-
-def _face(found: Detections, index: int, embedding: Embedding | None = None) -> Face:
-    return Face(
-        found.boxes[index].astype(np.float32),
-        float(found.scores[index]),
-        found.landmarks[index].astype(np.float32),
-        embedding,
-    )

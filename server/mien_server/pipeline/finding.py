@@ -12,8 +12,7 @@ import numpy as np
 
 from mien_server.models.detections import Detections
 from mien_server.models.roles import DetectorOptions, DetectorRow
-from mien_server.pipeline.decode import Photo, check_pixels, decode
-from mien_server.pipeline.headers import open_image
+from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.letterbox import (
     SHAKY_SIDE,
     TRUSTED_AREA,
@@ -22,7 +21,7 @@ from mien_server.pipeline.letterbox import (
     letterbox,
     merge_passes,
 )
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.rows import run_rows
 from mien_server.pipeline.selection import rank
 from mien_server.pipeline.types import (
@@ -51,26 +50,15 @@ class FoundFaces:
     faces: Detections
 
 
-def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None = None) -> Photo:
-    """Checks and decodes a picture. Blocking.
-
-    Raises:
-        InvalidRequest: see `open_image`, `decode` and `check_pixels`.
-    """
-    if isinstance(source, RawPixels):
-        return check_pixels(source, limits)
-    return decode(open_image(source, limits), enough=enough)
-
-
 async def find_faces(
     source: EncodedImage | RawPixels,
     detector: Lease,
     selection: FaceSelection,
     *,
     limits: Limits,
-    pool: DecodePool,
+    pool: PicturePool,
     call: Call,
-    reserve: float,
+    reserve: float = 0.0,
 ) -> FoundFaces:
     """Decodes a picture and finds its faces.
 
@@ -79,11 +67,7 @@ async def find_faces(
     the smaller faces; LARGEST and CENTER_LARGEST look at it only if nothing was large.
 
     Args:
-        source: the picture.
-        detector: of a model of that role.
-        selection: checked.
-        limits: of pictures.
-        pool: where blocking work runs.
+        selection: checked by `check_selection`.
         call: gets the stages.
         reserve: seconds that the call needs after detection.
 
@@ -111,7 +95,7 @@ async def find_faces(
         StageTime("letterbox", fitting),
     ]
 
-    async def look(fitted: Letterbox, stage: int) -> Detections:
+    async def look(fitted: Letterbox, passed: int) -> Detections:
         row = DetectorRow(fitted.canvas, _score_to_beat(options, selection))
         found: Detections
         (found,) = await run_rows(
@@ -119,20 +103,21 @@ async def find_faces(
             [row],
             call,
             nbytes=fitted.canvas.nbytes + photo.pixels.nbytes,
-            stage=stage,
+            passed=passed,
             deadline=deadline,
         )
         return found
 
-    faces = fitted.to_photo(await look(fitted, stage=0))
+    faces = fitted.to_photo(await look(fitted, passed=0))
     fine = fine_side(buckets, max(photo.width, photo.height))
     trusted = TRUSTED_AREA / float(np.prod(fitted.scale))
     if fine != min(buckets) and not _is_settled(faces, selection.policy, photo, trusted):
+        # Not on a decoding thread: this call holds its photo already, and new ones should not hold it up.
         again, seconds = await pool.finish(lambda: _timed(lambda: letterbox(photo, fine, fill)))
         call.stages.append(StageTime("letterbox", seconds))
         faces = merge_passes(
             faces,
-            again.to_photo(await look(again, stage=1)),
+            again.to_photo(await look(again, passed=1)),
             trusted=trusted,
             shaky=SHAKY_SIDE / float(again.scale.min()),
             overlap=options.nms_threshold,

@@ -6,7 +6,7 @@ pixels. `structure` goes first, because Pillow walks the pieces of a header in P
 
 import io
 import warnings
-from dataclasses import dataclass
+from typing import NewType
 
 from PIL import (
     BmpImagePlugin,
@@ -36,8 +36,8 @@ _PLUGINS = (
 # between reading the header and decoding.
 Image.MAX_IMAGE_PIXELS = None
 
-# What Pillow warns of is either an error here (truncation) or no matter (odd metadata), and the texts quote
-# the file: Python would remember each of them for ever.
+# What Pillow warns of is either an error here (truncation) or does not matter (odd metadata). The texts quote
+# the file, and Python would remember each of them for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 SUPPORTED = "JPEG, PNG, WebP, BMP or TIFF"
@@ -84,17 +84,8 @@ _ISO_BRANDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedImage:
-    """A file whose header has been read and found acceptable; no pixel is decoded yet.
-
-    Attributes:
-        image: Pillow's lazy image; `load()` decodes it.
-        field: the request field it came in.
-    """
-
-    image: Image.Image
-    field: str
+OpenedImage = NewType("OpenedImage", Image.Image)
+"""A file whose header has been read and found acceptable. Pillow decodes no pixel of it before `load()`."""
 
 
 def open_image(source: EncodedImage, limits: Limits) -> OpenedImage:
@@ -105,43 +96,41 @@ def open_image(source: EncodedImage, limits: Limits) -> OpenedImage:
             known format that the server does not read, for animations and for several pages;
             IMAGE_TOO_LARGE for more bytes or pixels than the limits allow.
     """
-    data, field = source.data, source.field
+    data = source.data
     if not data:
-        raise InvalidRequest(Reason.INVALID_IMAGE, "The image is empty.", field=field)
+        raise InvalidRequest(Reason.INVALID_IMAGE, "The image is empty.")
     if len(data) > limits.max_image_bytes:
         raise InvalidRequest(
             Reason.IMAGE_TOO_LARGE,
             f"The image has {len(data):,} bytes; at most {limits.max_image_bytes:,} are allowed.",
-            field=field,
         )
-    kind = _recognise(data, field)
-    check_structure(kind, data, field)
+    kind = _recognise(data)
+    check_structure(kind, data)
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
     except Exception as error:  # parsers of hostile bytes raise whatever they stumble over
-        raise broken(kind, error, field) from error
+        raise broken(kind, error) from error
     width, height = image.size
     if width < 1 or height < 1:
-        raise broken(kind, ValueError(f"a size of {width}x{height}"), field)
+        raise broken(kind, ValueError(f"a size of {width}x{height}"))
     if width * height > limits.max_image_pixels:
         raise InvalidRequest(
             Reason.IMAGE_TOO_LARGE,
             f"The image has {width}x{height} = {width * height:,} pixels; at most"
             f" {limits.max_image_pixels:,} are allowed. Send it scaled down.",
-            field=field,
         )
-    _refuse_what_is_no_photo(kind, image, limits, field)
-    return OpenedImage(image, field)
+    _refuse_what_is_no_photo(kind, image, limits)
+    return OpenedImage(image)
 
 
-def broken(kind: str, error: Exception, field: str) -> InvalidRequest:
+def broken(kind: str, error: Exception) -> InvalidRequest:
     """The error for a file that cannot be read to its end."""
     return InvalidRequest(
-        Reason.INVALID_IMAGE, f"The {kind} file is truncated or damaged: {error}.", field=field
+        Reason.INVALID_IMAGE, f"The {kind} file is truncated or damaged: {error}."
     )
 
 
-def _recognise(data: bytes, field: str) -> str:
+def _recognise(data: bytes) -> str:
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind
@@ -150,11 +139,9 @@ def _recognise(data: bytes, field: str) -> str:
     name = _known_but_unsupported(data)
     if name is not None:
         raise InvalidRequest(
-            Reason.UNSUPPORTED_FORMAT, f"{name} is not supported: send {SUPPORTED}.", field=field
+            Reason.UNSUPPORTED_FORMAT, f"{name} is not supported: send {SUPPORTED}."
         )
-    raise InvalidRequest(
-        Reason.INVALID_IMAGE, f"Not an image: the bytes are not {SUPPORTED}.", field=field
-    )
+    raise InvalidRequest(Reason.INVALID_IMAGE, f"Not an image: the bytes are not {SUPPORTED}.")
 
 
 def _known_but_unsupported(data: bytes) -> str | None:
@@ -169,19 +156,18 @@ def _known_but_unsupported(data: bytes) -> str | None:
     return None
 
 
-def _refuse_what_is_no_photo(kind: str, image: Image.Image, limits: Limits, field: str) -> None:
+def _refuse_what_is_no_photo(kind: str, image: Image.Image, limits: Limits) -> None:
     # A JPEG with several pictures (MPO: previews, gain maps of phones) is a photo: its first counts.
     if kind != "JPEG" and getattr(image, "is_animated", False):
         what = "has several pages" if kind == "TIFF" else "is animated"
         raise InvalidRequest(
-            Reason.UNSUPPORTED_FORMAT, f"The {kind} file {what}: send one picture.", field=field
+            Reason.UNSUPPORTED_FORMAT, f"The {kind} file {what}: send one picture."
         )
     if kind == "BMP" and image.info.get("compression") in (1, 2):
         # Pillow decodes these in Python, byte by byte.
         raise InvalidRequest(
             Reason.UNSUPPORTED_FORMAT,
             "Run-length encoded BMP is not supported: save it uncompressed.",
-            field=field,
         )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tile = [size for tag in (322, 323) if isinstance(size := image.tag_v2.get(tag), int)]
@@ -190,5 +176,4 @@ def _refuse_what_is_no_photo(kind: str, image: Image.Image, limits: Limits, fiel
                 Reason.IMAGE_TOO_LARGE,
                 f"The TIFF file has tiles of {tile[0]}x{tile[1]} pixels; at most"
                 f" {limits.max_image_pixels:,} pixels are allowed.",
-                field=field,
             )

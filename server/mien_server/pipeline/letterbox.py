@@ -69,8 +69,7 @@ def letterbox(photo: Photo, side: int, fill: tuple[int, int, int]) -> Letterbox:
     """Shrinks a photo, if need be, to fit into a square; the rest is filled.
 
     Args:
-        photo: the photo.
-        side: of the canvas, in pixels.
+        side: the canvas's, in pixels.
         fill: RGB, `Normalisation.fill_rgb`.
     """
     height, width = photo.pixels.shape[:2]
@@ -104,14 +103,14 @@ def merge_passes(
     """The faces of two passes over one photo: large ones from the coarse, the others from the fine.
 
     Args:
-        coarse: of the smaller canvas, in photo pixels.
-        fine: of the larger canvas, in photo pixels.
+        coarse: what was found on the smaller canvas, in photo pixels.
+        fine: what was found on the larger canvas, in photo pixels.
         trusted: box area, in photo pixels, from which on the coarse pass has the last word on a face.
-        shaky: longer box side, in photo pixels, from which on the fine pass may see parts of a face as faces.
-        overlap: IoU beyond which two boxes are the same face; of shaky ones, 0.
+        shaky: longer box side, in photo pixels, from which on the fine pass may take parts for faces.
+        overlap: IoU beyond which two boxes are the same face. Of a shaky one any overlap is enough.
 
     Returns:
-        By falling score.
+        The faces, by falling score.
     """
     coarse = coarse.take(areas(coarse.boxes) >= trusted)
     sides = (fine.boxes[:, 2:] - fine.boxes[:, :2]).max(axis=1)

@@ -14,7 +14,7 @@ from mien_server.scheduling.interface import Completion
 from mien_server.scheduling.work import BACKGROUND, Work
 
 MOST_WAITING = 4
-"""Requests that wait for a shadow at once."""
+"""How many requests may wait for a shadow at once."""
 
 PATIENCE_SECONDS = 5.0
 """How long a copy may wait for an executor that has nothing else to do."""
@@ -34,12 +34,9 @@ def mirror(
     """Gives answered rows to the shadow as well, unless there is other work to do. Never waits or fails.
 
     Args:
-        model: that answered.
-        shadow: that gets the copies.
-        rows: that were answered.
-        results: the answers, one per row.
-        shape: as the rows were submitted with.
-        nbytes: likewise.
+        model: the version that answered.
+        results: its answers, one per row.
+        shape: what the rows were submitted with, as `nbytes`.
     """
     slot = shadow.version.model.slot
     if model.slot.pending or slot.pending >= MOST_WAITING:

@@ -1,4 +1,4 @@
-"""The threads in which pictures are decoded and cropped, with a bounded queue in front."""
+"""The threads on which pictures are decoded and aligned, with a bounded queue in front."""
 
 import asyncio
 import time
@@ -14,23 +14,24 @@ from mien_server.scheduling.errors import Expired, QueueFull
 T = TypeVar("T")
 
 
-class DecodePool:
-    """Runs blocking work of the pipeline off the event loop.
+class PicturePool:
+    """Runs blocking work on pictures off the event loop.
 
-    New work (decoding) is admitted within limits; work on photos that are already decoded (cropping) is
-    never refused and does not wait behind decoding: finishing a call beats starting another.
+    New work (decoding) is admitted within limits. Work of calls whose photo is decoded (a second canvas,
+    crops) is never refused and does not wait behind decoding, because finishing a call beats starting
+    another. How much there is of it is bounded by the calls in progress.
 
     Args:
-        threads: that decode at the same time, at least 1.
-        max_requests: calls that may be decoding or waiting for it, at least 1.
-        max_bytes: of encoded pictures that they may hold together, at least 1. One picture is always
-            admitted, whatever its size.
+        threads: how many pictures are decoded at the same time, at least 1; and as many are aligned.
+        max_requests: how many calls may be decoding or waiting for it, at least 1.
+        max_bytes: how many bytes their encoded pictures may have together, at least 1. One picture is
+            always admitted, whatever its size.
     """
 
     def __init__(
         self, *, threads: int = 2, max_requests: int = 256, max_bytes: int = 256 * 1024 * 1024
     ) -> None:
-        # For the whole process: the cores belong to the executors, not to each call of OpenCV.
+        # This holds for the whole process: the cores belong to the executors, not to each call of OpenCV.
         cv2.setNumThreads(1)
         self._threads = threads
         self._max_requests = max_requests
@@ -50,13 +51,13 @@ class DecodePool:
     async def decode(
         self, work: Callable[[], T], *, nbytes: int, deadline: float | None = None
     ) -> tuple[T, float]:
-        """Queues new work; its result, and the seconds it waited for a thread.
+        """Queues new work and waits for it: its result, and the seconds until a thread took it.
 
-        Cancelling the caller takes work out that has not begun.
+        If the caller is cancelled, work that has not begun leaves the queue.
 
         Args:
             work: runs on a decoding thread.
-            nbytes: that the work keeps in memory while it waits.
+            nbytes: what the work keeps in memory while it waits.
             deadline: `time.monotonic()` seconds after which the work is not begun.
 
         Raises:

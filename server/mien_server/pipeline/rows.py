@@ -1,15 +1,13 @@
 """Rows into a model's slot, results out, and the time it took on the call."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, StageTime
 from mien_server.repository.leases import Lease
 from mien_server.scheduling.work import Work
-
-T = TypeVar("T")
 
 
 async def run_rows(
@@ -18,20 +16,20 @@ async def run_rows(
     call: Call,
     *,
     nbytes: int,
-    stage: int,
+    passed: int,
     deadline: float | None = None,
 ) -> Sequence[Any]:
     """Queues rows that share one request and waits for their results.
 
-    Cancelling the caller takes the request out of the queue.
+    If the caller is cancelled, the request leaves the queue. If the model has a shadow, that gets copies
+    of the rows.
 
     Args:
-        lease: of the model whose slot runs them; its shadow, if there is one, gets copies.
-        rows: at least one, of one shape; at most the model's `max_batch_size`.
-        call: whose priority, age and queue timeout count; gets the stages `<role>.queue`, `.preprocess`,
-            `.compute` (with the rows of the batch) and `.postprocess`.
-        nbytes: that the call keeps in memory while it waits.
-        stage: slots that the call has passed already.
+        rows: at least one and at most the model's `max_batch_size`, all of one shape.
+        call: its priority, age and queue timeout count. It gets the stages `<role>.queue`,
+            `<role>.preprocess`, `<role>.compute` (with the rows of the batch) and `<role>.postprocess`.
+        nbytes: what the call keeps in memory while it waits.
+        passed: how many slots the call has passed already.
         deadline: `time.monotonic()` seconds.
 
     Raises:
@@ -48,7 +46,7 @@ async def run_rows(
                 deadline=deadline,
                 timeout=call.queue_timeout,
                 priority=call.priority,
-                passed=stage,
+                passed=passed,
                 arrived=call.arrived,
             )
         )
@@ -63,13 +61,3 @@ async def run_rows(
     if lease.shadow:
         mirror(lease.model, lease.shadow, rows, done.results, shape=shape, nbytes=nbytes)
     return done.results
-
-
-async def together(*parts: Coroutine[Any, Any, T]) -> list[T]:
-    """Runs parts of one call at the same time; the first failure cancels the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part) for part in parts]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -20,12 +20,10 @@ def check_selection(selection: FaceSelection, limits: Limits, *, one_face: bool 
     """Checks a request's options.
 
     Args:
-        selection: what the request asks for.
-        limits: the server's.
-        one_face: the call is about one face: ALL is refused.
+        one_face: the call is about one face, so that ALL is refused.
 
     Raises:
-        InvalidRequest: INVALID_OPTION, names the field and the range.
+        InvalidRequest: INVALID_OPTION. It names the option and its range.
     """
     if one_face and selection.policy is FacePolicy.ALL:
         _refuse("policy", "ALL is for Detect and Embed: choose one face for a comparison")
@@ -45,7 +43,7 @@ def check_selection(selection: FaceSelection, limits: Limits, *, one_face: bool 
 def rank(boxes: ArrayF32, policy: FacePolicy, width: float, height: float) -> NDArray[np.float64]:
     """What LARGEST and CENTER_LARGEST maximise, in square pixels: [n] for boxes [n, 4].
 
-    LARGEST and the others: box area. CENTER_LARGEST: minus twice the squared distance of the box's centre
+    It is the area of the box. CENTER_LARGEST takes from it twice the squared distance of the box's centre
     from the centre of a picture of `width` x `height`.
     """
     b = boxes.astype(np.float64)
@@ -65,18 +63,14 @@ def select_faces(
     height: int,
     limits: Limits,
     required: bool,
-    field: str,
 ) -> list[int]:
     """The indices of the wanted faces, in the policy's order.
 
     Args:
         found: in photo pixels, by falling score.
         selection: checked by `check_selection`.
-        width: of the photo.
-        height: of the photo.
-        limits: the server's.
+        width: the photo's, as its height.
         required: whether having none is an error (Embed and Verify, unless the policy is ALL).
-        field: the request field of the photo.
 
     Raises:
         Unmet: MULTIPLE_FACES under REQUIRE_ONE; FACE_NOT_FOUND or FACE_TOO_SMALL if a face is required.
@@ -88,7 +82,7 @@ def select_faces(
     kept = np.flatnonzero(sides >= smallest)
     if not len(kept):
         if required and selection.policy is not FacePolicy.ALL:
-            _nothing(sides, smallest, field)
+            _nothing(sides, smallest)
         return []
     scores = found.scores[kept]
     if selection.policy is FacePolicy.ALL:
@@ -99,29 +93,24 @@ def select_faces(
             Reason.MULTIPLE_FACES,
             f"The photo has {len(kept)} faces where exactly one is required: crop it, raise min_score or"
             " min_face_size, or choose another policy.",
-            field=field,
         )
     value = rank(found.boxes[kept], selection.policy, width, height)
     best = np.lexsort((kept, -scores, -value))[0]
     return [int(kept[best])]
 
 
-def _nothing(sides: ArrayF32, smallest: float, field: str) -> None:
+def _nothing(sides: ArrayF32, smallest: float) -> None:
     if len(sides):
         raise Unmet(
             Reason.FACE_TOO_SMALL,
             f"The largest face's shorter side is {sides.max():.1f} pixels, below the"
             f" {smallest:g} of min_face_size: send a larger photo or lower it.",
-            field=field,
         )
     raise Unmet(
         Reason.FACE_NOT_FOUND,
         "No face was found in the photo: check that it shows one, upright, or lower min_score.",
-        field=field,
     )
 
 
 def _refuse(option: str, why: str) -> None:
-    raise InvalidRequest(
-        Reason.INVALID_OPTION, f"selection.{option}: {why}.", field=f"selection.{option}"
-    )
+    raise InvalidRequest(Reason.INVALID_OPTION, f"selection.{option}: {why}.", field=option)

@@ -15,18 +15,17 @@ MAX_JPEG_SCANS = 100
 MAX_PNG_CHUNKS = 20_000
 MAX_TIFF_VALUES = 100_000
 
-# Markers that no length follows, for Pillow: JPG, RST0..7, SOI, EOI, JPG0..13.
+# The markers after which Pillow reads no length: JPG, RST0..7, SOI, EOI, JPG0..13.
 BARE_JPEG_MARKERS = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _SOS = 0xDA
 
 
-def check_structure(kind: str, data: bytes, field: str) -> None:
+def check_structure(kind: str, data: bytes) -> None:
     """Checks the number of pieces of a JPEG, PNG or TIFF file; other formats pass.
 
     Args:
         kind: Pillow's name of the format, "JPEG", "PNG", "TIFF", ….
         data: the whole file.
-        field: the request field it came in.
 
     Raises:
         InvalidRequest: INVALID_IMAGE, more pieces than any real file has.
@@ -34,9 +33,7 @@ def check_structure(kind: str, data: bytes, field: str) -> None:
     check = _CHECKS.get(kind)
     complaint = check(data) if check is not None else None
     if complaint is not None:
-        raise InvalidRequest(
-            Reason.INVALID_IMAGE, f"Not a usable {kind} file: {complaint}.", field=field
-        )
+        raise InvalidRequest(Reason.INVALID_IMAGE, f"Not a usable {kind} file: {complaint}.")
 
 
 def _jpeg(data: bytes) -> str | None:

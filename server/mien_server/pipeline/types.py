@@ -1,8 +1,9 @@
-"""The pipeline's own vocabulary: what comes in, what goes out. Plain data, no gRPC, no torch."""
+"""The pipeline's own vocabulary: plain data for what comes in and what goes out, without gRPC or torch."""
 
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +14,34 @@ ArrayF32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An encoded file; `field` is the request field it came in, for errors (`image.encoded`)."""
+    """An encoded file."""
+
+    part: ClassVar = "encoded"
+    """What requests call a picture of this kind: the step of an error's path that leads to it."""
 
     data: bytes
-    field: str = "image.encoded"
 
 
 @dataclass(frozen=True, slots=True)
 class RawPixels:
     """Raw RGB pixels as the caller declared them, not yet checked against each other."""
 
+    part: ClassVar = "pixels"
+    """As `EncodedImage.part`."""
+
     height: int
     width: int
     data: bytes
-    field: str = "image.pixels"
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedFace:
     """A crop that must turn out to be 112x112 pixels."""
 
+    part: ClassVar = "aligned_face"
+    """As `EncodedImage.part`."""
+
     crop: EncodedImage | RawPixels
-    field: str = "image.aligned_face"
 
 
 ImageSource = EncodedImage | RawPixels | AlignedFace
@@ -42,11 +49,10 @@ ImageSource = EncodedImage | RawPixels | AlignedFace
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which model the caller wants: "" is the default, version 0 the highest one that is ready."""
+    """Which model the caller wants: "" is the server's default, and 0 the highest version that is ready."""
 
     name: str = ""
     version: int = 0
-    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class FacePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaceSelection:
-    """Which faces, how sure and how large. None means the default of the detector or the server."""
+    """Which faces are wanted, how sure and how large. None means the detector's or the server's default."""
 
     policy: FacePolicy
     min_score: float | None = None
@@ -84,7 +90,6 @@ class Embedding:
     values: ArrayF32
     norm: float
     model: ModelIdentity
-    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +158,13 @@ class Call:
     """What travels with a request through every queue.
 
     Attributes:
-        deadline: `time.monotonic()` seconds after which nobody waits for the answer; None: no deadline.
-        priority: 0 is the models' default level, 1 the most urgent, as in Triton.
-        arrived: `time.monotonic()` when the call came in: its age decides between slots.
-        stages: filled in as the call goes along; sent back as trailing metadata on request.
+        deadline: `time.monotonic()` seconds after which nobody waits for the answer, or None.
+        priority: 1 is the most urgent, as in Triton; 0 is the default level of each model.
+        arrived: `time.monotonic()` when the call came in. Its age decides between slots.
+        stages: each part of the call adds its own as it ends. They are sent back as trailing metadata if
+            the caller asks for them.
         queue_timeout: seconds it may wait in each model's queue (Triton's `timeout`), where the model's
-            queue policy lets a request say so; None: the policy's own.
+            queue policy lets a request say so. None leaves it to the policy.
     """
 
     deadline: float | None = None

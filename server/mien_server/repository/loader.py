@@ -304,10 +304,11 @@ class Loader:
             source = self._sources.get(name)
         if source is None:
             return
-        with contextlib.suppress(OperatorError, OSError, MienError, Draining):
-            # An ensemble cannot be a step, and to wait for it might be to wait for oneself.
+        with contextlib.suppress(ConfigError):  # its own load will say so
             if is_ensemble(ConfigText.read(source.folder.path / CONFIG)):
+                # It cannot be a step, and to wait for it might be to wait for oneself.
                 return
+        with contextlib.suppress(MienError, Draining):
             if self._mode == "explicit" and not self._catalogue.serving(name):
                 self._submit_load(name).result()
         self._operations.settle(name)

@@ -1,1 +1,1 @@
-"""Servicers and interceptors, and the one map from errors to statuses."""
+"""The face service, what every call passes through, and the one map from errors to statuses."""

@@ -22,8 +22,7 @@ async def bounded_call(context: Context, default_deadline: float) -> AsyncIterat
     """Bounds the body by the call's deadline, and sends its timing if the caller asked for it.
 
     Args:
-        context: of the call.
-        default_deadline: seconds that a call without a deadline of its own may take, above 0.
+        default_deadline: how many seconds a call without a deadline of its own may take, above 0.
 
     Raises:
         Expired: the body was not done in time.
@@ -62,7 +61,7 @@ def _wants_timing(context: Context) -> bool:
 
 
 def server_timing(stages: list[StageTime]) -> str:
-    """The stages in the syntax of W3C Server-Timing, milliseconds, with the rows of shared batches.
+    """The stages in the syntax of W3C Server-Timing: milliseconds, and the rows of batches.
 
     Example: `decode;dur=3.214, detect.compute;dur=9.500;batch=4`.
     """

@@ -21,8 +21,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
     Errors are raised as they are; `CallInterceptor` makes statuses of them.
 
     Args:
-        pipeline: what answers.
-        default_deadline: seconds that a call without a deadline of its own may take, above 0.
+        default_deadline: how many seconds a call without a deadline of its own may take, above 0.
     """
 
     def __init__(self, pipeline: FacePipeline, *, default_deadline: float) -> None:

@@ -1,23 +1,20 @@
-"""What every call passes through: admission, parsing, and the mapping of errors to statuses."""
+"""What every call passes through: it is admitted, parsed, run and recorded, and errors become statuses."""
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
-from typing import Any, Literal, Self, TypeAlias
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
-from mien_server.observability.logging import RateLimit
-from mien_server.rpc.status import Fault, fault_of
+from mien_server.rpc.record import CallRecord
+from mien_server.rpc.status import Fault
 from mien_server.scheduling.errors import Draining, QueueFull, Unavailable
-
-logger = logging.getLogger(__name__)
-logger.addFilter(RateLimit())
 
 RETRY_AFTER_SECONDS = 1.0
 INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
@@ -30,14 +27,13 @@ UNCOUNTED = frozenset(
         *("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"),
     )
 )
-"""Methods that look at the server and cost it nothing: they, too, answer at any time."""
-
-_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+"""Methods that look at the server and cost it nothing. They, too, answer at any time."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-"""None: no such method. A string, as the class is generic in its type stubs only."""
+"""What gRPC found for a method; None if there is none. The class is generic in its type stubs only, so this
+is a string."""
 
 
 class Admission:
@@ -46,8 +42,8 @@ class Admission:
     Used from the event loop only.
 
     Args:
-        max_calls: calls in progress at the same time, at least 1.
-        max_bytes: bytes of their requests together, at least 1.
+        max_calls: how many calls may be in progress at the same time, at least 1.
+        max_bytes: how many bytes their requests may have together, at least 1.
     """
 
     def __init__(self, *, max_calls: int, max_bytes: int) -> None:
@@ -117,8 +113,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     themselves, and meet InvalidRequest where they read one that is no valid message.
 
     Args:
-        admission: of the calls.
-        metrics: where they are counted.
+        admission: counts the calls in progress.
+        metrics: counts the calls that came and how they ended.
     """
 
     def __init__(self, admission: Admission, metrics: CallMetrics) -> None:
@@ -144,11 +140,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         wrapped: Handler
         if parse and run:
             wrapped = grpc.unary_unary_rpc_method_handler(
-                self._guarded(method, parse, run), None, handler.response_serializer
+                self._call(method, parse, run), None, handler.response_serializer
             )
         elif parse and handler.stream_stream:
             wrapped = grpc.stream_stream_rpc_method_handler(
-                self._observed(method, parse, handler.stream_stream),
+                self._stream(method, parse, handler.stream_stream),
                 None,
                 handler.response_serializer,
             )
@@ -157,86 +153,47 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._wrapped[method] = wrapped
         return wrapped
 
-    def _guarded(
+    def _call(
         self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
     ) -> Callable[..., Any]:
-        counted = method not in UNCOUNTED
+        admitted = nullcontext if method in UNCOUNTED else self._admitted
 
         async def answer(raw: bytes, context: Context) -> Any:
-            admitted = False
-            with _Call(self._metrics, UNARY, method) as call:
+            with CallRecord(self._metrics, UNARY, method) as record:
                 try:
-                    if counted:
-                        self._admission.enter(len(raw))
-                        admitted = True
-                    response = await run(_parsed(parse, raw), context)
+                    with admitted(len(raw)):
+                        response = await run(_parsed(parse, raw), context)
                 except asyncio.CancelledError:
-                    logger.debug("call cancelled by its caller", extra=call.facts())
+                    record.cancelled()
                     raise
                 except Exception as error:
-                    await self._fail(call, method, error, context)
+                    await _abort(context, record.failed(error))
                 else:
-                    logger.debug("call answered", extra=call.facts())
+                    record.answered()
                     return response
-                finally:
-                    if admitted:
-                        self._admission.leave(len(raw))
 
         return answer
 
-    def _observed(
+    def _stream(
         self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
     ) -> Callable[..., Any]:
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
             requests = (_parsed(parse, raw) async for raw in stream)
-            with _Call(self._metrics, STREAM, method) as call:
+            with CallRecord(self._metrics, STREAM, method) as record:
                 try:
                     await run(requests, context)
                 except Exception as error:
-                    await self._fail(call, method, error, context)
+                    await _abort(context, record.failed(error))
 
         return answer
 
-    async def _fail(self, call: "_Call", method: str, error: Exception, context: Context) -> None:
-        """Ends a call with what its caller is told of an error."""
-        fault = fault_of(error)
-        call.code = fault.code
-        log_fault(error, fault, call.facts())
-        self._metrics.failed(method, fault.reason)
-        await context.abort(fault.code, fault.message, fault.trailing_metadata())
-
-
-class _Call:
-    """One call: counted as it begins, and by its status code as it ends.
-
-    Attributes:
-        code: what it will have been, if it ends well or by `context.abort`.
-    """
-
-    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
-        self.code = grpc.StatusCode.OK
-        self._metrics = metrics
-        self._kind = kind
-        self._method = method
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self._metrics.started(self._kind, self._method)
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self.code = grpc.StatusCode.CANCELLED
-        elif error and self.code is grpc.StatusCode.OK:
-            self.code = grpc.StatusCode.UNKNOWN
-        self._metrics.handled(self._kind, self._method, self.code.name, self._seconds())
-
-    def facts(self) -> dict[str, object]:
-        """For its line in the log."""
-        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
+    @contextmanager
+    def _admitted(self, nbytes: int) -> Iterator[None]:
+        self._admission.enter(nbytes)
+        try:
+            yield
+        finally:
+            self._admission.leave(nbytes)
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
@@ -248,16 +205,5 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
         ) from error
 
 
-def log_fault(error: Exception, fault: Fault, facts: dict[str, object]) -> None:
-    """Logs what a caller was told, as loudly as it concerns the operator."""
-    facts |= {"code": fault.code.name, "reason": fault.reason}
-    if fault.incident:
-        facts["incident"] = fault.incident
-    if fault.unexpected:
-        logger.error("call failed", exc_info=error, extra=facts)
-    elif fault.code is grpc.StatusCode.INTERNAL:
-        logger.error("call failed in the backend", extra=facts)
-    elif fault.code in _OVERLOAD:
-        logger.warning("call refused: %s", fault.message, extra=facts)
-    else:
-        logger.debug("call refused: %s", fault.message, extra=facts)
+async def _abort(context: Context, fault: Fault) -> None:
+    await context.abort(fault.code, fault.message, fault.trailing_metadata())

@@ -1,4 +1,7 @@
-"""Between the contract's messages and the pipeline's vocabulary. Pure functions."""
+"""Translates between the contract's messages and the pipeline's vocabulary. Pure functions.
+
+Here alone does code know where in a request it is: some messages of errors name the whole path.
+"""
 
 import numpy as np
 
@@ -27,38 +30,38 @@ _POLICIES = {
 }
 
 
-def image_source(image: face_pb2.Image, field: str) -> ImageSource:
-    """The source that an `Image` at the path `field` names.
+def image_source(image: face_pb2.Image, path: str) -> ImageSource:
+    """The source that an `Image` names, which stands at `path` in the request.
 
     Raises:
         InvalidRequest: none is set.
     """
     match image.WhichOneof("source"):
         case "encoded":
-            return EncodedImage(image.encoded, f"{field}.encoded")
+            return EncodedImage(image.encoded)
         case "pixels":
-            return _raw_pixels(image.pixels, f"{field}.pixels")
+            return _raw_pixels(image.pixels)
         case "aligned_face":
-            return _aligned_face(image.aligned_face, f"{field}.aligned_face")
+            return _aligned_face(image.aligned_face, f"{path}.aligned_face")
         case _:
-            raise _unset(field, "encoded, pixels or aligned_face")
+            raise _unset(path, "encoded, pixels or aligned_face")
 
 
-def _raw_pixels(pixels: face_pb2.Pixels, field: str) -> RawPixels:
-    return RawPixels(pixels.height, pixels.width, pixels.data, field)
+def _raw_pixels(pixels: face_pb2.Pixels) -> RawPixels:
+    return RawPixels(pixels.height, pixels.width, pixels.data)
 
 
-def _aligned_face(face: face_pb2.AlignedFace, field: str) -> AlignedFace:
+def _aligned_face(face: face_pb2.AlignedFace, path: str) -> AlignedFace:
     match face.WhichOneof("crop"):
         case "encoded":
-            return AlignedFace(EncodedImage(face.encoded, f"{field}.encoded"), field)
+            return AlignedFace(EncodedImage(face.encoded))
         case "pixels":
-            return AlignedFace(_raw_pixels(face.pixels, f"{field}.pixels"), field)
+            return AlignedFace(_raw_pixels(face.pixels))
         case _:
-            raise _unset(field, "encoded or pixels")
+            raise _unset(path, "encoded or pixels")
 
 
-def subject_source(subject: face_pb2.Subject, field: str) -> ImageSource | Embedding:
+def subject_source(subject: face_pb2.Subject, path: str) -> ImageSource | Embedding:
     """One side of a comparison: a picture, or an embedding with values [d] float32.
 
     Raises:
@@ -66,27 +69,26 @@ def subject_source(subject: face_pb2.Subject, field: str) -> ImageSource | Embed
     """
     match subject.WhichOneof("subject"):
         case "image":
-            return image_source(subject.image, f"{field}.image")
+            return image_source(subject.image, f"{path}.image")
         case "embedding":
             given = subject.embedding
             return Embedding(
                 values=np.fromiter(given.values, np.float32, count=len(given.values)),
                 norm=given.norm,
                 model=ModelIdentity(given.model.name, given.model.version, given.model.fingerprint),
-                field=f"{field}.embedding",
             )
         case _:
-            raise _unset(field, "image or embedding")
+            raise _unset(path, "image or embedding")
 
 
-def _unset(field: str, choices: str) -> InvalidRequest:
+def _unset(path: str, choices: str) -> InvalidRequest:
     return InvalidRequest(
-        Reason.INVALID_REQUEST, f"{field} is not set; set {choices} in it.", field=field
+        Reason.INVALID_REQUEST, f"{path} is not set; set {choices} in it.", field=path
     )
 
 
-def model_ref(ref: face_pb2.ModelRef, field: str) -> ModelRef:
-    """The model that a `ModelRef` at the path `field` names.
+def model_ref(ref: face_pb2.ModelRef, path: str) -> ModelRef:
+    """The model that a `ModelRef` names, which stands at `path` in the request.
 
     Raises:
         InvalidRequest: a negative version.
@@ -94,10 +96,10 @@ def model_ref(ref: face_pb2.ModelRef, field: str) -> ModelRef:
     if ref.version < 0:
         raise InvalidRequest(
             Reason.INVALID_OPTION,
-            f"{field}.version is {ref.version}; use 1 or more, or 0 for the highest that is ready.",
-            field=f"{field}.version",
+            f"{path}.version is {ref.version}; use 1 or more, or 0 for the highest that is ready.",
+            field=f"{path}.version",
         )
-    return ModelRef(ref.name, ref.version, field)
+    return ModelRef(ref.name, ref.version)
 
 
 def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> FaceSelection:

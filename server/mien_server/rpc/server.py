@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.interceptor import Admission, CallInterceptor
+from mien_server.rpc.reflection import add_reflection
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,14 @@ SERVICE = face_pb2.DESCRIPTOR.services_by_name["FaceService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 MIN_PING_INTERVAL_MS = 10_000
-"""Clients may send keepalive pings this often, also without calls; gRPC's own limit is 5 minutes."""
+"""Clients may send keepalive pings this often, even without calls. gRPC's own limit is 5 minutes."""
 
 QUIET_SECONDS, LINGER_SECONDS = 0.25, 1.0
 """gRPC answers calls that reach a server while it shuts down with a bare CANCELLED. So the server goes on
 refusing them properly until none has come for QUIET_SECONDS, for LINGER_SECONDS at most."""
 
 FLUSH_SECONDS = 0.5
-"""For answers that are on their way out, and for streams of health watchers to end."""
+"""How long answers that are on their way out, and the streams of health watchers, get to end."""
 
 
 class ListenError(Exception):
@@ -43,9 +43,9 @@ class RpcServer:
     Args:
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
-        max_message_bytes: of requests and responses.
-        admission: the calls in progress, and their limits.
-        metrics: where calls are counted.
+        max_message_bytes: no request or response may have more.
+        admission: admits the calls that do the work, and tells when they are done.
+        metrics: counts the calls.
 
     Attributes:
         address: host:port, as it listens.
@@ -117,8 +117,7 @@ class RpcServer:
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
-            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            add_reflection((*self._services, health.SERVICE_NAME), self._server)
         await self.set_ready(False)
         await self._server.start()
 

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import (
-    error_details_pb2,
-    status_pb2,
-)
+from google.rpc import error_details_pb2, status_pb2
 
 from mien_server.errors import (
     InvalidRequest,
@@ -23,21 +20,16 @@ from mien_server.scheduling import errors as scheduling
 
 DOMAIN = "mien"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""Of gRPC's retry design (A6): a negative number tells clients not to try again, whatever their policy."""
+"""Trailing metadata of gRPC's retry design (A6). A negative number tells clients not to try again, whatever
+their policy says."""
 
 DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 600
-"""Of a message on the wire. It may quote the request, and peers accept 8 KiB of metadata altogether."""
+"""How long a message on the wire may be. It may quote the request, and peers accept 8 KiB of metadata
+altogether."""
 
 MAX_FIELD_BYTES = 200
-"""Of a field's path, which may hold a key of the request."""
-
-QUEUE_FULL = "QUEUE_FULL"
-DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-DRAINING = "DRAINING"
-BACKEND_ERROR = "BACKEND_ERROR"
-INTERNAL = "INTERNAL"
-UNIMPLEMENTED = "UNIMPLEMENTED"
+"""How long the path of a field may be. It may hold a key of the request."""
 
 _CODES: dict[type[MienError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,18 +48,18 @@ class Fault:
     """What a caller is told of an error.
 
     Attributes:
-        code: the gRPC status code.
-        reason: of `google.rpc.ErrorInfo`.
+        reason: goes into `google.rpc.ErrorInfo`.
         message: for a person; cut to `MAX_MESSAGE_BYTES` of UTF-8.
-        field: the request field at fault, or "": it becomes a `google.rpc.BadRequest`; cut likewise.
-        retry_after: seconds, or None: it becomes a `google.rpc.RetryInfo`.
-        lasting: trying again soon is of no use, though the code may look like it.
-        incident: id of the log line that tells the rest, or "".
-        unexpected: nobody raised this on purpose: a defect of the server.
+        field: path of the request field at fault, or "". It becomes a `google.rpc.BadRequest` and is cut
+            to `MAX_FIELD_BYTES`.
+        retry_after: seconds, or None. It becomes a `google.rpc.RetryInfo`.
+        lasting: trying again soon is of no use, although the code looks like it.
+        incident: the id of the log line that tells the rest, or "".
+        unexpected: nobody raised the error on purpose, so it is a defect of the server.
     """
 
     code: grpc.StatusCode
-    reason: str
+    reason: Reason
     message: str
     field: str = ""
     retry_after: float | None = None
@@ -115,7 +107,7 @@ def _packed(message: Message) -> any_pb2.Any:
 
 
 def fault_of(error: Exception) -> Fault:
-    """What a caller is told of `error`. An error that nobody raised on purpose stays unnamed."""
+    """What a caller is told of `error`. Of one that nobody raised on purpose it hears nothing."""
     match error:
         case MienError():
             lasting = isinstance(error, ModelNotReady) and error.lasting
@@ -123,29 +115,29 @@ def fault_of(error: Exception) -> Fault:
                 _code(error), error.reason, error.message, field=error.field, lasting=lasting
             )
         case Unimplemented():
-            return Fault(grpc.StatusCode.UNIMPLEMENTED, UNIMPLEMENTED, str(error))
+            return Fault(grpc.StatusCode.UNIMPLEMENTED, Reason.UNIMPLEMENTED, str(error))
         case scheduling.QueueFull():
             return Fault(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                QUEUE_FULL,
+                Reason.QUEUE_FULL,
                 str(error),
                 retry_after=error.retry_after,
             )
         case scheduling.Expired():
-            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_EXCEEDED, str(error))
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED, str(error))
         case scheduling.Draining():
-            return Fault(grpc.StatusCode.UNAVAILABLE, DRAINING, str(error))
+            return Fault(grpc.StatusCode.UNAVAILABLE, Reason.DRAINING, str(error))
         case scheduling.Unavailable():
             return Fault(grpc.StatusCode.UNAVAILABLE, Reason.MODEL_NOT_READY, str(error))
         case scheduling.RowFailed():
             return Fault(
-                grpc.StatusCode.INTERNAL, BACKEND_ERROR, str(error), incident=error.incident
+                grpc.StatusCode.INTERNAL, Reason.BACKEND_ERROR, str(error), incident=error.incident
             )
         case _:
             incident = uuid.uuid4().hex[:12]
             return Fault(
                 grpc.StatusCode.INTERNAL,
-                INTERNAL,
+                Reason.INTERNAL,
                 f"The server failed in a way nobody foresaw; its log tells more: {incident}.",
                 incident=incident,
                 unexpected=True,

@@ -1,4 +1,4 @@
-"""Models and the repository's index as Triton's messages. Pure functions."""
+"""Makes Triton's messages of models and of the repository's index. Pure functions."""
 
 from collections.abc import Iterable
 

@@ -49,8 +49,8 @@ def infer_options(request: Any) -> InferOptions:
     )
 
 
-def model_version(text: str, field: str) -> int:
-    """The number of a version that stands in `field`; 0 for "" and Triton's -1, the server's choice.
+def model_version(text: str) -> int:
+    """The number of a version; 0, the server's choice, for "" and for Triton's -1.
 
     Raises:
         InvalidRequest: it is no version.
@@ -61,7 +61,6 @@ def model_version(text: str, field: str) -> int:
         raise InvalidRequest(
             Reason.INVALID_REQUEST,
             f"version {quoted(text)} is none: give a number from 1 on, or nothing for the highest ready one.",
-            field=field,
         )
     return int(text)
 

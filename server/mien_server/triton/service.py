@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2_grpc
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, at
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import ArrayF32, Call
 from mien_server.quoting import quoted
 from mien_server.repository.catalogue import Catalogue
@@ -54,19 +54,19 @@ _shared_memory = _unimplemented(
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Triton's service, of which docs/triton.md says what is served.
+    """Triton's service; docs/triton.md says what of it is served.
 
     Errors are raised as they are; `CallInterceptor` makes statuses of them.
 
     Args:
         models: which versions answer.
-        loader: what loads, unloads and lists them on request.
-        pipeline: what runs ensembles.
-        pool: for contents that are slow to read.
-        admission: of the requests in streams; that of calls is the interceptor's.
-        metrics: where errors in streams are counted.
-        ready: whether the server is.
-        default_deadline: seconds that a call without a deadline of its own may take, above 0.
+        loader: loads, unloads and lists models on request.
+        pipeline: runs ensembles.
+        pool: reads contents that take long.
+        admission: counts the requests in streams. Those of calls are the interceptor's business.
+        metrics: counts the errors in streams.
+        ready: tells whether the health service says SERVING.
+        default_deadline: how many seconds a call without a deadline of its own may take, above 0.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         models: Catalogue,
         loader: Loader,
         pipeline: FacePipeline,
-        pool: DecodePool,
+        pool: PicturePool,
         admission: Admission,
         metrics: CallMetrics,
         *,
@@ -94,15 +94,15 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         )
 
     async def ServerLive(self, request: Any, context: Context) -> Any:
-        """It answers, so it lives."""
+        """A server that answers is alive."""
         return triton.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Context) -> Any:
-        """What the health service says."""
+        """Answers what the health service says."""
         return triton.ServerReadyResponse(ready=self._ready())
 
     async def ModelReady(self, request: Any, context: Context) -> Any:
-        """Whether a version, or any, would answer; of a model that is unknown, no."""
+        """Whether a version, or any, would answer. A model that is unknown would not."""
         try:
             self._config(request)
         except (ModelNotFound, ModelNotReady):
@@ -125,7 +125,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def ModelConfig(self, request: Any, context: Context) -> Any:
         """A model's config.pbtxt, as it was read."""
-        version = model_version(request.version, "version")
+        with at("version"):
+            version = model_version(request.version)
         with at("name"):
             return triton.ModelConfigResponse(config=self._models.message(request.name, version))
 
@@ -135,7 +136,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             return await self._infer(request, call)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> None:
-        """Runs the requests of a stream, each admitted and bounded like a call of its own."""
+        """Runs the requests of a stream. Each is admitted and bounded like a call of its own."""
 
         async def infer(request: Any) -> Any:
             size = request.ByteSize()
@@ -150,8 +151,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         await answer_stream(requests, context.write, infer, self._metrics)
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
-        """What the ready versions have done: of all models, of one, or one version of it."""
-        version = model_version(request.version, "version")
+        """What the ready versions of all models, of one model, or one version of it have done."""
+        with at("version"):
+            version = model_version(request.version)
         response = triton.ModelStatisticsResponse()
         for figures in self._models.statistics():
             if request.name in ("", figures.name) and version in (0, figures.version):
@@ -203,12 +205,13 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     )
 
     def _config(self, request: Any) -> AnyConfig:
-        """Of the model that a request names, which must be ready.
+        """The configuration of the model that a request names, which must be ready.
 
         Raises:
             ModelNotFound, ModelNotReady: why there is none. InvalidRequest: the version is no number.
         """
-        version = model_version(request.version, "version")
+        with at("version"):
+            version = model_version(request.version)
         with at("name"):
             ensemble = self._models.ensemble(request.name, version)
             return ensemble or self._models.resolve(request.name, version).config
@@ -216,18 +219,20 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def _infer(self, request: Any, call: Call) -> Any:
         options = infer_options(request)
         call.priority, call.queue_timeout = options.priority, options.queue_timeout
-        name, version = request.model_name, model_version(request.model_version, "model_version")
+        name = request.model_name
+        with at("model_version"):
+            version = model_version(request.model_version)
         with at("model_name"):
             ensemble = self._models.ensemble(name, version)
         if ensemble:
-            outputs = await self._run_ensemble(ensemble, request, call)
             version = ENSEMBLE_VERSION
+            outputs = await self._run_ensemble(ensemble, request, call)
         else:
-            with ExitStack() as held:
+            with ExitStack() as leases:
                 with at("model_name"):
-                    lease = held.enter_context(self._models.lease(name, version))
+                    lease = leases.enter_context(self._models.lease(name, version))
+                version = lease.model.version
                 outputs = await run_model(lease, request, call, self._pool)
-            version = lease.model.version
         response = triton.ModelInferResponse(
             model_name=name, model_version=str(version), id=request.id
         )

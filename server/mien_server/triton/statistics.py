@@ -1,4 +1,4 @@
-"""What versions have done, as Triton's ModelStatistics says it. Pure functions."""
+"""Makes Triton's ModelStatistics of what versions have done. Pure functions."""
 
 import time
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ _MILLISECONDS_PER_SECOND = 1_000
 def statistics_message(figures: VersionStatistics) -> triton.ModelStatistics:
     """The `inference.ModelStatistics` of one version of a model, or of an ensemble.
 
-    Durations are sums over requests, each with all of its batch's time, as Triton's; those of
-    `batch_stats` are sums over batches. `fail` counts what was refused, expired or cancelled, too, and has
-    a duration for ensembles only. Where the model splits its traffic, `response_stats` says what this
-    version got of it: the counts of `success` under the keys of `_traffic`.
+    As in Triton, durations are sums over requests, and each request counts all of its batch's time; those
+    of `batch_stats` are sums over batches. `fail` also counts what was refused, expired or cancelled, and
+    has a duration for ensembles only. Where the model splits its traffic, `response_stats` says what this
+    version got of it, as counts of `success` under the keys of `_traffic`.
     """
     totals = figures.totals
     message = triton.ModelStatistics(
@@ -48,11 +48,11 @@ def statistics_message(figures: VersionStatistics) -> triton.ModelStatistics:
 
 
 def ensemble_timing(stages: Iterable[StageTime], photos: int) -> Timing:
-    """The steps of an ensemble's request: of those of its photos, which ran side by side, the means.
+    """The steps of an ensemble's request: the mean over its photos, which ran side by side.
 
     Args:
-        stages: of all of its photos.
-        photos: how many, at least 1.
+        stages: those of all photos.
+        photos: how many there were, at least 1.
     """
     spent = dict.fromkeys(("queue", "preprocess", "compute", "postprocess"), 0.0)
     for stage in stages:
@@ -63,7 +63,7 @@ def ensemble_timing(stages: Iterable[StageTime], photos: int) -> Timing:
 
 
 def _traffic(version: int, traffic: TrafficStatistics) -> dict[str, int]:
-    """Calls that named no version and got this one; if it is a shadow, the rows that it got copies of."""
+    """How many calls that named no version got this one and, if it is a shadow, how its copies fared."""
     counts = {"routed": traffic.routed[version]}
     if shadow := traffic.shadows.get(version):
         counts |= {f"shadow_{key}": count for key, count in asdict(shadow).items()}

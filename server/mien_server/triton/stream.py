@@ -8,8 +8,7 @@ from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.errors import InvalidRequest
 from mien_server.observability.call_metrics import CallMetrics
-from mien_server.rpc.interceptor import log_fault
-from mien_server.rpc.status import fault_of
+from mien_server.rpc.record import record_fault
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
@@ -17,7 +16,7 @@ WINDOW = 32
 """Requests of one stream that may be under way; the next is read when the oldest has been answered."""
 
 FINAL_RESPONSE = "triton_final_response"
-"""Parameter of an answer after which none follows to the same request: here, of every one."""
+"""The parameter of an answer that is the last one to its request. Here every answer is."""
 
 
 async def answer_stream(
@@ -33,13 +32,13 @@ async def answer_stream(
     once those before it are answered.
 
     Args:
-        requests: `inference.ModelInferRequest`, until the caller has sent its last.
+        requests: each an `inference.ModelInferRequest`; they end when the caller has sent its last.
         write: sends an answer.
-        infer: the `inference.ModelInferResponse` to a request.
-        metrics: where the errors are counted.
+        infer: makes the `inference.ModelInferResponse` to a request.
+        metrics: counts the errors.
 
     Raises:
-        InvalidRequest: as reading from `requests` does.
+        InvalidRequest: what reading from `requests` raises.
     """
     answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
 
@@ -68,9 +67,8 @@ async def _answer(
     try:
         response = await infer(request)
     except Exception as error:
-        fault = fault_of(error)
-        log_fault(error, fault, {"method": METHOD, "request": request.id})
-        metrics.failed(METHOD, fault.reason)
+        facts: dict[str, object] = {"method": METHOD, "request": request.id}
+        fault = record_fault(error, metrics, METHOD, facts)
         return triton.ModelStreamInferResponse(
             error_message=fault.message, infer_response=triton.ModelInferResponse(id=request.id)
         )

@@ -1,7 +1,8 @@
-"""Triton's tensors: a request's input as numpy, numpy as a response's outputs. Pure functions.
+"""Reads a request's input as numpy arrays, and writes numpy arrays as a response's outputs. Pure functions.
 
 Every model here has one input. All errors are INVALID_ARGUMENT and name the tensor. What does not fit costs
-no more than what does: these run on the event loop, and a message has room for millions of elements.
+no more than what does, since these functions run on the event loop and a message has room for millions of
+elements.
 """
 
 import math
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.errors import InvalidRequest, Reason
+from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.interface import TensorSpec
 from mien_server.quoting import quoted
 
 LENGTH_BYTES = 4
-"""A BYTES element in raw contents: its length, little-endian, and then its bytes."""
+"""In raw contents each BYTES element is its length, in so many bytes, little-endian, and then its bytes."""
 
 _CHUNK = 1 << 16  # values of typed contents between two chances for other threads to run
 _INPUT = "inputs[0]"
@@ -53,7 +54,8 @@ def input_shape(request: Any, spec: TensorSpec, *, batched: bool) -> tuple[int, 
             f"model {request.model_name!r} has one input, {spec.name!r}; given: {given}.", "inputs"
         )
     tensor = request.inputs[0]
-    check_tensor_parameters(tensor, "input", _INPUT)
+    with at(_INPUT):
+        check_tensor_parameters(tensor, "input")
     if tensor.datatype != datatype(spec):
         raise _invalid(
             f"input {spec.name!r} must be {datatype(spec)}, not {quoted(tensor.datatype)}.",
@@ -108,7 +110,7 @@ def has_raw_contents(request: Any, spec: TensorSpec) -> bool:
 
 
 def raw_pixels(request: Any, name: str, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """UINT8 raw contents as an array of `shape`, which keeps the request's memory. Copies nothing.
+    """UINT8 raw contents as an array of `shape`. It copies nothing, so the request stays in memory.
 
     Raises:
         InvalidRequest: another number of bytes.
@@ -123,7 +125,7 @@ def raw_pixels(request: Any, name: str, shape: Sequence[int]) -> NDArray[np.uint
 
 
 def typed_pixels(request: Any, name: str, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """UINT8 typed contents as an array of `shape`. Slow (about 50 ns a value): for a worker thread.
+    """UINT8 typed contents as an array of `shape`. It takes about 50 ns a value: for a worker thread.
 
     Raises:
         InvalidRequest: another number of values, or one above 255.
@@ -201,12 +203,13 @@ def requested_outputs(request: Any, specs: Sequence[TensorSpec]) -> list[str]:
             )
         if output.name in names:
             raise _invalid(f"output {output.name!r} is asked for twice.", field)
-        check_tensor_parameters(output, "output", field)
+        with at(field):
+            check_tensor_parameters(output, "output")
         names.append(output.name)
     return names or known
 
 
-def check_tensor_parameters(tensor: Any, kind: str, field: str) -> None:
+def check_tensor_parameters(tensor: Any, kind: str) -> None:
     """Refuses every parameter of an input or output: none has an effect here.
 
     Raises:
@@ -223,7 +226,7 @@ def check_tensor_parameters(tensor: Any, kind: str, field: str) -> None:
             why = "it has no meaning here"
         raise _invalid(
             f"{kind} {tensor.name!r} has the parameter {quoted(key)}: {why}.",
-            f"{field}.parameters.{key}",
+            f"parameters.{key}",
         )
 
 

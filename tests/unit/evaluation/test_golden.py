@@ -56,13 +56,6 @@ class Segmenter(Embedder):
     name = "segment"
 
 
-class Undecided(Embedder):
-    """A role that cannot tell how near an answer is."""
-
-    def cosines(self, expected: Any, found: Any) -> Any:
-        return np.full(len(expected), np.nan)
-
-
 def _config(name: str) -> ModelConfig:
     config = read_config(SHIPPED / name / "config.pbtxt")
     assert isinstance(config, ModelConfig)
@@ -146,28 +139,6 @@ def test_a_lost_face_counts_as_nothing_and_is_refused_with_both_figures() -> Non
                  precision="fp32", device="cpu")  # fmt: skip
     with pytest.raises(PrecisionError, match=r"in bf16 on cuda:0 .* 0\.000000 .* bound of 0\.999:"):
         check_golden(golden, _faces(), 1, precision="bf16", device="cuda:0")
-
-
-def test_an_answer_may_be_as_far_away_as_the_bound_says() -> None:
-    assert BOUNDS == {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.999, "int8": 0.99}
-    config = _config("sface")
-    vectors = [np.array(v, np.float32) for v in np.eye(4, 128)]
-    golden = make_golden(config, Answers(vectors))
-    assert golden is not None
-    same = replace(golden, expected=2 * golden.expected)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(BOUNDS, "fp32", 1.0)
-        check_golden(same, Answers(vectors), 4, precision="fp32", device="cpu")
-    with pytest.raises(PrecisionError, match=r"cosine of nan"):
-        check_golden(replace(golden, role=Undecided()), Answers(vectors), 4, precision="fp32",
-                     device="cpu")  # fmt: skip
-
-
-def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / FILENAME).open("wb") as file:
-        file.truncate((64 << 20) + 1)
-    with pytest.raises(ManifestError, match="is larger than 64 MiB"):
-        read_golden(tmp_path)
 
 
 def test_it_comes_back_from_its_file(tmp_path: Path) -> None:

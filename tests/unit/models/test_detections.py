@@ -32,8 +32,9 @@ def test_overlap_is_the_share_of_the_union() -> None:
         FACES.scores[:2],
         FACES.landmarks[:2],
     )
-    shares = np.array([[0.5, 75 / 325], [0, 75 / 525], [0, 0]], np.float32)
-    np.testing.assert_allclose(FACES.iou(other), shares, rtol=1e-6)
+    np.testing.assert_allclose(
+        FACES.iou(other), [[0.5, 75 / 325], [0, 75 / 525], [0, 0]], rtol=1e-6
+    )
     flat = Detections(np.zeros((1, 4), np.float32), FACES.scores[:1], FACES.landmarks[:1])
     assert FACES.iou(flat).max() == flat.iou(flat).max() == 0
 

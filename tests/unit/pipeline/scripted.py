@@ -1,18 +1,15 @@
 """A pipeline over real slots whose models are scripted: faces are painted, vectors are colours."""
 
 import asyncio
-import contextlib
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 
-from mien_server.errors import ModelNotFound
 from mien_server.models.detections import Detections
 from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
 from mien_server.models.roles import (
@@ -25,7 +22,7 @@ from mien_server.models.roles import (
 )
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -37,8 +34,10 @@ from mien_server.pipeline.types import (
     ModelRef,
     RawPixels,
 )
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
-from mien_server.repository.leases import Lease
+from mien_server.repository.leases import LoadedVersion
+from mien_server.repository.traffic import Traffic
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.interface import Completion, PlacedInstance
 from mien_server.scheduling.policy import BatchingPolicy
@@ -105,30 +104,35 @@ class Scripted:
         return outputs
 
 
-class NotedSlot(Slot):
-    """A slot that remembers what it was asked."""
+class Noted:
+    """A slot, and what it was asked."""
 
-    requests: list[Work]
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self.requests: list[Work] = []
 
     def submit(self, work: Work) -> Future[Completion]:
         self.requests.append(work)
-        return super().submit(work)
+        return self._slot.submit(work)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slot, name)
 
 
 class World:
     """A pipeline with everything below it, and the models it finds."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler([FakeDevice()])
-        self.pool = DecodePool(threads=1, max_requests=8)
+        self.scheduler = Scheduler([FakeDevice("cpu"), FakeDevice("gpu")])
+        self.pool = PicturePool(threads=1, max_requests=8)
         self.detector = Scripted(find_paint)
         self.embedder = Scripted(mean_colour)
-        self.ready: dict[str, ReadyModel] = {}
-        self.held: Counter[str] = Counter()
+        self.catalogue = Catalogue()
+        self.slots: dict[tuple[str, int], Noted] = {}
         self.add("finder", DETECTOR, self.detector)
         self.add("vectors", EMBEDDER, self.embedder)
         self.pipeline = FacePipeline(
-            self,
+            self.catalogue,
             self.pool,
             default_detector="finder",
             default_embedder="vectors",
@@ -143,13 +147,15 @@ class World:
         *,
         version: int = 1,
         match_threshold: float | None = 0.95,
+        traffic: Traffic = Traffic(),  # noqa: B008 - frozen
+        takes: int = 4,
+        device: str = "cpu",
     ) -> None:
-        policy = BatchingPolicy(max_batch_size=4)
-        placed = [PlacedInstance(instance, "cpu")]
-        slot = self.scheduler.open_slot(name, version, policy, placed)
-        slot.__class__ = NotedSlot
-        assert isinstance(slot, NotedSlot)
-        slot.requests = []
+        """Adds a version of a model, whose slot takes so many rows a request."""
+        policy = BatchingPolicy(max_batch_size=takes)
+        placed = [PlacedInstance(instance, device)]
+        slot = Noted(self.scheduler.open_slot(name, version, policy, placed))
+        self.slots[name, version] = slot
         config = ModelConfig(
             name=name,
             backend="pytorch",
@@ -160,27 +166,25 @@ class World:
             options=DetectorOptions((320, 640, 1024), score_threshold=0.05)
             if role is DETECTOR
             else EmbedderOptions(match_threshold),
-            batching=policy,
+            batching=BatchingPolicy(max_batch_size=4),
             instance_groups=(InstanceGroup("cpu"),),
             outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if role is EMBEDDER else (),
+            traffic=traffic,
         )
-        self.ready[name] = ReadyModel(name, version, f"{name}-print", config, slot)
+        model = ReadyModel(name, version, f"{name}-print", config, cast(Slot, slot))
+        loaded = LoadedVersion(model, {}, close=lambda: None)
+        self.catalogue.list_models({name for name, _ in self.slots})
+        serving = self.catalogue.serving(name)
+        self.catalogue.swap(config, None, {**serving, version: loaded}, {})
 
-    @contextlib.contextmanager
-    def lease(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> Iterator[Lease]:
-        model = self.ready.get(name)
-        if model is None or version not in (0, model.version) or model.config.role is not role:
-            raise ModelNotFound(f"no {name} {version} for {role.name}")
-        self.held[name] += 1
-        try:
-            yield Lease(model)
-        finally:
-            self.held[name] -= 1
+    def let_go(self, seconds: float = 10) -> bool:
+        """Withdraws all models: whether nobody holds any of them any more."""
+        for name in {name for name, _ in self.slots}:
+            self.catalogue.withdraw(name)
+        return self.catalogue.drained(seconds)
 
-    def requests(self, name: str) -> list[Work]:
-        slot = self.ready[name].slot
-        assert isinstance(slot, NotedSlot)
-        return slot.requests
+    def requests(self, name: str, version: int = 1) -> list[Work]:
+        return self.slots[name, version].requests
 
     def sides(self) -> list[int]:
         """Of the canvases that the detector has seen, in turn."""
@@ -188,14 +192,14 @@ class World:
 
     async def detect(self, image: Any, selection: FaceSelection = ALL, **options: Any) -> Any:
         call = options.pop("call", None) or Call()
-        ref = options.pop("detector", ModelRef(field="detector"))
+        ref = options.pop("detector", ModelRef())
         return await self.pipeline.detect(image, detector=ref, selection=selection, call=call)
 
     async def embed(self, image: Any, selection: FaceSelection = LARGEST, **options: Any) -> Any:
         return await self.pipeline.embed(
             image,
-            detector=options.get("detector", ModelRef(field="detector")),
-            embedder=options.get("embedder", ModelRef(field="embedder")),
+            detector=options.get("detector", ModelRef()),
+            embedder=options.get("embedder", ModelRef()),
             selection=selection,
             call=options.get("call") or Call(),
         )
@@ -204,8 +208,8 @@ class World:
         return await self.pipeline.verify(
             a,
             b,
-            detector=options.get("detector", ModelRef(field="detector")),
-            embedder=options.get("embedder", ModelRef(field="embedder")),
+            detector=options.get("detector", ModelRef()),
+            embedder=options.get("embedder", ModelRef()),
             selection=options.get("selection", LARGEST),
             threshold=options.get("threshold"),
             call=options.get("call") or Call(),
@@ -224,8 +228,8 @@ def unit(*values: float) -> ArrayF32:
     return v / np.float32(np.linalg.norm(v))
 
 
-def given(values: ArrayF32, model: str = "vectors", side: str = "b") -> Embedding:
-    return Embedding(values, 1.0, ModelIdentity(model, 1, f"{model}-print"), f"{side}.embedding")
+def given(values: ArrayF32, model: str = "vectors") -> Embedding:
+    return Embedding(values, 1.0, ModelIdentity(model, 1, f"{model}-print"))
 
 
 PAINT_VECTOR = unit(*PAINT, *PAINT)

@@ -123,8 +123,10 @@ def test_a_face_at_the_border_is_black_outside_the_photo() -> None:
     assert (crop[:, :55] == 0).all()
 
 
-def test_a_face_outside_the_photo_is_black() -> None:
-    (crop,) = crop_faces(np.full((60, 60, 3), 9, np.uint8), (TEMPLATE + 5000)[None])
+@pytest.mark.parametrize("away", [(5000, 5000), (5000, 0), (0, 5000), (-5000, 0), (0, -5000)])
+def test_a_face_outside_the_photo_is_black(away: tuple[int, int]) -> None:
+    face = TEMPLATE + np.array(away, np.float32)
+    (crop,) = crop_faces(np.full((60, 60, 3), 9, np.uint8), face[None])
     assert crop.shape == (112, 112, 3)
     assert not crop.any()
 

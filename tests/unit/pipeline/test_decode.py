@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mien_server.errors import InvalidRequest, Reason
+from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.pipeline.decode import Photo, check_pixels, decode
 from mien_server.pipeline.headers import open_image
 from mien_server.pipeline.types import EncodedImage, Limits, RawPixels
@@ -277,8 +277,8 @@ def test_damage_is_refused_or_decoded_and_never_escapes(
     rng = np.random.default_rng(1)
     for _ in range(60):
         damaged = bytearray(data)
-        for at in rng.integers(0, min(len(data), 700), 4):
-            damaged[at] = rng.integers(0, 256)
+        for position in rng.integers(0, min(len(data), 700), 4):
+            damaged[position] = rng.integers(0, 256)
         with contextlib.suppress(InvalidRequest):
             assert decoded(bytes(damaged)).pixels.dtype == np.uint8
 
@@ -347,6 +347,6 @@ def test_raw_pixels_are_taken_as_they_are() -> None:
 def test_raw_pixels_that_do_not_add_up_are_refused(
     raw: RawPixels, reason: Reason, field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as caught, at("image"), at(raw.part):
         check_pixels(raw, LIMITS)
     assert (caught.value.reason, caught.value.field) == (reason, field)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mien_server.errors import InvalidRequest, ModelNotFound, Reason
+from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason
 from mien_server.models.roles import DETECTOR
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.types import (
@@ -24,6 +24,7 @@ from mien_server.pipeline.types import (
 )
 from mien_server.scheduling.errors import Expired, QueueFull
 from tests.unit.pipeline.scripted import (
+    ALL,
     LARGEST,
     Scripted,
     World,
@@ -58,6 +59,16 @@ async def test_a_reduced_jpeg_gives_pixels_of_the_full_photo(world: World, encod
     answer = await world.detect(EncodedImage(data), LARGEST)
     assert np.abs(answer.faces[0].box - [1000, 600, 2200, 1800]).max() <= 25
     assert (answer.width, answer.height) == (4000, 3000)
+
+
+async def test_a_large_jpeg_is_decoded_at_reduced_scale(world: World, encode: Encode) -> None:
+    data = encode(Image.new("RGB", (4000, 3000), "green"), "JPEG")
+    await world.detect(EncodedImage(data), LARGEST)
+    coarse, fine = world.requests("finder")
+    # Half of it has the 1024 pixels that are needed on its long side, a quarter would not.
+    assert coarse.nbytes == 320 * 320 * 3 + 2000 * 1500 * 3
+    assert fine.nbytes == 1024 * 1024 * 3 + 2000 * 1500 * 3
+    assert (await world.embed(EncodedImage(data), ALL)).faces == []
 
 
 async def test_a_photo_without_faces_is_no_error(world: World) -> None:
@@ -123,7 +134,7 @@ async def test_min_score_reaches_the_detector_and_equal_scores_stay(world: World
 
 
 async def test_detect_refuses_an_aligned_crop(world: World) -> None:
-    crop = AlignedFace(EncodedImage(b"", "image.aligned_face.encoded"))
+    crop = AlignedFace(EncodedImage(b""))
     with pytest.raises(InvalidRequest) as caught:
         await world.detect(crop)
     assert (caught.value.reason, caught.value.field) == (
@@ -134,11 +145,26 @@ async def test_detect_refuses_an_aligned_crop(world: World) -> None:
 
 async def test_a_named_model_is_used_and_an_unknown_one_refused(world: World) -> None:
     world.add("other", DETECTOR, Scripted(find_paint), version=3)
-    answer = await world.detect(painted(99, 99), detector=ModelRef("other", 3, "detector"))
+    answer = await world.detect(painted(99, 99), detector=ModelRef("other", 3))
     assert answer.detector == ModelIdentity("other", 3, "other-print")
     with pytest.raises(ModelNotFound) as caught:
-        await world.detect(painted(99, 99), detector=ModelRef("nobody", 0, "detector"))
+        await world.detect(painted(99, 99), detector=ModelRef("nobody"))
     assert caught.value.field == "detector"
+
+
+async def test_a_model_that_is_not_ready_says_why_and_where_it_is_named(world: World) -> None:
+    world.catalogue.list_models(["finder", "vectors", "asleep"])
+    world.catalogue.fail("asleep", "it snores")
+    asleep = ModelRef("asleep")
+    for call, field in (
+        (world.detect(painted(50, 50), detector=asleep), "detector"),
+        (world.embed(painted(50, 50), detector=asleep), "detector"),
+        (world.embed(painted(50, 50), embedder=asleep), "embedder"),
+    ):
+        with pytest.raises(ModelNotReady, match="it snores") as caught:
+            await call
+        assert (caught.value.field, caught.value.lasting) == (field, True)
+    assert world.let_go()
 
 
 async def test_requests_say_what_the_scheduler_needs(world: World) -> None:
@@ -167,6 +193,7 @@ async def test_stages_tell_where_the_time_went(world: World) -> None:
         *(f"embed.{part}" for part in ("queue", "preprocess", "compute", "postprocess")),
     ]
     assert all(stage.seconds >= 0 for stage in call.stages)
+    assert sum(stage.seconds for stage in call.stages) <= time.monotonic() - call.arrived
     assert {s.name: s.batch_rows for s in call.stages}["detect.compute"] == 1
 
 
@@ -174,6 +201,9 @@ async def test_an_expired_call_costs_no_decoding(world: World) -> None:
     # Not an image: decoding it would say so.
     with pytest.raises(Expired):
         await world.detect(EncodedImage(b"no image"), call=Call(deadline=time.monotonic() - 1))
+    crop = AlignedFace(EncodedImage(b"no image"))
+    with pytest.raises(Expired):
+        await world.embed(crop, call=Call(deadline=time.monotonic() - 1))
 
 
 async def test_a_full_decode_queue_refuses(world: World) -> None:
@@ -192,7 +222,7 @@ async def test_cancelling_a_call_takes_it_out_of_the_queue(world: World) -> None
     first = asyncio.create_task(world.detect(painted(50, 50)))
     await asyncio.to_thread(world.detector.begun.wait, 10)
     second = asyncio.create_task(world.detect(painted(60, 60)))
-    slot = world.ready["finder"].slot
+    slot = world.slots["finder", 1]
     await until(lambda: slot.pending == 1)
     second.cancel()
     with contextlib.suppress(asyncio.CancelledError):

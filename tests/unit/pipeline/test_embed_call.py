@@ -64,8 +64,8 @@ async def test_no_face_is_an_error_that_names_the_photo(world: World) -> None:
 async def test_an_aligned_crop_is_embedded_without_detection(world: World, encode: Encode) -> None:
     image = Image.new("RGB", (112, 112), PAINT)
     for crop in (
-        EncodedImage(encode(image, "PNG"), "image.aligned_face.encoded"),
-        RawPixels(112, 112, image.tobytes(), "image.aligned_face.pixels"),
+        EncodedImage(encode(image, "PNG")),
+        RawPixels(112, 112, image.tobytes()),
     ):
         answer = await world.embed(AlignedFace(crop))
         (face,) = answer.faces
@@ -78,7 +78,7 @@ async def test_an_aligned_crop_is_embedded_without_detection(world: World, encod
 
 @pytest.mark.parametrize("size", [(112, 111), (224, 224), (1, 1)])
 async def test_a_crop_of_another_size_is_refused(world: World, size: tuple[int, int]) -> None:
-    crop = RawPixels(size[1], size[0], bytes(size[0] * size[1] * 3), "image.aligned_face.pixels")
+    crop = RawPixels(size[1], size[0], bytes(size[0] * size[1] * 3))
     with pytest.raises(InvalidRequest, match=f"{size[0]}x{size[1]}") as caught:
         await world.embed(AlignedFace(crop))
     assert caught.value.reason is Reason.INVALID_IMAGE
@@ -139,12 +139,12 @@ async def test_the_photo_is_freed_while_its_crop_waits(world: World) -> None:
 
 
 async def test_models_are_held_while_a_call_needs_them(world: World) -> None:
+    with contextlib.suppress(Unmet):
+        await world.embed(painted(300, 200))
     world.embedder.gate = threading.Event()
     waiting = asyncio.create_task(world.embed(painted(300, 200, (10, 10, 100))))
     await asyncio.to_thread(world.embedder.begun.wait, 10)
-    assert world.held["vectors"] == 1
+    assert not world.let_go(0.02)
     world.embedder.gate.set()
     await waiting
-    with contextlib.suppress(Unmet):
-        await world.embed(painted(300, 200))
-    assert not any(world.held.values())
+    assert world.let_go()

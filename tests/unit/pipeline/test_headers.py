@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from mien_server.errors import InvalidRequest, Reason
+from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.pipeline.decode import decode
 from mien_server.pipeline.headers import open_image
 from mien_server.pipeline.structure import BARE_JPEG_MARKERS, MAX_JPEG_SCANS
@@ -21,8 +21,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def refusal(data: bytes, limits: Limits = LIMITS) -> InvalidRequest:
-    with pytest.raises(InvalidRequest) as caught:
-        decode(open_image(EncodedImage(data, "a.image.encoded"), limits))
+    image = EncodedImage(data)
+    with pytest.raises(InvalidRequest) as caught, at("a"), at("image"), at(image.part):
+        decode(open_image(image, limits))
     return caught.value
 
 
@@ -202,6 +203,14 @@ def test_files_of_absurdly_many_pieces_are_refused(encode: Encode, png_chunk: Ch
         assert "more than" in error.message, name
 
 
+def test_as_many_scans_as_are_allowed_are_read(encode: Encode) -> None:
+    progressive = encode(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    more = MAX_JPEG_SCANS - progressive.count(b"\xff\xda")
+    data = progressive[:-2] + scan * more + b"\xff\xd9"
+    assert open_image(EncodedImage(data), LIMITS).size == (64, 64)
+
+
 def test_bare_markers_are_those_that_pillow_reads_without_a_length() -> None:
     bare = {code & 0xFF for code, (_, _, handler) in JpegImagePlugin.MARKER.items() if not handler}
     assert bare == BARE_JPEG_MARKERS
@@ -218,7 +227,7 @@ def test_opening_decodes_no_pixel(encode: Encode, portrait: Image.Image) -> None
     for kind in ("JPEG", "PNG", "BMP"):
         data = encode(portrait, kind)
         opened = open_image(EncodedImage(data[: len(data) // 2]), LIMITS)
-        assert opened.image.size == portrait.size
+        assert opened.size == portrait.size
 
 
 def test_broken_exif_does_not_spoil_a_photo(encode: Encode, gradient: Image.Image) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.scheduling.errors import Expired, QueueFull
 
 
 @pytest.fixture
-def pool() -> Iterator[DecodePool]:
-    pool = DecodePool(threads=1, max_requests=3, max_bytes=1000)
+def pool() -> Iterator[PicturePool]:
+    pool = PicturePool(threads=1, max_requests=3, max_bytes=1000)
     yield pool
     pool.close()
 
@@ -31,20 +31,20 @@ class Gate:
         return "through"
 
 
-async def begin(pool: DecodePool, gate: Gate, nbytes: int) -> asyncio.Task[tuple[str, float]]:
+async def begin(pool: PicturePool, gate: Gate, nbytes: int) -> asyncio.Task[tuple[str, float]]:
     task = asyncio.create_task(pool.decode(gate, nbytes=nbytes))
     await asyncio.to_thread(gate.begun.wait, 30)
     return task
 
 
-async def test_work_runs_off_the_event_loop_and_its_wait_is_known(pool: DecodePool) -> None:
+async def test_work_runs_off_the_event_loop_and_its_wait_is_known(pool: PicturePool) -> None:
     name, waited = await pool.decode(lambda: threading.current_thread().name, nbytes=1)
     assert name.startswith("decode")
     assert waited >= 0
     assert (await pool.finish(lambda: threading.current_thread().name)).startswith("align")
 
 
-async def test_requests_beyond_the_limit_are_refused_and_may_come_back(pool: DecodePool) -> None:
+async def test_requests_beyond_the_limit_are_refused_and_may_come_back(pool: PicturePool) -> None:
     gate = Gate()
     running = await begin(pool, gate, 1)
     waiting = [asyncio.create_task(pool.decode(lambda: 1, nbytes=1)) for _ in range(2)]
@@ -58,7 +58,22 @@ async def test_requests_beyond_the_limit_are_refused_and_may_come_back(pool: Dec
     assert (await pool.decode(lambda: 2, nbytes=1))[0] == 2
 
 
-async def test_bytes_beyond_the_limit_are_refused(pool: DecodePool) -> None:
+async def test_refused_work_may_come_back_when_the_queue_has_gone_by() -> None:
+    pool = PicturePool(threads=2, max_requests=300)
+    gate = threading.Event()
+    busy = [asyncio.create_task(pool.decode(gate.wait, nbytes=1)) for _ in range(300)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull) as caught:
+        await pool.decode(lambda: 1, nbytes=1)
+    # Nothing has ended yet: 300 pictures of the 10 ms that a pool begins with, on two threads.
+    assert caught.value.retry_after == pytest.approx(1.5)
+    gate.set()
+    await asyncio.gather(*busy)
+    assert pool.pending == 0
+    pool.close()
+
+
+async def test_bytes_beyond_the_limit_are_refused(pool: PicturePool) -> None:
     gate = Gate()
     running = await begin(pool, gate, 700)
     with pytest.raises(QueueFull, match="1,000 bytes"):
@@ -68,11 +83,11 @@ async def test_bytes_beyond_the_limit_are_refused(pool: DecodePool) -> None:
     assert (await pool.decode(lambda: 1, nbytes=301))[0] == 1
 
 
-async def test_a_picture_above_the_limit_is_admitted_alone(pool: DecodePool) -> None:
+async def test_a_picture_above_the_limit_is_admitted_alone(pool: PicturePool) -> None:
     assert (await pool.decode(lambda: 1, nbytes=5000))[0] == 1
 
 
-async def test_work_that_fails_gives_its_place_back(pool: DecodePool) -> None:
+async def test_work_that_fails_gives_its_place_back(pool: PicturePool) -> None:
     def fail() -> None:
         raise ValueError("broken")
 
@@ -82,7 +97,7 @@ async def test_work_that_fails_gives_its_place_back(pool: DecodePool) -> None:
     assert (await pool.decode(lambda: 1, nbytes=900))[0] == 1
 
 
-async def test_work_that_is_cancelled_while_it_waits_never_runs(pool: DecodePool) -> None:
+async def test_work_that_is_cancelled_while_it_waits_never_runs(pool: PicturePool) -> None:
     gate = Gate()
     running = await begin(pool, gate, 1)
     ran = threading.Event()
@@ -100,7 +115,7 @@ async def test_work_that_is_cancelled_while_it_waits_never_runs(pool: DecodePool
     assert not ran.is_set()
 
 
-async def test_cancelled_work_lets_go_of_its_picture_at_once(pool: DecodePool) -> None:
+async def test_cancelled_work_lets_go_of_its_picture_at_once(pool: PicturePool) -> None:
     class Picture:
         def decode(self) -> None:
             raise AssertionError("cancelled work ran")
@@ -119,14 +134,14 @@ async def test_cancelled_work_lets_go_of_its_picture_at_once(pool: DecodePool) -
     await running
 
 
-async def test_an_expired_call_is_not_begun(pool: DecodePool) -> None:
+async def test_an_expired_call_is_not_begun(pool: PicturePool) -> None:
     ran = threading.Event()
     with pytest.raises(Expired):
         await pool.decode(ran.set, nbytes=1, deadline=time.monotonic() - 1)
     assert not ran.is_set()
 
 
-async def test_a_call_that_expires_while_it_waits_is_not_begun(pool: DecodePool) -> None:
+async def test_a_call_that_expires_while_it_waits_is_not_begun(pool: PicturePool) -> None:
     gate, ran = Gate(), threading.Event()
     running = await begin(pool, gate, 1)
     deadline = time.monotonic() + 0.02
@@ -139,7 +154,7 @@ async def test_a_call_that_expires_while_it_waits_is_not_begun(pool: DecodePool)
     assert not ran.is_set()
 
 
-async def test_finishing_does_not_wait_behind_decoding(pool: DecodePool) -> None:
+async def test_finishing_does_not_wait_behind_decoding(pool: PicturePool) -> None:
     gate = Gate()
     running = await begin(pool, gate, 1)
     assert await pool.finish(lambda: "done") == "done"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -41,7 +41,7 @@ def pipeline(model_repository_path: Path) -> Iterator[FacePipeline]:
     scheduler = Scheduler([device])
     catalogue = Catalogue()
     Loader(catalogue, [model_repository_path], scheduler, [device]).start()
-    pool = DecodePool(threads=2)
+    pool = PicturePool(threads=2)
     yield FacePipeline(
         catalogue,
         pool,
@@ -68,8 +68,8 @@ async def embed(
 
 async def verify(pipeline: FacePipeline, a: bytes, b: bytes) -> Comparison:
     return await pipeline.verify(
-        EncodedImage(a, "a.image.encoded"),
-        EncodedImage(b, "b.image.encoded"),
+        EncodedImage(a),
+        EncodedImage(b),
         detector=ANY,
         embedder=ANY,
         selection=LARGEST,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mien_server.errors import InvalidRequest, Reason, Unmet
+from mien_server.errors import InvalidRequest, Reason, Unmet, at
 from mien_server.models.detections import Detections
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import FacePolicy, FaceSelection, Limits
@@ -30,15 +30,10 @@ def select(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     required: bool = True,
 ) -> list[int]:
-    return select_faces(
-        faces,
-        selection,
-        width=200,
-        height=100,
-        limits=limits,
-        required=required,
-        field="image.encoded",
-    )
+    with at("image.encoded"):
+        return select_faces(
+            faces, selection, width=200, height=100, limits=limits, required=required
+        )
 
 
 def test_largest_is_the_largest_area() -> None:
@@ -132,7 +127,7 @@ def test_all_of_nothing_is_nothing() -> None:
     ],
 )
 def test_absurd_options_are_refused_by_name(selection: FaceSelection, option: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as caught, at("selection"):
         check_selection(selection, Limits())
     assert caught.value.reason is Reason.INVALID_OPTION
     assert caught.value.field == f"selection.{option}"
@@ -145,7 +140,7 @@ def test_the_limits_themselves_are_allowed() -> None:
 
 
 def test_a_comparison_is_of_one_face() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as caught, at("selection"):
         check_selection(FaceSelection(ALL), Limits(), one_face=True)
     assert caught.value.field == "selection.policy"
     check_selection(FaceSelection(ONE), Limits(), one_face=True)

@@ -95,6 +95,25 @@ def test_ensemble_of_a_model_without_weights_is_a_choice(root: Path, open_reposi
     assert repository.catalogue.unready([], strict=True) == {}
 
 
+def test_ensemble_starts_after_the_models_that_it_needs(
+    root: Path, open_repository: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = open_repository(mode="none")
+    assert repository.catalogue.ensemble(NAME) is not None
+    assert [each for each in caplog.messages if NAME in each] == []
+    assert repository.catalogue.message(NAME).name == NAME
+    assert repository.catalogue.message("sface").name == "sface"
+
+
+def test_in_explicit_mode_an_ensemble_is_told_why_its_models_cannot_be_loaded(
+    root: Path, open_repository: Open
+) -> None:
+    repository = open_repository(names=())
+    configure(root, "sface", "max_batch_size", "max_batch_sise")
+    assert "max_batch_sise" in failure(repository, NAME).message
+    assert repository.catalogue.unready([], strict=True).keys() == {"sface", NAME}
+
+
 def test_in_explicit_mode_an_ensemble_is_loaded_with_its_models(
     root: Path, open_repository: Open
 ) -> None:

@@ -1,5 +1,6 @@
 """A load that fails changes nothing for callers, whatever the new configuration would have meant."""
 
+import logging
 import threading
 from concurrent.futures import wait
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mien_server.errors import ModelNotReady
+from mien_server.errors import ModelNotFound, ModelNotReady
 from mien_server.models.roles import EMBEDDER
 from mien_server.repository import loading
 from mien_server.repository.versions import State
@@ -160,3 +161,23 @@ def test_root_that_is_a_link_may_be_turned_to_another_release(
     current.symlink_to(release)
     wait(repository.loader.poll(), SECONDS)
     assert repository.catalogue.resolve("sface").version == 2
+
+
+def test_start_with_a_name_that_is_no_model_s_loads_nothing(
+    root: Path, open_repository: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(root, "sface", 1)
+    caplog.set_level(logging.INFO)
+    with pytest.raises(ModelNotFound, match="there is no model 'nobody'; the models are: arcface"):
+        open_repository(names=("sface", "nobody"))
+    assert caplog.messages == []
+
+
+def test_load_from_a_repository_that_cannot_be_listed_says_so(
+    root: Path, tmp_path: Path, open_repository: Open
+) -> None:
+    add_version(root, "sface", 1)
+    repository = open_repository(names=("sface",))
+    root.rename(tmp_path / "away")
+    assert "a model repository cannot be listed" in failure(repository, "sface").message
+    assert repository.catalogue.resolve("sface").version == 1

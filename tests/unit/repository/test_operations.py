@@ -171,6 +171,23 @@ def test_slow_model_does_not_hold_up_another(root: Path, open_repository: Open, 
     assert not slow.done()
 
 
+def test_four_models_are_loaded_at_a_time(root: Path, open_repository: Open, gate: Gate) -> None:
+    text = (root / "sface" / "config.pbtxt").read_text()
+    names = [f"sface{number}" for number in range(5)]
+    for name in names:
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(text.replace('name: "sface"', ""))
+    repository = open_repository(names=())
+    loads = [repository.loader.load(name) for name in names]
+    for _ in range(4):
+        assert gate.reached.acquire(timeout=SECONDS)
+    assert not gate.reached.acquire(timeout=0.1), "the fifth waits"
+    gate.open.set()
+    for load in loads:
+        with pytest.raises(Unmet, match=r"manifest\.json is missing"):
+            load.result(SECONDS)
+
+
 def test_shutdown_ends_loading_after_the_version_under_way(
     root: Path, open_repository: Open, gate: Gate, scheduler: Scheduler
 ) -> None:

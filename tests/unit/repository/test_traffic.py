@@ -73,6 +73,9 @@ def test_canary_may_be_the_lower_version() -> None:
 def test_parameters_are_read(read: Read, embedder: str) -> None:
     text = embedder + THREE + parameters(canary_version=2, canary_percent="0.5", shadow_version=3)
     assert read(text).traffic == Traffic(2, 0.5, 3)
+    lowest = TWO + parameters(canary_version=1, canary_percent=100)
+    assert read(embedder + lowest).traffic == Traffic(1, 100)
+    assert read(embedder + TWO + parameters(shadow_version=1)).traffic == Traffic(shadow_version=1)
     assert read(embedder).traffic == Traffic()
 
 

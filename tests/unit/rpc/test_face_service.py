@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, cast
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
@@ -27,6 +28,7 @@ from mien_server.rpc.server import SERVICE, ListenError, RpcServer
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
 
 Code = grpc.StatusCode
+LOOPBACK = IPv4Address("127.0.0.1")
 PHOTO = face_pb2.DetectRequest(image=face_pb2.Image(encoded=b"photo"))
 EMPTY = PhotoFaces([], width=2, height=1)
 Script = Callable[[Call], Awaitable[PhotoFaces]]
@@ -61,6 +63,18 @@ class Running:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
+def a_server(
+    address: IPv4Address | IPv6Address, port: int = 0, admission: Admission | None = None
+) -> RpcServer:
+    return RpcServer(
+        address=address,
+        port=port,
+        max_message_bytes=1 << 20,
+        admission=admission or Admission(max_calls=1, max_bytes=1),
+        metrics=CallMetrics(CollectorRegistry()),
+    )
+
+
 @asynccontextmanager
 async def serving(
     script: Script,
@@ -69,15 +83,10 @@ async def serving(
     calls: int = 100,
     nbytes: int = 1 << 24,
     loaded: bool = True,
+    address: IPv4Address | IPv6Address = LOOPBACK,
 ) -> AsyncIterator[Running]:
     admission = Admission(max_calls=calls, max_bytes=nbytes)
-    server = RpcServer(
-        address=IPv4Address("127.0.0.1"),
-        port=0,
-        max_message_bytes=1 << 20,
-        admission=admission,
-        metrics=CallMetrics(CollectorRegistry()),
-    )
+    server = a_server(address, admission=admission)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
     if loaded:
@@ -167,6 +176,8 @@ ERRORS = [
     (Expired("too late"), (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", set())),
     (RowFailed("it broke", incident="abc123"), (Code.INTERNAL, "BACKEND_ERROR", set())),
     (KeyError("secret"), (Code.INTERNAL, "INTERNAL", set())),
+    # It is no deadline of the call: something below has a limit of its own.
+    (TimeoutError("stray"), (Code.INTERNAL, "INTERNAL", set())),
 ]
 
 
@@ -190,6 +201,7 @@ async def test_error_reaches_the_caller_as_its_row_of_the_table(
             assert details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == 1.5
         if isinstance(error, RowFailed):
             assert details["ErrorInfo"].metadata["incident"] == error.incident
+        assert ("incident" in details["ErrorInfo"].metadata) == (code is Code.INTERNAL)
 
 
 async def test_unexpected_error_is_logged_with_the_incident_that_the_caller_got(
@@ -268,7 +280,10 @@ async def test_call_above_the_limit_is_refused_with_a_retry_delay() -> None:
         await held.entered.wait()
         raised = await failure(running)
         assert raised.code() is Code.RESOURCE_EXHAUSTED
-        assert details_of(raised).keys() == {"ErrorInfo", "RetryInfo"}
+        details = details_of(raised)
+        assert details.keys() == {"ErrorInfo", "RetryInfo"}
+        assert details["ErrorInfo"].reason == "QUEUE_FULL"
+        assert details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == 1
         held.let_go.set()
         await first
         assert (await running.faces.Detect(PHOTO)).image_width == 2
@@ -313,13 +328,35 @@ async def test_health_follows_readiness() -> None:
         assert (await running.health(), await running.health(SERVICE)) == ("NOT_SERVING",) * 2
 
 
-async def test_reflection_lists_the_services() -> None:
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_and_describes_the_services(version: str) -> None:
     async with serving(returning(EMPTY)) as running:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, running.channel))
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for answer in stub.ServerReflectionInfo(iter([request])):
-            names = {service.name for service in answer.list_services_response.service}
-            assert {SERVICE, "grpc.health.v1.Health"} <= names
+        reflect: Any = running.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        listing = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = [answer async for answer in reflect(iter([listing]))]
+        names = [service.name for service in answer.list_services_response.service]
+        assert {SERVICE, "grpc.health.v1.Health"} <= set(names)
+        # Whatever is listed can be described.
+        questions = [
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names
+        ]
+        answers = [answer async for answer in reflect(iter(questions))]
+        assert len(answers) == len(names)
+        assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+async def test_ipv6_is_listened_on() -> None:
+    async with serving(returning(EMPTY), address=IPv6Address("::1")) as running:
+        assert running.server.address.startswith("[::1]:")
+        assert (await running.faces.Detect(PHOTO)).image_width == 2
+        port = int(running.server.address.rpartition(":")[2])
+        with pytest.raises(ListenError, match=rf"\[::1\]:{port}: Address already in use"):
+            a_server(IPv6Address("::1"), port)
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
@@ -338,7 +375,13 @@ async def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
         assert await stopping
 
 
-async def test_drain_cancels_what_outlives_its_grace() -> None:
+async def test_nothing_to_finish_is_drained_at_once() -> None:
+    async with serving(returning(EMPTY)) as running:
+        await running.faces.Detect(PHOTO)
+        assert await running.server.stop(lame_duck=0, grace=0.2)
+
+
+async def test_drain_cancels_what_outlives_its_grace(caplog: pytest.LogCaptureFixture) -> None:
     held = Held()
     async with serving(held) as running:
         accepted = running.faces.Detect(PHOTO)
@@ -347,6 +390,8 @@ async def test_drain_cancels_what_outlives_its_grace() -> None:
         assert held.cancelled.is_set()
         with pytest.raises(grpc.aio.AioRpcError):
             await accepted
+    (record,) = [record for record in caplog.records if record.getMessage() == "exit timeout"]
+    assert vars(record)["cancelled_calls"] == 1
 
 
 async def test_lame_duck_still_answers_while_health_says_not_serving() -> None:
@@ -364,13 +409,7 @@ async def test_taken_port_is_an_error_that_names_the_flag(listener: str) -> None
     port = taken.sockets[0].getsockname()[1]
     async with taken:
         with pytest.raises(ListenError, match=f"{port}: Address already in use.*--grpc-port"):
-            RpcServer(
-                address=IPv4Address("127.0.0.1"),
-                port=port,
-                max_message_bytes=1 << 20,
-                admission=Admission(max_calls=1, max_bytes=1),
-                metrics=CallMetrics(CollectorRegistry()),
-            )
+            a_server(LOOPBACK, port)
 
 
 async def test_flood_of_refusals_is_logged_a_few_times_only(

@@ -34,24 +34,20 @@ MODEL = ModelIdentity("sface", 3, "0123456789abcdef")
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (face_pb2.Image(encoded=b"jpeg"), EncodedImage(b"jpeg", "a.image.encoded")),
-        (face_pb2.Image(encoded=b""), EncodedImage(b"", "a.image.encoded")),
-        (face_pb2.Image(pixels=PIXELS), RawPixels(2, 1, b"abcdef", "a.image.pixels")),
+        (face_pb2.Image(encoded=b"jpeg"), EncodedImage(b"jpeg")),
+        (face_pb2.Image(encoded=b""), EncodedImage(b"")),
+        (face_pb2.Image(pixels=PIXELS), RawPixels(2, 1, b"abcdef")),
         (
             face_pb2.Image(aligned_face=face_pb2.AlignedFace(encoded=b"png")),
-            AlignedFace(
-                EncodedImage(b"png", "a.image.aligned_face.encoded"), "a.image.aligned_face"
-            ),
+            AlignedFace(EncodedImage(b"png")),
         ),
         (
             face_pb2.Image(aligned_face=face_pb2.AlignedFace(pixels=PIXELS)),
-            AlignedFace(
-                RawPixels(2, 1, b"abcdef", "a.image.aligned_face.pixels"), "a.image.aligned_face"
-            ),
+            AlignedFace(RawPixels(2, 1, b"abcdef")),
         ),
     ],
 )
-def test_picture_keeps_its_bytes_and_its_path(image: face_pb2.Image, expected: ImageSource) -> None:
+def test_picture_keeps_its_bytes(image: face_pb2.Image, expected: ImageSource) -> None:
     assert image_source(image, "a.image") == expected
 
 
@@ -76,7 +72,7 @@ def test_embedding_of_a_subject_keeps_values_and_model() -> None:
     assert isinstance(source, Embedding)
     assert source.values.dtype == np.float32
     np.testing.assert_array_equal(source.values, values)
-    assert (source.norm, source.model, source.field) == (7.5, MODEL, "b.embedding")
+    assert (source.norm, source.model) == (7.5, MODEL)
 
 
 def test_subject_without_a_side_is_refused() -> None:

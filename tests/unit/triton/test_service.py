@@ -2,13 +2,18 @@
 
 import asyncio
 import threading
+from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from tritonclient.grpc import InferRequestedOutput, service_pb2
 
 from mien_server.models.roles import EMBEDDER
 from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy
+from mien_server.triton.runs import INLINE_BYTES
 from tests.unit.triton.triton_world import (
     CROP,
     ENSEMBLE,
@@ -157,6 +162,62 @@ async def test_ensemble_error_names_the_row(running: Running) -> None:
     code, told = await refusal(running.client.infer(ENSEMBLE.name, photos(b"a", b"empty")))
     assert code == "FAILED_PRECONDITION"
     assert told == "input 'image', row 1: There is no face."
+
+
+@pytest.mark.parametrize(
+    ("photo", "field", "message"),
+    [
+        (b"empty", "inputs[0].row[1]", "input 'image', row 1: There is no face."),
+        (b"nobody", "model_name", "there is no such detector"),
+    ],
+)
+async def test_ensemble_error_has_the_field_of_the_protocol(
+    running: Running, photo: bytes, field: str, message: str
+) -> None:
+    request = service_pb2.ModelInferRequest(model_name=ENSEMBLE.name)
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[2, 1])
+    tensor.contents.bytes_contents.extend([b"a", photo])
+    assert await violation(running.stub.ModelInfer(request)) == (field, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "field"),
+    [("nobody", "", "model_name"), ("asleep", "", "model_name"), ("vectors", "x", "model_version")],
+)
+async def test_model_that_cannot_be_had_is_named_by_its_field(
+    running: Running, name: str, version: str, field: str
+) -> None:
+    infer = service_pb2.ModelInferRequest(model_name=name, model_version=version)
+    assert (await violation(running.stub.ModelInfer(infer)))[0] == field
+    ask = service_pb2.ModelMetadataRequest(name=name, version=version)
+    assert (await violation(running.stub.ModelMetadata(ask)))[0] == field.removeprefix("model_")
+
+
+async def violation(call: Any) -> tuple[str, str]:
+    """The field at fault and the message that a call fails with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(cast(grpc.Call, caught.value))
+    bad = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(bad) for detail in status.details)
+    (found,) = bad.field_violations
+    return found.field, status.message
+
+
+async def test_large_contents_are_interleaved_off_the_event_loop(running: Running) -> None:
+    policy = BatchingPolicy(max_batch_size=4, split_rows=True)
+    running.world.add("splitting", EMBEDDER, Scripted(mean_colour), policy=policy)
+    rows = INLINE_BYTES // (3 * 112 * 112) + 1
+    gate = threading.Event()
+    busy = asyncio.create_task(running.world.pool.decode(gate.wait, nbytes=1))
+    large = asyncio.create_task(running.client.infer("splitting", crops(*[(1, 2, 3)] * rows)))
+    await running.until(lambda: running.world.pool.pending == 2)
+    small = await running.client.infer("splitting", crops(*[(1, 2, 3)] * (rows - 1)))
+    assert not large.done()
+    gate.set()
+    await busy
+    for result, count in ((small, rows - 1), (await large, rows)):
+        np.testing.assert_array_equal(result.as_numpy("embedding"), [[1, 2, 3]] * count)
 
 
 async def test_ensemble_takes_at_most_its_batch(running: Running) -> None:

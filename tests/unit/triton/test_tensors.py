@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as triton
 
-from mien_server.errors import InvalidRequest
+from mien_server.errors import InvalidRequest, at
 from mien_server.models.interface import TensorSpec
 from mien_server.triton.request import InferOptions, infer_options, model_version
 from mien_server.triton.tensors import (
@@ -244,7 +244,7 @@ def test_long_names_are_quoted_in_part() -> None:
         lambda: input_shape(face_request(datatype=name), FACE, batched=True),
         lambda: requested_outputs(asked, OUTPUTS),
         lambda: infer_options(parameterised(**{name: 1})),
-        lambda: model_version(name, "version"),
+        lambda: model_version(name),
     ]
     for call in calls:
         message = refusal(call).message
@@ -315,8 +315,9 @@ def test_parameters_without_meaning_are_refused_by_name(
 
 
 def test_versions_are_numbers_from_one_on() -> None:
-    assert model_version("", "version") == model_version("-1", "version") == 0
-    assert model_version("12", "version") == 12
+    assert model_version("") == model_version("-1") == 0
+    assert model_version("12") == 12
     for text in ("0", "-2", "one", "1.0", " 1", "²", "9" * 5000):
-        error = refusal(lambda text=text: model_version(text, "version"))  # type: ignore[misc]
-        assert error.field == "version"
+        with pytest.raises(InvalidRequest) as caught, at("version"):
+            model_version(text)
+        assert caught.value.field == "version"

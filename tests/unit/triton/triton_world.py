@@ -23,13 +23,16 @@ from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, EmbedderOptions
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import DecodePool
+from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
     Call,
     Embedding,
     EncodedImage,
     Face,
+    FacePolicy,
+    FaceSelection,
     ModelIdentity,
+    ModelRef,
     PhotoFaces,
     StageTime,
 )
@@ -111,7 +114,7 @@ class World:
 
     def __init__(self) -> None:
         self.scheduler = Scheduler([FakeDevice()])
-        self.pool = DecodePool(threads=1)
+        self.pool = PicturePool(threads=1)
         self.ready: dict[str, list[ReadyModel]] = {}
         self.leases = 0
         self.loads: list[str] = []
@@ -211,9 +214,13 @@ class World:
 
     async def embed(self, image: EncodedImage, *, call: Call, **options: Any) -> PhotoFaces:
         self.calls.append(call)
-        assert options["embedder"].version == 1
+        assert options["detector"] == ModelRef("finder")
+        assert options["embedder"] == ModelRef("vectors", 1)
+        assert options["selection"] == FaceSelection(FacePolicy.LARGEST)
+        if image.data == b"nobody":
+            raise ModelNotFound("there is no such detector", field="detector")
         if image.data == b"empty":
-            raise Unmet(Reason.FACE_NOT_FOUND, "There is no face.", field=image.field)
+            raise Unmet(Reason.FACE_NOT_FOUND, "There is no face.", field="image.encoded")
         call.stages += [
             StageTime("decode.queue", 0.01),
             StageTime("decode", 0.012),

@@ -1,0 +1,185 @@
+"""From a picture to the embeddings of its faces: found, chosen, aligned and given to the embedder."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from mien_server.errors import InvalidRequest, Reason, at
+from mien_server.models.detections import Detections
+from mien_server.models.roles import EmbedderRow
+from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
+from mien_server.pipeline.compare import to_embedding
+from mien_server.pipeline.decode import Photo, load
+from mien_server.pipeline.finding import find_faces
+from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.rows import run_rows
+from mien_server.pipeline.selection import select_faces
+from mien_server.pipeline.tasks import together
+from mien_server.pipeline.types import (
+    AlignedFace,
+    ArrayF32,
+    Call,
+    Embedding,
+    EncodedImage,
+    Face,
+    FaceSelection,
+    ImageSource,
+    ImageU8,
+    Limits,
+    ModelIdentity,
+    PhotoFaces,
+    RawPixels,
+    StageTime,
+)
+from mien_server.repository.leases import Lease
+from mien_server.repository.versions import ReadyModel
+
+
+async def embed_image(
+    image: ImageSource,
+    detector: Lease | None,
+    embedder: Lease,
+    selection: FaceSelection,
+    *,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+) -> PhotoFaces:
+    """Embeds an aligned crop, or the chosen faces of a photo.
+
+    Args:
+        detector: a photo needs one.
+        selection: checked by `check_selection`.
+
+    Raises:
+        InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
+        Unmet: the photo has no face that is wanted, or too many.
+        SchedulingError: why there is no result.
+    """
+    with at("image"), at(image.part):
+        if isinstance(image, AlignedFace):
+            return await _embed_crop(image.crop, embedder, limits, pool, call)
+        if detector is None:
+            raise ValueError("a photo needs a detector")
+        return await _embed_photo(image, detector, embedder, selection, limits, pool, call)
+
+
+async def _embed_crop(
+    image: EncodedImage | RawPixels,
+    embedder: Lease,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+) -> PhotoFaces:
+    def crop() -> tuple[ImageU8, float]:
+        begun = time.monotonic()
+        photo = load(image, limits)
+        if (photo.width, photo.height) != (CROP_SIDE, CROP_SIDE):
+            raise InvalidRequest(
+                Reason.INVALID_IMAGE,
+                f"An aligned face has {CROP_SIDE}x{CROP_SIDE} pixels, this one has"
+                f" {photo.width}x{photo.height}: align it, or send it as a photo.",
+            )
+        return photo.pixels, time.monotonic() - begun
+
+    with at(image.part):
+        (pixels, seconds), waited = await pool.decode(
+            crop, nbytes=len(image.data), deadline=call.deadline
+        )
+    call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
+    (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
+    face = Face(None, 0.0, None, embedding)
+    return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
+
+
+async def _embed_photo(
+    image: EncodedImage | RawPixels,
+    detector: Lease,
+    embedder: Lease,
+    selection: FaceSelection,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+) -> PhotoFaces:
+    found = await find_faces(
+        image,
+        detector,
+        selection,
+        limits=limits,
+        pool=pool,
+        call=call,
+        reserve=embedder.model.slot.expected_compute(),
+    )
+    width, height = found.photo.width, found.photo.height
+    usable = np.flatnonzero(alignable(found.faces.landmarks))
+    faces = found.faces.take(usable)
+    chosen = select_faces(
+        faces, selection, width=width, height=height, limits=limits, required=True
+    )
+    crops: list[ImageU8] = []
+    if chosen:
+        begun = time.monotonic()
+        crops = await pool.finish(
+            partial(_cut, image, found.photo, faces.landmarks[chosen], limits)
+        )
+        call.stages.append(StageTime("align", time.monotonic() - begun))
+    # The crops are all that the call needs of the photo while it waits.
+    del found
+    embeddings = await _embed_crops(crops, embedder, call, passed=1)
+    return PhotoFaces(
+        [face_of(faces, i, e) for i, e in zip(chosen, embeddings, strict=True)],
+        width,
+        height,
+        identity_of(detector.model),
+        identity_of(embedder.model),
+    )
+
+
+def _cut(
+    image: EncodedImage | RawPixels, photo: Photo, landmarks: ArrayF32, limits: Limits
+) -> list[ImageU8]:
+    """The crops [112, 112, 3] of the faces [n, 5, 2] of a photo. Blocking."""
+    if photo.reduction > 1 and magnification(landmarks / photo.reduction).max() > 1.0:
+        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
+        photo = load(image, limits)
+    return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
+
+
+async def _embed_crops(
+    crops: Sequence[ImageU8], embedder: Lease, call: Call, *, passed: int
+) -> list[Embedding]:
+    """Embeds crops in requests of at most the embedder's batch, all at once."""
+    size = embedder.model.config.batching.max_batch_size
+    parts = [crops[i : i + size] for i in range(0, len(crops), size)]
+    results = await together(
+        *(
+            run_rows(
+                embedder,
+                [EmbedderRow(crop) for crop in part],
+                call,
+                nbytes=sum(crop.nbytes for crop in part),
+                passed=passed,
+                deadline=call.deadline,
+            )
+            for part in parts
+        )
+    )
+    identity = identity_of(embedder.model)
+    return [to_embedding(raw, identity) for part in results for raw in part]
+
+
+def identity_of(model: ReadyModel) -> ModelIdentity:
+    """What answers say of the model that made them."""
+    return ModelIdentity(model.name, model.version, model.fingerprint)
+
+
+def face_of(found: Detections, index: int, embedding: Embedding | None = None) -> Face:
+    """One of the faces found, with its embedding if it has one."""
+    return Face(
+        found.boxes[index].astype(np.float32),
+        float(found.scores[index]),
+        found.landmarks[index].astype(np.float32),
+        embedding,
+    )

@@ -1,0 +1,88 @@
+"""What is counted and logged of calls, however they end."""
+
+import asyncio
+import logging
+import time
+from typing import Self
+
+import grpc
+
+from mien_server.observability.call_metrics import CallMetrics
+from mien_server.observability.logging import RateLimit
+from mien_server.rpc.status import Fault, fault_of
+
+logger = logging.getLogger(__name__)
+logger.addFilter(RateLimit())
+
+_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+
+
+class CallRecord:
+    """One call: counted as the block begins, and by its status code as the block ends.
+
+    Args:
+        kind: UNARY or STREAM of `call_metrics`.
+        method: the path of the method, /package.Service/Method.
+    """
+
+    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
+        self._metrics = metrics
+        self._kind = kind
+        self._method = method
+        self._code = grpc.StatusCode.OK
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._metrics.started(self._kind, self._method)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._code = grpc.StatusCode.CANCELLED
+        elif error and self._code is grpc.StatusCode.OK:
+            self._code = grpc.StatusCode.UNKNOWN
+        self._metrics.handled(self._kind, self._method, self._code.name, self._seconds())
+
+    def answered(self) -> None:
+        """Logs that the call was answered."""
+        logger.debug("call answered", extra=self._facts())
+
+    def cancelled(self) -> None:
+        """Logs that the caller gave the call up."""
+        logger.debug("call cancelled by its caller", extra=self._facts())
+
+    def failed(self, error: Exception) -> Fault:
+        """Counts and logs an error that ends the call, and says what the caller is told of it."""
+        fault = record_fault(error, self._metrics, self._method, self._facts())
+        self._code = fault.code
+        return fault
+
+    def _facts(self) -> dict[str, object]:
+        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+
+def record_fault(
+    error: Exception, metrics: CallMetrics, method: str, facts: dict[str, object]
+) -> Fault:
+    """Counts an error, logs it as loudly as it concerns the operator, and says what its caller is told.
+
+    Args:
+        facts: go into the line of the log.
+    """
+    fault = fault_of(error)
+    metrics.failed(method, fault.reason)
+    facts = facts | {"code": fault.code.name, "reason": fault.reason}
+    if fault.incident:
+        facts["incident"] = fault.incident
+    if fault.unexpected:
+        logger.error("call failed", exc_info=error, extra=facts)
+    elif fault.code is grpc.StatusCode.INTERNAL:
+        logger.error("call failed in the backend", extra=facts)
+    elif fault.code in _OVERLOAD:
+        logger.warning("call refused: %s", fault.message, extra=facts)
+    else:
+        logger.debug("call refused: %s", fault.message, extra=facts)
+    return fault

@@ -1,0 +1,146 @@
+"""What the face service asks of the pipeline, and answers, for requests that set everything or nothing."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from typing import Any, cast
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.observability.call_metrics import CallMetrics
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.types import (
+    Call,
+    Comparison,
+    EncodedImage,
+    Face,
+    FacePolicy,
+    FaceSelection,
+    ModelIdentity,
+    ModelRef,
+    PhotoFaces,
+)
+from mien_server.rpc.faces import FaceService
+from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.server import RpcServer
+
+FINDER, VECTORS = ModelIdentity("finder", 1, "f" * 16), ModelIdentity("vectors", 2, "e" * 16)
+FACE = Face(np.array([2, 4, 6, 8], np.float32), 0.5, np.zeros((5, 2), np.float32))
+IMAGE = face_pb2.Image(encoded=b"photo")
+SELECTION = face_pb2.FaceSelection(
+    policy=face_pb2.FACE_POLICY_CENTER_LARGEST, min_score=0.5, min_face_size=20
+)
+SELECTED = FaceSelection(FacePolicy.CENTER_LARGEST, min_score=0.5, min_face_size=20)
+REFS = {
+    "detector": face_pb2.ModelRef(name="finder", version=3),
+    "embedder": face_pb2.ModelRef(name="vectors", version=4),
+}
+ASKED = {"detector": ModelRef("finder", 3), "embedder": ModelRef("vectors", 4)}
+
+
+class NotingPipeline:
+    """Remembers what it was asked, and always finds the same."""
+
+    def __init__(self) -> None:
+        self.images: tuple[object, ...] = ()
+        self.asked: dict[str, object] = {}
+
+    def _note(self, images: tuple[object, ...], call: Call, options: dict[str, object]) -> None:
+        assert call.deadline is not None
+        self.images, self.asked = images, options
+
+    async def detect(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
+        self._note((image,), call, options)
+        return PhotoFaces([FACE], 200, 100, FINDER)
+
+    async def embed(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
+        self._note((image,), call, options)
+        return PhotoFaces([FACE], 200, 100, FINDER, VECTORS)
+
+    async def verify(self, a: object, b: object, *, call: Call, **options: object) -> Comparison:
+        self._note((a, b), call, options)
+        return Comparison(0.25, 0.5, True, False, FACE, FACE, FINDER, VECTORS, (200, 100), (50, 80))
+
+
+@asynccontextmanager
+async def noting() -> AsyncIterator[tuple[NotingPipeline, Any, grpc.aio.Channel]]:
+    """A pipeline that takes notes, a stub of the service in front of it, and the stub's channel."""
+    pipeline, admission = NotingPipeline(), Admission(max_calls=9, max_bytes=1 << 20)
+    server = RpcServer(
+        address=IPv4Address("127.0.0.1"),
+        port=0,
+        max_message_bytes=1 << 20,
+        admission=admission,
+        metrics=CallMetrics(CollectorRegistry()),
+    )
+    service = FaceService(cast(FacePipeline, pipeline), default_deadline=30)
+    await server.start(service, reflect=False)
+    admission.open()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield pipeline, face_pb2_grpc.FaceServiceStub(channel), channel
+    await server.close()
+
+
+async def test_reflection_is_served_only_if_it_is_wanted() -> None:
+    async with noting() as (_, _, channel):
+        for version in ("v1", "v1alpha"):
+            path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.stream_stream(path)(cast(Any, iter([b""]))).read()
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_detect_passes_on_what_is_asked_and_answers_what_is_found() -> None:
+    async with noting() as (pipeline, stub, _):
+        answer = await stub.Detect(
+            face_pb2.DetectRequest(image=IMAGE, detector=REFS["detector"], selection=SELECTION)
+        )
+        assert pipeline.images == (EncodedImage(b"photo"),)
+        assert pipeline.asked == {"detector": ASKED["detector"], "selection": SELECTED}
+        assert (answer.image_width, answer.image_height) == (200, 100)
+        assert answer.detector.name == "finder"
+        assert np.allclose(
+            [answer.faces[0].box_normalized.x2, answer.faces[0].box_normalized.y2], [0.03, 0.08]
+        )
+        await stub.Detect(face_pb2.DetectRequest(image=IMAGE))
+        assert pipeline.asked == {
+            "detector": ModelRef(),
+            "selection": FaceSelection(FacePolicy.ALL),
+        }
+
+
+async def test_embed_passes_on_what_is_asked_and_answers_what_is_found() -> None:
+    async with noting() as (pipeline, stub, _):
+        answer = await stub.Embed(
+            face_pb2.EmbedRequest(image=IMAGE, selection=SELECTION, **REFS),
+        )
+        assert pipeline.images == (EncodedImage(b"photo"),)
+        assert pipeline.asked == {**ASKED, "selection": SELECTED}
+        assert (answer.image_width, answer.image_height) == (200, 100)
+        assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
+        await stub.Embed(face_pb2.EmbedRequest(image=IMAGE))
+        assert pipeline.asked["selection"] == FaceSelection(FacePolicy.LARGEST)
+
+
+async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> None:
+    a, b = (
+        face_pb2.Subject(image=face_pb2.Image(encoded=b"a")),
+        face_pb2.Subject(image=face_pb2.Image(encoded=b"b")),
+    )
+    async with noting() as (pipeline, stub, _):
+        answer = await stub.Verify(
+            face_pb2.VerifyRequest(a=a, b=b, selection=SELECTION, threshold=0.5, **REFS)
+        )
+        assert pipeline.images == (EncodedImage(b"a"), EncodedImage(b"b"))
+        assert pipeline.asked == {**ASKED, "selection": SELECTED, "threshold": 0.5}
+        assert (answer.similarity, answer.threshold, answer.matched) == (0.25, 0.5, False)
+        assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
+        widths = [f.box_normalized.x2 for f in (answer.face_a, answer.face_b)]
+        assert np.allclose(widths, [6 / 200, 6 / 50])
+        await stub.Verify(face_pb2.VerifyRequest(a=a, b=b))
+        assert pipeline.asked["selection"] == FaceSelection(FacePolicy.LARGEST)
+        assert pipeline.asked["threshold"] is None

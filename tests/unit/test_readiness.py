@@ -1,0 +1,76 @@
+"""What the health service says while the models change, or cannot be asked."""
+
+import asyncio
+import logging
+import time
+from ipaddress import IPv4Address
+from typing import cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mien_server import app
+from mien_server.observability.call_metrics import CallMetrics
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.versions import VersionStatus
+from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.server import RpcServer
+from mien_server.settings import Settings
+
+
+class Models:
+    """Answers as it is told to, or raises."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, str] | Exception = {}
+        self.probes = 0
+
+    def unready(self, needed: object, *, strict: bool) -> dict[str, str]:
+        self.probes += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def statuses(self) -> list[VersionStatus]:
+        return []
+
+
+async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "READINESS_SECONDS", 0.001)
+    caplog.set_level(logging.INFO)
+    models = Models()
+    server = RpcServer(
+        address=IPv4Address("127.0.0.1"),
+        port=0,
+        max_message_bytes=1 << 20,
+        admission=Admission(max_calls=1, max_bytes=1),
+        metrics=CallMetrics(CollectorRegistry()),
+    )
+
+    async def after(answer: dict[str, str] | Exception) -> bool:
+        """What the health service says once the models have answered a few times."""
+        models.answer, enough = answer, models.probes + 5
+        async with asyncio.timeout(10):
+            while models.probes < enough:  # noqa: ASYNC110 - nobody tells of a probe
+                await asyncio.sleep(0.001)
+        return server.ready
+
+    catalogue = cast(Catalogue, models)
+    watching = asyncio.create_task(
+        app.watch_readiness(server, catalogue, Settings(), time.monotonic())
+    )
+    assert await after({})
+    assert not await after({"sface": "it sleeps"})
+    assert await after({})
+    assert not await after(RuntimeError("the lock is gone"))
+    assert await after({})
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await server.close()
+    told = [record.getMessage() for record in caplog.records if record.name == app.__name__]
+    assert told[::2] == ["ready"] * 3
+    assert told[1] == "not ready: sface: it sleeps"
+    assert "cannot be asked" in told[3]
+    assert "the lock is gone" in caplog.text
