@@ -32,9 +32,8 @@ def test_overlap_is_the_share_of_the_union() -> None:
         FACES.scores[:2],
         FACES.landmarks[:2],
     )
-    np.testing.assert_allclose(
-        FACES.iou(other), [[0.5, 75 / 325], [0, 75 / 525], [0, 0]], rtol=1e-6
-    )
+    expected = np.array([[0.5, 75 / 325], [0, 75 / 525], [0, 0]])
+    np.testing.assert_allclose(FACES.iou(other), expected, rtol=1e-6)
     flat = Detections(np.zeros((1, 4), np.float32), FACES.scores[:1], FACES.landmarks[:1])
     assert FACES.iou(flat).max() == flat.iou(flat).max() == 0
 
