@@ -1,7 +1,7 @@
-"""The composition root: builds every part, starts, serves, drains, stops. The only place that knows all.
+"""Serves: starts, keeps an eye on the models, drains and stops.
 
-What can be wrong cheaply is found first: missing weights or a taken port end the start before torch,
-which takes seconds to import, is touched.
+What can be wrong cheaply is found first: missing weights or a taken port end the start before the engine,
+whose libraries take seconds to import, is touched.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -27,11 +26,9 @@ from mien_server.settings import Settings, flag_of, name_of
 from mien_server.start_checks import StartError, check_folders, check_weights
 
 if TYPE_CHECKING:
-    from mien_server.pipeline.faces import FacePipeline
-    from mien_server.pipeline.pool import PicturePool
+    from mien_server.engine import Engine
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader
-    from mien_server.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +77,15 @@ async def _serve(settings: Settings) -> int:
         raise StartError(str(error)) from error
 
     with _metrics_served(settings, registry):
+        from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
 
-        engine = _build(settings)
+        memory.keep_imports()
+        try:
+            engine = build_engine(settings)
+        except OperatorError as error:
+            raise StartError(str(error)) from error
         left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs
@@ -109,7 +111,10 @@ async def _serve(settings: Settings) -> int:
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
         finally:
             await server.close()
-            await asyncio.to_thread(engine.close, left)
+            if not await asyncio.to_thread(engine.close, left):
+                logger.warning(
+                    "exit timeout: a load has not come to its next step, and is left behind"
+                )
     return 0 if finished else 1
 
 
@@ -150,7 +155,7 @@ def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator
 
 
 def _watch(
-    registry: CollectorRegistry, server: RpcServer, admission: Admission, engine: "_Engine"
+    registry: CollectorRegistry, server: RpcServer, admission: Admission, engine: "Engine"
 ) -> None:
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
@@ -158,13 +163,16 @@ def _watch(
     registry.register(ModelMetrics(engine.catalogue))
     watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
     watch(
-        registry, "mien_calls_in_progress", "Calls admitted and not ended.", lambda: admission.calls
+        registry,
+        "mien_calls_in_progress",
+        "Calls admitted and not ended.",
+        lambda: admission.budget.count,
     )
     watch(
         registry,
         "mien_call_bytes_in_progress",
         "Bytes of their requests together.",
-        lambda: admission.bytes,
+        lambda: admission.budget.nbytes,
     )
     watch(
         registry,
@@ -190,82 +198,11 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    """What answers, below the RPC layer."""
-
-    scheduler: "Scheduler"
-    catalogue: "Catalogue"
-    loader: "Loader"
-    pool: "PicturePool"
-    pipeline: "FacePipeline"
-
-    def close(self, timeout: float) -> None:
-        """Stops the threads; blocks until what they run is done, of a load for `timeout` seconds only."""
-        if not self.loader.close(timeout):
-            logger.warning("exit timeout: a load has not come to its next step, and is left behind")
-        self.pool.close()
-        self.scheduler.close()
-
-
-def _build(settings: Settings) -> _Engine:
-    import torch
-
-    from mien_server.backends.devices import CpuDevice, CudaDevice
-    from mien_server.pipeline.faces import FacePipeline
-    from mien_server.pipeline.pool import PicturePool
-    from mien_server.pipeline.types import Limits
-    from mien_server.repository.catalogue import Catalogue
-    from mien_server.repository.loader import Loader, RepositoryError
-    from mien_server.scheduling.scheduler import Scheduler
-    from mien_server.weights.fetch.sources import SHIPPED
-
-    memory.keep_imports()
-    cpu = CpuDevice(settings.cpu_cores or None)
-    gpus = [CudaDevice(index) for index in range(torch.cuda.device_count())]
-    devices: list[CpuDevice | CudaDevice] = [cpu, *gpus]
-    scheduler = Scheduler(
-        devices,
-        max_requests=settings.max_pending_requests,
-        max_bytes=settings.max_pending_bytes,
-    )
-    catalogue = Catalogue()
-    try:
-        loader = Loader(
-            catalogue,
-            settings.model_repository,
-            scheduler,
-            devices,
-            mode=settings.model_control_mode,
-            installable=SHIPPED,
-        )
-    except RepositoryError as error:
-        scheduler.close()
-        raise StartError(str(error)) from error
-    pool = PicturePool(
-        threads=settings.decode_threads or cpu.cores,
-        max_requests=settings.max_pending_requests,
-        max_bytes=settings.max_pending_bytes,
-    )
-    pipeline = FacePipeline(
-        catalogue,
-        pool,
-        default_detector=settings.default_detector,
-        default_embedder=settings.default_embedder,
-        limits=Limits(
-            max_image_bytes=settings.max_image_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            max_faces=settings.max_faces,
-        ),
-    )
-    return _Engine(scheduler, catalogue, loader, pool, pipeline)
-
-
 def _default_models(settings: Settings) -> tuple[str, str]:
     return (settings.default_detector, settings.default_embedder)
 
 
-async def _load_unless_stopped(engine: _Engine, settings: Settings, stop: asyncio.Event) -> None:
+async def _load_unless_stopped(engine: "Engine", settings: Settings, stop: asyncio.Event) -> None:
     """Loads models off the loop; a signal ends the loads, and the wait for them at once.
 
     Raises:
@@ -283,7 +220,7 @@ async def _load_unless_stopped(engine: _Engine, settings: Settings, stop: asynci
         await loading
 
 
-def _load(engine: _Engine, settings: Settings) -> None:
+def _load(engine: "Engine", settings: Settings) -> None:
     """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
 
     Raises:
@@ -314,7 +251,7 @@ def _load(engine: _Engine, settings: Settings) -> None:
 
 async def _keep_up_until_stopped(
     server: RpcServer,
-    engine: _Engine,
+    engine: "Engine",
     settings: Settings,
     started: float,
     stop: asyncio.Event,

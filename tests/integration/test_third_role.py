@@ -19,25 +19,21 @@ from safetensors.torch import save_file
 from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
-from mien_server.backends.devices import CpuDevice
 from mien_server.commands.main import main
+from mien_server.engine import build_engine
 from mien_server.errors import InvalidRequest
 from mien_server.models.families import BrokenPackage, families, roles
 from mien_server.models.roles import EMBEDDER
 from mien_server.observability.call_metrics import CallMetrics
-from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.types import Limits
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import read_config
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import FILENAME as GOLDEN
-from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import RpcServer
-from mien_server.scheduling.scheduler import Scheduler
+from mien_server.settings import Settings
 from mien_server.triton.service import InferenceService
 from tests.unit.repository.folders import parameter, seal, traffic
 
@@ -138,19 +134,12 @@ class Served:
 @asynccontextmanager
 async def serving(root: Path) -> AsyncIterator[Served]:
     """Everything between the wire and the network, as a server has it."""
-    cpu = CpuDevice(1)
+    settings = Settings(model_repository=(root,), cpu_cores=1, default_embedder="colours")
     with ExitStack() as closing:
-        scheduler = Scheduler([cpu])
-        closing.callback(scheduler.close)
-        models = Catalogue()
-        loader = Loader(models, [root], scheduler, [cpu])
-        closing.callback(loader.close)
-        await asyncio.to_thread(loader.start)
-        pool = PicturePool(threads=1)
-        closing.callback(pool.close)
-        pipeline = FacePipeline(
-            models, pool, default_detector="", default_embedder="colours", limits=Limits()
-        )
+        engine = build_engine(settings)
+        closing.callback(engine.close)
+        models, pipeline = engine.catalogue, engine.pipeline
+        await asyncio.to_thread(engine.loader.start)
         admission = Admission(max_calls=100, max_bytes=1 << 26)
         metrics = CallMetrics(CollectorRegistry())
         server = RpcServer(
@@ -162,9 +151,9 @@ async def serving(root: Path) -> AsyncIterator[Served]:
         )
         service = InferenceService(
             models,
-            loader,
+            engine.loader,
             pipeline,
-            pool,
+            engine.pool,
             admission,
             metrics,
             ready=lambda: server.ready,

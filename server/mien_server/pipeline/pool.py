@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import cv2
 
+from mien_server.scheduling.budget import Budget
 from mien_server.scheduling.errors import Expired, QueueFull
 
 T = TypeVar("T")
@@ -34,19 +35,16 @@ class PicturePool:
         # This holds for the whole process: the cores belong to the executors, not to each call of OpenCV.
         cv2.setNumThreads(1)
         self._threads = threads
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
+        self._budget = Budget(max_count=max_requests, max_bytes=max_bytes)
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishing = ThreadPoolExecutor(threads, thread_name_prefix="align")
         self._lock = Lock()
-        self._requests = 0
-        self._bytes = 0
         self._mean_seconds = 0.01
 
     @property
     def pending(self) -> int:
         """Photos that are being decoded or wait for it."""
-        return self._requests
+        return self._budget.count
 
     async def decode(
         self, work: Callable[[], T], *, nbytes: int, deadline: float | None = None
@@ -105,22 +103,20 @@ class PicturePool:
 
     def _admit(self, nbytes: int) -> None:
         with self._lock:
-            full = self._requests >= self._max_requests
-            heavy = self._requests > 0 and self._bytes + nbytes > self._max_bytes
-            if full or heavy:
+            budget = self._budget
+            exceeded = budget.exceeded(nbytes)
+            if exceeded and budget.count:
                 limit = (
-                    f"{self._max_bytes:,} bytes"
-                    if heavy and not full
-                    else f"{self._max_requests:,} calls"
+                    f"{budget.max_count:,} calls"
+                    if exceeded == "count"
+                    else f"{budget.max_bytes:,} bytes"
                 )
                 raise QueueFull(
                     f"The queue of pictures to decode is full ({limit}).",
-                    retry_after=max(0.05, self._requests * self._mean_seconds / self._threads),
+                    retry_after=max(0.05, budget.count * self._mean_seconds / self._threads),
                 )
-            self._requests += 1
-            self._bytes += nbytes
+            budget.enter(nbytes)
 
     def _release(self, nbytes: int) -> None:
         with self._lock:
-            self._requests -= 1
-            self._bytes -= nbytes
+            self._budget.leave(nbytes)

@@ -14,6 +14,7 @@ from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.rpc.record import CallRecord
 from mien_server.rpc.status import Fault
+from mien_server.scheduling.budget import Budget
 from mien_server.scheduling.errors import Draining, QueueFull, Unavailable
 
 RETRY_AFTER_SECONDS = 1.0
@@ -41,16 +42,16 @@ class Admission:
 
     Used from the event loop only.
 
+    Attributes:
+        budget: counts the calls in progress, with the bytes of their requests.
+
     Args:
         max_calls: how many calls may be in progress at the same time, at least 1.
         max_bytes: how many bytes their requests may have together, at least 1.
     """
 
     def __init__(self, *, max_calls: int, max_bytes: int) -> None:
-        self.calls = 0
-        self.bytes = 0
-        self._max_calls = max_calls
-        self._max_bytes = max_bytes
+        self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
         self._last_event = -math.inf
@@ -71,26 +72,25 @@ class Admission:
             raise Unavailable("The server is still loading its models; try again in a few seconds.")
         if self._state == "draining":
             raise Draining("The server is stopping and takes no new calls; another one may serve.")
-        if self.calls >= self._max_calls or self.bytes + nbytes > self._max_bytes:
+        budget = self.budget
+        if budget.exceeded(nbytes):
             raise QueueFull(
-                f"The server already holds {self.calls} calls with {self.bytes} bytes; try again.",
+                f"The server already holds {budget.count} calls with {budget.nbytes} bytes; try again.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        self.calls += 1
-        self.bytes += nbytes
+        budget.enter(nbytes)
 
     def leave(self, nbytes: int) -> None:
         """Ends a call that `enter` admitted."""
         self._last_event = time.monotonic()
-        self.calls -= 1
-        self.bytes -= nbytes
-        if self._state == "draining" and not self.calls:
+        self.budget.leave(nbytes)
+        if self._state == "draining" and not self.budget.count:
             self._idle.set()
 
     async def drain(self, grace: float) -> bool:
         """Refuses new calls and waits for those in progress; False if `grace` seconds ran out."""
         self._state = "draining"
-        if not self.calls:
+        if not self.budget.count:
             return True
         try:
             await asyncio.wait_for(self._idle.wait(), grace)

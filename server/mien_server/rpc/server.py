@@ -140,12 +140,12 @@ class RpcServer:
             logger.info("lame duck", extra={"seconds": lame_duck})
             await asyncio.sleep(lame_duck)
         started = time.monotonic()
-        logger.info("draining", extra={"calls": self._admission.calls})
+        logger.info("draining", extra={"calls": self._admission.budget.count})
         finished = await self._admission.drain(grace)
         if finished:
             await self._admission.quiet(still=QUIET_SECONDS, at_most=LINGER_SECONDS)
         else:
-            logger.warning("exit timeout", extra={"cancelled_calls": self._admission.calls})
+            logger.warning("exit timeout", extra={"cancelled_calls": self._admission.budget.count})
         await self._server.stop(FLUSH_SECONDS if finished else None)
         if not finished:
             await self._admission.drain(FLUSH_SECONDS)  # gRPC does not wait for what it cancels

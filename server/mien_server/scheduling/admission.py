@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mien_server.scheduling.budget import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
 from mien_server.scheduling.estimate import with_headroom
 from mien_server.scheduling.request import Request
@@ -15,8 +16,7 @@ class Admission:
     """Counts what the server holds and refuses what it cannot hold or cannot do in time.
 
     Attributes:
-        held: requests accepted and not yet settled, in all slots.
-        held_bytes: bytes of their rows.
+        budget: counts the requests accepted and not yet settled, in all slots, with the bytes of their rows.
         draining: whether new calls are refused; what accepted calls still need is not.
         closed: whether everything is refused.
     """
@@ -28,13 +28,10 @@ class Admission:
         max_requests: int,
         max_bytes: int,
     ) -> None:
-        self.held = 0
-        self.held_bytes = 0
+        self.budget = Budget(max_count=max_requests, max_bytes=max_bytes)
         self.draining = False
         self.closed = False
         self._slots = slots
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
 
     def check(self, slot: SlotState, work: Work, level: int, now: float) -> None:
         """Lets work of a priority level pass, or says why not.
@@ -80,14 +77,12 @@ class Admission:
     def hold(self, slot: SlotState, request: Request) -> None:
         """Counts a request in."""
         slot.held += 1
-        self.held += 1
-        self.held_bytes += request.nbytes
+        self.budget.enter(request.nbytes)
 
     def release(self, slot: SlotState, request: Request) -> None:
         """Counts a settled request out."""
         slot.held -= 1
-        self.held -= 1
-        self.held_bytes -= request.nbytes
+        self.budget.leave(request.nbytes)
 
     def close(self) -> None:
         """Refuses everything from now on."""
@@ -103,10 +98,11 @@ class Admission:
             return f"the queue of {slot} is full for priority {level} ({limit} requests)"
         if queue.nbytes + work.nbytes > policy.max_queue_bytes:
             return f"the queue of {slot} is full ({policy.max_queue_bytes} bytes)"
-        if self.held >= self._max_requests:
-            return f"the server is full ({self._max_requests} requests)"
-        if self.held_bytes + work.nbytes > self._max_bytes:
-            return f"the server is full ({self._max_bytes} bytes)"
+        match self.budget.exceeded(work.nbytes):
+            case "count":
+                return f"the server is full ({self.budget.max_count} requests)"
+            case "bytes":
+                return f"the server is full ({self.budget.max_bytes} bytes)"
         return ""
 
     def _expected_wait(self, slot: SlotState, level: int, now: float) -> float:

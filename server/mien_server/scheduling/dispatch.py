@@ -110,7 +110,7 @@ class Dispatcher:
     def drain(self) -> bool:
         """Refuses new calls everywhere; says whether all accepted requests are settled."""
         self.admission.draining = True
-        return self.admission.held == 0
+        return self.admission.budget.count == 0
 
     def close(self) -> list[Settlement]:
         """Refuses everything from now on, and settles what still waits."""
@@ -147,7 +147,7 @@ class Dispatcher:
             slot.order.append(request)
         for at in (request.deadline, expires):
             if at is not None:
-                self._deadlines.push(at, slot, request, waiting=self.admission.held)
+                self._deadlines.push(at, slot, request, waiting=self.admission.budget.count)
         return request
 
     def withdraw(self, slot: SlotState, request: Request) -> tuple[bool, list[Settlement]]:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mien_server.backends.devices import CpuDevice
+from mien_server.engine import build_engine
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -21,13 +20,10 @@ from mien_server.pipeline.types import (
     FacePolicy,
     FaceSelection,
     ImageSource,
-    Limits,
     ModelRef,
     PhotoFaces,
 )
-from mien_server.repository.catalogue import Catalogue
-from mien_server.repository.loader import Loader
-from mien_server.scheduling.scheduler import Scheduler
+from mien_server.settings import Settings
 
 Encode = Callable[..., bytes]
 ANY = ModelRef()
@@ -37,20 +33,10 @@ ALL = FaceSelection(FacePolicy.ALL)
 
 @pytest.fixture(scope="module")
 def pipeline(model_repository_path: Path) -> Iterator[FacePipeline]:
-    device = CpuDevice()
-    scheduler = Scheduler([device])
-    catalogue = Catalogue()
-    Loader(catalogue, [model_repository_path], scheduler, [device]).start()
-    pool = PicturePool(threads=2)
-    yield FacePipeline(
-        catalogue,
-        pool,
-        default_detector="retinaface",
-        default_embedder="sface",
-        limits=Limits(),
-    )
-    pool.close()
-    scheduler.close()
+    engine = build_engine(Settings(model_repository=(model_repository_path,)))
+    engine.loader.start()
+    yield engine.pipeline
+    engine.close()
 
 
 async def detect(pipeline: FacePipeline, data: bytes, selection: FaceSelection) -> PhotoFaces:

@@ -287,7 +287,7 @@ async def test_call_above_the_limit_is_refused_with_a_retry_delay() -> None:
         held.let_go.set()
         await first
         assert (await running.faces.Detect(PHOTO)).image_width == 2
-        assert (running.admission.calls, running.admission.bytes) == (0, 0)
+        assert (running.admission.budget.count, running.admission.budget.nbytes) == (0, 0)
 
 
 async def test_bytes_above_the_limit_are_refused() -> None:

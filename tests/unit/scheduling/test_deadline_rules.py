@@ -31,7 +31,7 @@ def test_a_request_leaves_at_its_deadline_though_every_executor_is_busy() -> Non
     with pytest.raises(Expired, match="its deadline passed in the queue of model version 1"):
         waiting.result(timeout=0)
     assert slot.state.queue.nbytes == 0
-    assert lab.core.admission.held == 1
+    assert lab.core.admission.budget.count == 1
 
 
 def test_a_free_executor_takes_no_request_whose_deadline_has_come() -> None:

@@ -55,7 +55,7 @@ def test_expiry_frees_the_rows_while_the_caller_still_holds_the_future() -> None
     lab.wait(1.0)
     assert photo() is None
     assert isinstance(future.exception(timeout=0), Expired)
-    assert lab.core.admission.held_bytes == 0
+    assert lab.core.admission.budget.nbytes == 0
 
 
 def test_cancellation_frees_the_rows() -> None:
@@ -63,7 +63,7 @@ def test_cancellation_frees_the_rows() -> None:
     future, photo = submitted(lab)
     assert future.cancel()
     assert photo() is None
-    assert lab.core.admission.held_bytes == 0
+    assert lab.core.admission.budget.nbytes == 0
     assert lab.slots[0].statistics().cancelled == 1
     lab.assert_empty()
 

@@ -125,7 +125,7 @@ class Lab:
 
     def assert_empty(self) -> None:
         """Nothing waits, nothing is held, and every executor and core is free."""
-        assert (self.core.admission.held, self.core.admission.held_bytes) == (0, 0)
+        assert (self.core.admission.budget.count, self.core.admission.budget.nbytes) == (0, 0)
         for state in self.core.slots:
             assert (len(state.queue), state.queue.rows, state.queue.nbytes) == (0, 0, 0)
             assert state.held == 0

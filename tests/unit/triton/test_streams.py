@@ -38,7 +38,7 @@ async def test_stream_answers_in_order_and_survives_errors(running: Running) -> 
         assert response.id == str(i)
         assert response.parameters["triton_final_response"].bool_param
         np.testing.assert_array_equal(result.as_numpy("embedding"), [[i, i, i]])
-    assert (running.admission.calls, running.admission.bytes) == (0, 0)
+    assert (running.admission.budget.count, running.admission.budget.nbytes) == (0, 0)
 
 
 async def test_stream_error_carries_the_id_of_its_request(running: Running) -> None:
@@ -98,4 +98,4 @@ async def test_stream_that_is_given_up_lets_go_of_everything(running: Running) -
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await running.until(lambda: not (running.admission.calls or running.world.leases))
+    await running.until(lambda: not (running.admission.budget.count or running.world.leases))

@@ -1,0 +1,100 @@
+"""Everything below the RPC layer, built in one place for the server, evaluations, benchmarks and tests."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.types import Limits
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.loader import Loader
+from mien_server.repository.placement import AnyDevice
+from mien_server.scheduling.scheduler import Scheduler
+from mien_server.settings import Settings
+from mien_server.weights.fetch.sources import SHIPPED
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What answers calls. Nothing is loaded until `loader` is asked to; `close` must follow.
+
+    Attributes:
+        devices: what computes: the processor, and every GPU that there is.
+        scheduler: runs the models' batches on the devices.
+        catalogue: says which models and versions answer.
+        loader: loads them from the repository's folders.
+        pool: the threads for work on pictures.
+        pipeline: answers Detect, Embed and Verify, to be called on one event loop.
+    """
+
+    devices: Sequence[AnyDevice]
+    scheduler: Scheduler
+    catalogue: Catalogue
+    loader: Loader
+    pool: PicturePool
+    pipeline: FacePipeline
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Stops the threads, and blocks until what they run is done.
+
+        Returns:
+            False if `timeout` seconds were not enough for a load, which is left behind.
+        """
+        ended = self.loader.close(timeout)
+        self.pool.close()
+        self.scheduler.close()
+        return ended
+
+
+def build_engine(settings: Settings, *, draw: random.Random | None = None) -> Engine:
+    """Builds an engine as a server with these settings has it.
+
+    Args:
+        settings: names the repositories, the devices and the limits.
+        draw: decides which calls go to a canary; None: anew for each engine.
+
+    Raises:
+        OperatorError: a model repository is no folder, or the core budget cannot hold.
+    """
+    cpu = CpuDevice(settings.cpu_cores or None)
+    devices: list[AnyDevice] = [cpu]
+    devices += [CudaDevice(index) for index in range(torch.cuda.device_count())]
+    scheduler = Scheduler(
+        devices,
+        max_requests=settings.max_queued_requests or settings.max_pending_requests,
+        max_bytes=settings.max_queued_bytes or settings.max_pending_bytes,
+    )
+    catalogue = Catalogue(draw)
+    try:
+        loader = Loader(
+            catalogue,
+            settings.model_repository,
+            scheduler,
+            devices,
+            mode=settings.model_control_mode,
+            installable=SHIPPED,
+        )
+    except BaseException:
+        scheduler.close()
+        raise
+    pool = PicturePool(
+        threads=settings.decode_threads or cpu.cores,
+        max_requests=settings.max_decode_requests or settings.max_pending_requests,
+        max_bytes=settings.max_decode_bytes or settings.max_pending_bytes,
+    )
+    pipeline = FacePipeline(
+        catalogue,
+        pool,
+        default_detector=settings.default_detector,
+        default_embedder=settings.default_embedder,
+        limits=Limits(
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            max_faces=settings.max_faces,
+        ),
+    )
+    return Engine(devices, scheduler, catalogue, loader, pool, pipeline)
