@@ -67,11 +67,11 @@ proto-check: $(ENV) ## fail if client/mien/v1 is not what proto/ generates
 docs: $(ENV) ## regenerate docs/configuration.md from the settings
 	$(BIN)/python -m mien_server.settings > docs/configuration.md
 
-bench: $(ENV) ## measure, and print the tables that docs quote; BENCH=serving runs one
+bench: $(ENV) ## measure, and print the tables that docs quote; BENCH=serving runs one, BENCH=peers compares
 	$(BIN)/mien-server models install
 	@for name in $(BENCH); do echo "# $$name" && $(BIN)/python -m bench.$$name $(ARGS) || exit; done
 
-loadtest: $(ENV) ## one minute of locust against ADDRESS, or against a server of its own
+loadtest: $(ENV) ## one minute of locust against ADDRESS, or a server of its own; ARGS=--web for its page
 	$(BIN)/python -m loadtest.run $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
 docker-steps: $(ENV) ## run the Dockerfile's build steps in a fresh environment, without an engine
