@@ -243,9 +243,15 @@ def test_shapes_never_mix_and_a_batch_that_ends_for_lack_of_its_shape_says_so() 
 
 def test_two_shapes_wait_for_company_side_by_side_until_the_older_ones_delay_is_over() -> None:
     lab = Lab()
-    of_shapes(lab, "abb", max_batch_size=8, max_queue_delay=DELAY)
+    slot = lab.slot(max_batch_size=8, max_queue_delay=DELAY)
+    lab.submit(slot, [0], shape="a")
+    lab.wait(DELAY / 4)
+    lab.submit_each(slot, [1, 2], shape="b")
     assert formed(lab) == []
     assert lab.ask_again == START + DELAY
+    lab.wait(DELAY * 3 / 4)
+    assert formed(lab) == [([0], CloseReason.DELAY)]
+    assert lab.ask_again == START + DELAY * 5 / 4
 
 
 def test_a_full_batch_of_another_shape_need_not_wait_for_the_oldest_ones_delay() -> None:

@@ -118,6 +118,16 @@ def test_an_idle_executor_does_not_wait_for_company_past_what_a_deadline_allows(
     assert lab.now < start + 1.0
 
 
+def test_of_several_deadlines_the_nearest_ends_the_wait_for_company() -> None:
+    lab = Lab()
+    slot = lab.slot(max_batch_size=4, max_queue_delay=5.0)
+    for seconds in (3.0, 1.0, 2.0):
+        lab.submit(slot, [seconds], deadline=START + seconds)
+    assert lab.take() is None
+    assert lab.ask_again is not None
+    assert START < lab.ask_again < START + 1.0
+
+
 def test_a_deadline_shorter_than_the_delay_is_met_though_nothing_is_known_of_the_model() -> None:
     lab = Lab()
     slot = lab.slot(max_batch_size=4, max_queue_delay=5.0)

@@ -53,6 +53,12 @@ def test_the_share_foresees_batches_of_the_preferred_size() -> None:
     assert [lab.taken().cores for _ in range(4)] == [1, 1, 1, 1]
 
 
+def test_the_share_foresees_no_more_batches_than_the_rows_fill() -> None:
+    lab = Lab(cpu(4))
+    lab.submit_each(lab.slot(max_batch_size=16, preferred_batch_sizes=(4,)), range(8))
+    assert [lab.taken().cores for _ in range(2)] == [2, 2]
+
+
 def test_the_share_foresees_a_batch_of_each_request_that_is_not_combined() -> None:
     lab = Lab(cpu(4))
     slot = lab.slot(max_batch_size=16, combine=False)

@@ -148,13 +148,13 @@ def test_a_success_in_between_starts_the_count_of_deaths_anew() -> None:
     assert slot.statistics().succeeded == 10
 
 
-def test_after_a_success_a_slot_bears_five_deaths_and_breaks_at_the_sixth() -> None:
+def test_a_slot_bears_five_deaths_at_first_and_after_each_success_and_breaks_at_the_sixth() -> None:
     lab = Lab()
     slot = lab.slot(model=Model(kills={"killer"}), max_batch_size=2)
-    for rows in (["killer"], ["good"], ["killer", "killer"], ["killer"]):
+    for rows in (["killer", "killer"], ["killer"], ["good"], ["killer", "killer"], ["killer"]):
         lab.submit_each(slot, rows)
         lab.run_all()
-    assert slot.statistics().executor_deaths == 2 + 3 + 2
+    assert slot.statistics().executor_deaths == 2 * (3 + 2)
     assert not slot.broken
     lab.submit(slot, ["killer"])
     lab.run_all()

@@ -124,7 +124,7 @@ def test_work_on_a_gpu_costs_its_executors_time() -> None:
     lab.submit(slot, [0])
     lab.finish(lab.taken("cuda:0"), after=0.5)
     assert slot.state.share == {"cuda:0": 0.5}
-    assert slot.state.estimate.row_cost(lab.now) == 0.5
+    assert slot.state.estimate.row_cost(lab.now) == slot.expected_compute() == 0.5
 
 
 def test_an_arrival_that_the_caller_does_not_know_is_now() -> None:
