@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.backends import memory
 from mien_server.backends.devices import CpuDevice
 from mien_server.repository import instances
 from mien_server.repository.catalogue import Catalogue
@@ -88,12 +87,6 @@ def root(tmp_path: Path) -> Path:
     # Random weights find faces everywhere, which would take long to sort out.
     configure(root, "retinaface", '"0.5"', '"1"')
     return root
-
-
-@pytest.fixture(autouse=True, scope="session")
-def quick_collections() -> None:
-    """Every load ends with a collection of garbage, which then skips what torch and pytest have brought."""
-    memory.keep_imports()
 
 
 @pytest.fixture(autouse=True)
