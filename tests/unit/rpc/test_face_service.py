@@ -217,6 +217,24 @@ async def test_unexpected_error_is_logged_with_the_incident_that_the_caller_got(
     assert record.exc_info[0] is ZeroDivisionError
 
 
+@pytest.mark.parametrize(
+    ("error", "level", "line"),
+    [
+        (RowFailed("it broke", incident="abc"), "ERROR", "call failed in the backend"),
+        (Unmet(Reason.FACE_NOT_FOUND, "no face"), "DEBUG", "call refused: no face"),
+    ],
+)
+async def test_error_is_logged_as_loudly_as_it_concerns_the_operator(
+    error: Exception, level: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "mien_server")
+    async with serving(raising(error)) as running:
+        await failure(running)
+    told = [record for record in caplog.records if hasattr(record, "reason")]
+    assert [(record.levelname, record.getMessage()) for record in told] == [(level, line)]
+    assert not told[0].exc_info
+
+
 async def test_request_that_is_no_message_is_an_invalid_argument() -> None:
     async with serving(returning(EMPTY)) as running:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

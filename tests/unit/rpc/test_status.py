@@ -62,6 +62,14 @@ def test_message_that_quotes_a_huge_request_fits_in_metadata(text: str) -> None:
     assert len(fault.trailing_metadata()[0][1]) < 4096
 
 
+def test_message_is_cut_only_beyond_its_limit_and_says_so() -> None:
+    fits = "x" * MAX_MESSAGE_BYTES
+    assert fault_of(errors.ModelNotFound(fits)).message == fits
+    cut = fault_of(errors.ModelNotFound(fits + "x")).message
+    assert cut == fits[:-3] + "…"
+    assert len(cut.encode()) == MAX_MESSAGE_BYTES
+
+
 def test_retry_delay_keeps_its_fraction() -> None:
     fault = fault_of(scheduling.QueueFull("full", retry_after=0.25))
     ((_, wire),) = fault.trailing_metadata()
