@@ -175,6 +175,16 @@ def test_version_that_is_being_loaded_is_worth_trying_again_soon(catalogue: Cata
     assert catalogue.idle() == ["model"]
 
 
+def test_model_of_which_one_version_failed_and_another_is_being_loaded_is_worth_trying_again(
+    catalogue: Catalogue, config: ModelConfig
+) -> None:
+    catalogue.swap(config, None, {}, BROKEN)
+    catalogue.begin("model", 3)
+    with pytest.raises(ModelNotReady) as caught:
+        catalogue.resolve("model")
+    assert not caught.value.lasting
+
+
 def test_swap_that_would_leave_no_answer_changes_nothing_and_frees_what_was_loaded(
     catalogue: Catalogue, config: ModelConfig, made: Made
 ) -> None:
