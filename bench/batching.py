@@ -12,9 +12,9 @@ import time
 
 from bench.report import machine, percentile, table
 from bench.slots import crop, embedder_slot
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.interface import Work
+from mien_server.scheduling.scheduler import Slot
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 POLICIES = {

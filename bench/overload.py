@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 from bench.batching import closed_loop
 from bench.report import machine, percentile, table
 from bench.slots import CROP_BYTES, crop, embedder_slot
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import QueueFull
-from mien_server.scheduling.interface import Completion
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Completion, Work
+from mien_server.scheduling.scheduler import Slot
 
 DEADLINE = 0.5
 BATCHED = BatchingPolicy(max_batch_size=32, preferred_batch_sizes=(4,))

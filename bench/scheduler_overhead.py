@@ -16,10 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from bench.report import machine, percentile, table
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.interface import PlacedInstance, Work
 from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.work import Work
 
 
 class NoDevice:

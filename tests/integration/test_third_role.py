@@ -30,8 +30,8 @@ from mien_server.repository.config.model import read_config
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.versions import State
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
-from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import RpcServer
 from mien_server.settings import Settings
 from mien_server.triton.service import InferenceService

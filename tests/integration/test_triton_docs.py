@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.rpc.interceptor import UNCOUNTED
+from mien_server.rpc.calls import UNCOUNTED
 from tools.local_server import LocalServer
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text()

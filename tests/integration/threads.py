@@ -8,11 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from random import Random
 from typing import Any
 
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.interface import PlacedInstance, Work
+from mien_server.scheduling.scheduler import Scheduler, Slot
 from tests.scheduling_rig import Echo, FakeDevice
 
 SOON = 0.05  # seconds: ten times what is promised, for a machine that is shared

@@ -11,10 +11,9 @@ import pytest
 
 from mien_server.engine import Engine, build_engine
 from mien_server.errors import OperatorError
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import QueueFull
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import PlacedInstance, Work
 from mien_server.settings import Settings
 
 MIB = 1024 * 1024

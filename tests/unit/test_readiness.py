@@ -13,7 +13,7 @@ from mien_server import app
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.versions import VersionStatus
-from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import RpcServer
 from mien_server.settings import Settings
 

@@ -1,45 +1,14 @@
-"""Vectors are brought to unit length, checked where they come from a caller, and compared."""
+"""Vectors are checked where they come from a caller, and compared."""
 
-import logging
-import math
-import uuid
 from dataclasses import replace
 
 import numpy as np
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
 from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity
-from mien_server.scheduling.errors import RowFailed
-
-logger = logging.getLogger(__name__)
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the L2 norm of a caller's vector may be: what float32 and text formats lose."""
-
-
-def to_embedding(raw: ArrayF32, model: ModelIdentity) -> Embedding:
-    """A network's raw output [d] as a unit vector, with its norm before.
-
-    Raises:
-        RowFailed: the output is zero or not finite: the model failed on this face. The log line with the
-            same incident names the model.
-    """
-    vector = raw.astype(np.float64)
-    norm = float(np.linalg.norm(vector))
-    if not math.isfinite(norm) or norm <= 0.0:
-        incident = uuid.uuid4().hex[:8]
-        logger.error(
-            "incident %s: %s version %d gave a vector of norm %s",
-            incident,
-            model.name,
-            model.version,
-            norm,
-        )
-        raise RowFailed(
-            f"{model.name} version {model.version} gave no usable vector for this face.",
-            incident=incident,
-        )
-    return Embedding((vector / norm).astype(np.float32), norm, model)
 
 
 def cosine(a: ArrayF32, b: ArrayF32) -> float:

@@ -1,6 +1,9 @@
 """From a picture to the embeddings of its faces: found, chosen, aligned and given to the embedder."""
 
+import logging
+import math
 import time
+import uuid
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,13 +13,11 @@ from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.detections import Detections
 from mien_server.models.roles import EmbedderRow
 from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
-from mien_server.pipeline.compare import to_embedding
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.rows import run_rows
+from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.selection import select_faces
-from mien_server.pipeline.tasks import together
 from mien_server.pipeline.types import (
     AlignedFace,
     ArrayF32,
@@ -33,8 +34,10 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
-from mien_server.repository.leases import Lease
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.scheduling.errors import RowFailed
+
+logger = logging.getLogger(__name__)
 
 
 async def embed_image(
@@ -183,3 +186,28 @@ def face_of(found: Detections, index: int, embedding: Embedding | None = None) -
         found.landmarks[index].astype(np.float32),
         embedding,
     )
+
+
+def to_embedding(raw: ArrayF32, model: ModelIdentity) -> Embedding:
+    """A network's raw output [d] as a unit vector, with its norm before.
+
+    Raises:
+        RowFailed: the output is zero or not finite: the model failed on this face. The log line with the
+            same incident names the model.
+    """
+    vector = raw.astype(np.float64)
+    norm = float(np.linalg.norm(vector))
+    if not math.isfinite(norm) or norm <= 0.0:
+        incident = uuid.uuid4().hex[:8]
+        logger.error(
+            "incident %s: %s version %d gave a vector of norm %s",
+            incident,
+            model.name,
+            model.version,
+            norm,
+        )
+        raise RowFailed(
+            f"{model.name} version {model.version} gave no usable vector for this face.",
+            incident=incident,
+        )
+    return Embedding((vector / norm).astype(np.float32), norm, model)

@@ -13,8 +13,8 @@ from mien_server.pipeline.compare import check_embedding, check_length, check_sa
 from mien_server.pipeline.embedding import embed_image, face_of, identity_of
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.running import together
 from mien_server.pipeline.selection import check_selection, select_faces
-from mien_server.pipeline.tasks import together
 from mien_server.pipeline.types import (
     AlignedFace,
     ArrayF32,
@@ -31,8 +31,7 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
-from mien_server.repository.leases import Lease
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import Lease, ReadyModel
 
 
 class Models(Protocol):

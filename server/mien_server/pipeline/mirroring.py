@@ -7,11 +7,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from mien_server.models.interface import AnyRole
-from mien_server.repository.leases import Shadow
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import ReadyModel, Shadow
 from mien_server.scheduling.errors import RowFailed, SchedulingError
-from mien_server.scheduling.interface import Completion
-from mien_server.scheduling.work import BACKGROUND, Work
+from mien_server.scheduling.interface import BACKGROUND, Completion, Work
 
 MOST_WAITING = 4
 """How many requests may wait for a shadow at once."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import cv2
 
-from mien_server.scheduling.budget import Budget
+from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Expired, QueueFull
 
 T = TypeVar("T")

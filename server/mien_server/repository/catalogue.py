@@ -11,8 +11,6 @@ from typing import Any
 from mien_server.models.interface import AnyRole
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.entry import LOADING, UNLOADED, UNLOADING, ModelEntry, reasons_of
-from mien_server.repository.leases import Lease, LoadedVersion, Shadow
 from mien_server.repository.routing import (
     answers,
     choose,
@@ -23,7 +21,19 @@ from mien_server.repository.routing import (
     statuses_of,
 )
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics
-from mien_server.repository.versions import ReadyModel, State, VersionStatus
+from mien_server.repository.versions import (
+    LOADING,
+    UNLOADED,
+    UNLOADING,
+    Lease,
+    LoadedVersion,
+    ModelEntry,
+    ReadyModel,
+    Shadow,
+    State,
+    VersionStatus,
+    reasons_of,
+)
 
 _log = logging.getLogger(__name__)
 

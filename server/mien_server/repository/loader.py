@@ -16,7 +16,6 @@ from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble
 from mien_server.repository.config.model import ModelConfig, parse_config
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
-from mien_server.repository.entry import reason_of
 from mien_server.repository.folders import (
     CONFIG,
     ModelFolder,
@@ -25,11 +24,10 @@ from mien_server.repository.folders import (
     stamp_of_model,
     version_numbers,
 )
-from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.loading import load_version, load_wanted
 from mien_server.repository.operations import Operations
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.versions import VersionStatus
+from mien_server.repository.versions import LoadedVersion, VersionStatus, reason_of
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 

@@ -21,10 +21,9 @@ from mien_server.repository.golden import (
     read_golden,
 )
 from mien_server.repository.instances import load_instance
-from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.manifest import Manifest, ManifestError, fingerprint, verify_version
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import LoadedVersion, ReadyModel
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import Instance, PlacedInstance
 from mien_server.scheduling.scheduler import Scheduler

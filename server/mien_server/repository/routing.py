@@ -13,9 +13,13 @@ from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.quoting import quoted
 from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.entry import SERVES_ON, ModelEntry
-from mien_server.repository.leases import LoadedVersion
-from mien_server.repository.versions import State, VersionStatus
+from mien_server.repository.versions import (
+    SERVES_ON,
+    LoadedVersion,
+    ModelEntry,
+    State,
+    VersionStatus,
+)
 
 Models: TypeAlias = Mapping[str, ModelEntry]
 """The catalogue's entries, by name."""

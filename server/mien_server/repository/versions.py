@@ -1,10 +1,18 @@
-"""A loaded (or failed) version of a model, as the rest of the server sees it."""
+"""The versions of a model: what is loaded, who holds it, and what is told of it."""
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, NamedTuple, TypeAlias
 
+from mien_server.errors import MienError, ModelNotFound, ModelNotReady
+from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.scheduling.slot import Slot
+from mien_server.repository.manifest import FileEntry
+from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
+from mien_server.repository.traffic import Traffic, TrafficCounter
+from mien_server.scheduling.scheduler import Slot
 
 
 class State(StrEnum):
@@ -54,3 +62,212 @@ class VersionStatus:
     state: State
     reason: str = ""
     model: ReadyModel | None = None
+
+
+class LoadedVersion:
+    """One loaded version. Calls hold it while they run; once retired, it is freed after the last of them.
+
+    `hold` must not race with `retire`: the catalogue calls it only while the version is routed to. All of
+    it takes microseconds and never waits.
+
+    Args:
+        model: what calls get of it.
+        files: what was loaded, as its manifest has it.
+        close: gives its memory back; blocking. Called once.
+
+    Attributes:
+        model: the catalogue replaces it when the configuration changes without touching what was loaded.
+        files: as given.
+        message: Triton's `inference.ModelConfig` that `model.config` was read from, for whoever prints
+            it; the catalogue sets it when the version goes into service.
+    """
+
+    def __init__(
+        self, model: ReadyModel, files: Mapping[str, FileEntry], close: Callable[[], None]
+    ) -> None:
+        self.model = model
+        self.files = files
+        self.message: Any = None
+        self.close = close
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._when_free: Callable[[], None] | None = None
+
+    def hold(self) -> None:
+        """Takes it for a call; `release` must follow."""
+        with self._lock:
+            self._holders += 1
+
+    def release(self) -> None:
+        """Ends a `hold`."""
+        with self._lock:
+            self._holders -= 1
+            free = self._when_free if not self._holders else None
+        if free:
+            free()
+
+    def retire(self, when_free: Callable[[], None]) -> None:
+        """Has `when_free` called once nobody holds it, by whoever lets go last; perhaps now."""
+        with self._lock:
+            self._when_free = when_free
+            held = bool(self._holders)
+        if not held:
+            when_free()
+
+
+class Shadow(NamedTuple):
+    """A version that gets copies of a call's rows.
+
+    Attributes:
+        version: where the copies go. Whoever submits to it holds it until the answers have come, which
+            may be after the call.
+        counter: where to count what became of the copies.
+    """
+
+    version: LoadedVersion
+    counter: TrafficCounter
+
+
+class Lease(NamedTuple):
+    """What a call has while it runs.
+
+    Attributes:
+        model: the version that answers it.
+        shadow: what else gets its rows, to compare the answers; None: nothing.
+    """
+
+    model: ReadyModel
+    shadow: Shadow | None = None
+
+
+AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
+
+Note: TypeAlias = tuple[State, str]
+"""The state of a version that does not serve, and its reason."""
+
+LOADING: Note = (State.LOADING, "it is being loaded")
+UNLOADING: Note = (State.UNLOADING, "it takes no new calls; the last that hold it still run")
+UNLOADED: Note = (State.UNAVAILABLE, "it has been unloaded")
+
+SERVES_ON = "it serves on; loading it again failed: {}"
+
+
+@dataclass(slots=True, eq=False)
+class ModelEntry:
+    """One model. The catalogue changes it under its lock, and replaces the mappings as a whole.
+
+    Attributes:
+        name: the model's.
+        config: what it was last loaded with; of a model that has no weights, what it would be loaded with.
+        message: Triton's `inference.ModelConfig` that an ensemble's `config` was read from; that of a
+            model's version stands with the version.
+        serving: the versions that calls are given, by number.
+        notes: on versions, why they do not serve, or why the last attempt to replace them failed.
+        reason: the same of the model as a whole, or "".
+        failed: whether the last load failed on something that is there.
+        loading: whether a load is under way.
+        retired: replaced or unloaded versions that are not freed yet.
+        counter: of its traffic.
+        ensemble_counter: of what it does as an ensemble, if it is one.
+    """
+
+    name: str
+    config: AnyConfig | None = None
+    message: Any = None
+    serving: Mapping[int, LoadedVersion] = field(default_factory=dict)
+    notes: Mapping[int, Note] = field(default_factory=dict)
+    reason: str = ""
+    failed: bool = False
+    loading: bool = False
+    retired: list[LoadedVersion] = field(default_factory=list)
+    counter: TrafficCounter = field(default_factory=TrafficCounter)
+    ensemble_counter: EnsembleCounter = field(default_factory=EnsembleCounter)
+
+    @property
+    def traffic(self) -> Traffic:
+        """How unversioned calls are shared."""
+        return self.config.traffic if isinstance(self.config, ModelConfig) else Traffic()
+
+    def healthy(self) -> dict[int, LoadedVersion]:
+        """The versions that answer calls."""
+        return {number: v for number, v in self.serving.items() if not v.model.slot.broken}
+
+    def statuses(self) -> list[VersionStatus]:
+        """The model's lines of the index, by version; one of version 0 where there is no version."""
+        numbers = sorted({*self.serving, *self.notes})
+        if numbers:
+            return [self._status(number) for number in numbers]
+        if self.loading:
+            return [VersionStatus(self.name, 0, *LOADING)]
+        if self.reason:
+            return [VersionStatus(self.name, 0, State.UNAVAILABLE, self.reason)]
+        return [VersionStatus(self.name, 0, State.UNKNOWN, "nobody has asked for it to be loaded")]
+
+    def statistics(self, status: VersionStatus) -> VersionStatistics:
+        """What a READY version of it has done. Slots answer under the scheduler's lock."""
+        model = status.model
+        if model is None:
+            return VersionStatistics(status.name, status.version, self.ensemble_counter.copy())
+        figures = model.slot.statistics()
+        return VersionStatistics(
+            status.name,
+            status.version,
+            totals_of(figures),
+            slot=figures,
+            pending=model.slot.pending,
+            traffic=self.counter.copy() if model.config.traffic.candidates else None,
+        )
+
+    def settle(self, unused: Iterable[LoadedVersion], failures: Mapping[int, Exception]) -> None:
+        """Notes what came of a load, and which versions serve no more and are still to be freed."""
+        self.retired = [*self.retired, *unused]
+        self.notes = dict.fromkeys((v.model.version for v in self.retired), UNLOADING) | {
+            number: (State.UNAVAILABLE, reason_of(error)) for number, error in failures.items()
+        }
+        self.reason, self.failed = "", bool(failures)
+
+    def why_not(self, version: int) -> MienError:
+        """What to tell a call that no version of the model answers.
+
+        Args:
+            version: that the call named, or 0.
+        """
+        statuses = self.statuses()
+        numbers = [status.version for status in statuses if status.version]
+        if version and version not in numbers and (numbers or self.config):
+            known = ", ".join(map(str, numbers)) or "none"
+            return ModelNotFound(
+                f"model {self.name!r} has no version {version}; its versions: {known}"
+            )
+        asked = [s for s in statuses if version in (0, s.version) or not s.version]
+        loading = any(status.state is State.LOADING for status in statuses)
+        return ModelNotReady(
+            f"model {self.name!r} is not ready: {reasons_of(asked)}", lasting=not loading
+        )
+
+    def _status(self, number: int) -> VersionStatus:
+        loaded = self.serving.get(number)
+        state, reason = self.notes.get(number, (State.UNAVAILABLE, self.reason))
+        if loaded is None:
+            return VersionStatus(self.name, number, state, reason)
+        if broken := loaded.model.slot.broken:
+            return VersionStatus(self.name, number, State.UNAVAILABLE, broken)
+        told = SERVES_ON.format(reason) if reason else ""
+        if state is not State.UNAVAILABLE:
+            told = ""
+        return VersionStatus(self.name, number, State.READY, told, loaded.model)
+
+
+def reasons_of(statuses: Collection[VersionStatus]) -> str:
+    """Why none of these versions answers."""
+    return "; ".join(
+        f"version {status.version}: {status.reason or 'it is the shadow, and answers no calls'}"
+        if status.version
+        else status.reason
+        for status in statuses
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What is told of an error."""
+    return str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.observability.call_metrics import CallMetrics
-from mien_server.rpc.interceptor import Admission, CallInterceptor
+from mien_server.rpc.calls import Admission, CallInterceptor
 from mien_server.rpc.reflection import add_reflection
 
 logger = logging.getLogger(__name__)

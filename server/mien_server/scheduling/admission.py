@@ -1,13 +1,51 @@
-"""Who is let in: limits of a slot, of the server, and of what the deadline still allows."""
+"""Who is let in: budgets, the limits of a slot, and what the deadline still allows."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-from mien_server.scheduling.budget import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
-from mien_server.scheduling.estimate import with_headroom
-from mien_server.scheduling.request import Request
-from mien_server.scheduling.slot_state import SlotState
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
+from mien_server.scheduling.queue import Request
+from mien_server.scheduling.state import SlotState
+from mien_server.scheduling.statistics import with_headroom
+
+
+class Budget:
+    """Counts what is held and tells which limit one more would pass.
+
+    It is not safe for threads: its owner guards it, by a lock or by staying on one event loop.
+
+    Args:
+        max_count: how many may be held, at least 1.
+        max_bytes: how many bytes they may have together, at least 1.
+
+    Attributes:
+        count: how many are held.
+        nbytes: how many bytes they have together.
+    """
+
+    def __init__(self, *, max_count: int, max_bytes: int) -> None:
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self.count = 0
+        self.nbytes = 0
+
+    def exceeded(self, nbytes: int) -> Literal["", "count", "bytes"]:
+        """The limit that one more, of `nbytes`, would pass; "" if there is room for it."""
+        if self.count >= self.max_count:
+            return "count"
+        return "bytes" if self.nbytes + nbytes > self.max_bytes else ""
+
+    def enter(self, nbytes: int) -> None:
+        """Counts one more; `leave` must follow."""
+        self.count += 1
+        self.nbytes += nbytes
+
+    def leave(self, nbytes: int) -> None:
+        """Ends what `enter` counted."""
+        self.count -= 1
+        self.nbytes -= nbytes
+
 
 _RETRY_AFTER = (0.05, 5.0)  # seconds: no retry storm, and no client that stays away for good
 

@@ -2,7 +2,7 @@
 
 Every method takes the time as an argument and returns what is to be told to callers (settlements), so
 that the rules can be tested to the microsecond. `scheduler.py` puts threads around it, behind the lock of
-`desk.py`.
+`scheduler.py`.
 
 Between slots, a free executor takes the batch that is most urgent: by priority (against the model's own
 default level), then calls that have passed more slots, then slots within their fair share of the device
@@ -15,16 +15,18 @@ from typing import NamedTuple
 
 from mien_server.scheduling.admission import Admission
 from mien_server.scheduling.batch_run import BatchRun
-from mien_server.scheduling.batching import Batch, form_batch, in_time
-from mien_server.scheduling.deadlines import DeadlineHeap
-from mien_server.scheduling.device_state import DeviceState
+from mien_server.scheduling.batching import (
+    Batch,
+    BatchingPolicy,
+    TimeoutAction,
+    form_batch,
+    in_time,
+)
 from mien_server.scheduling.errors import Draining, Expired, Unavailable
-from mien_server.scheduling.estimate import with_headroom
-from mien_server.scheduling.interface import Completion, Device, PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy, TimeoutAction
-from mien_server.scheduling.request import Part, Request
-from mien_server.scheduling.slot_state import SlotState
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Completion, Device, PlacedInstance, Work
+from mien_server.scheduling.queue import Part, Request
+from mien_server.scheduling.state import DeadlineHeap, DeviceState, SlotState
+from mien_server.scheduling.statistics import with_headroom
 
 # A lone request that kills takes two executors with it, so this is three such in a row.
 _DEATHS_UNTIL_BROKEN = 6

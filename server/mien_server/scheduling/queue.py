@@ -2,9 +2,128 @@
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, NamedTuple
 
-from mien_server.scheduling.request import Part, Request
+from mien_server.scheduling.interface import Completion, Timing, Work
+
+
+class Request(Future[Completion]):
+    """One caller's rows in a slot's queue, and the future that its caller holds.
+
+    All times are `time.monotonic()` seconds. The dispatcher alone makes requests and writes their
+    attributes.
+
+    Args:
+        work: what the caller asked for.
+        level: the priority level that holds for it.
+        queued: when it came in.
+        expires: when its queue timeout passes.
+        withdraw: takes it out of its queue for `cancel`; says whether it waited there.
+
+    Attributes:
+        rows: what to run; emptied as soon as nobody needs them any more.
+        shape: requests of equal shape may share a batch.
+        nbytes: bytes that the rows hold.
+        level: priority level, 1 most urgent (0 where the model has no levels).
+        passed: how many slots the call has passed already.
+        deadline: the request is never served after it.
+        expires: when the queue timeout passes; None: never.
+        arrived: when the call came in.
+        queued: when this request came in.
+        delayed: whether its queue timeout passed and the policy says DELAY.
+        taken: how many of its rows have been handed to batches.
+        settled: whether its outcome is decided, though perhaps not yet delivered.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        level: int,
+        queued: float,
+        expires: float | None,
+        withdraw: "Callable[[Request], bool]",
+    ) -> None:
+        super().__init__()
+        self.rows = work.rows
+        self.shape = work.shape
+        self.nbytes = work.nbytes
+        self.level = level
+        self.passed = work.passed
+        self.deadline = work.deadline
+        self.expires = expires
+        self.arrived = queued if work.arrived is None else work.arrived
+        self.queued = queued
+        self.delayed = False
+        self.taken = 0
+        self.settled = False
+        self._timing: Timing | None = None
+        self._results: list[Any] = [None] * len(work.rows)
+        self._missing = len(work.rows)
+        self._withdraw = withdraw
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no batch has taken yet."""
+        return len(self.rows) - self.taken
+
+    def cancel(self) -> bool:
+        """Takes the request out of its queue at once; False if it runs or is done."""
+        withdrawn = self._withdraw(self)
+        if super().cancel():
+            if withdrawn:  # no executor will meet it any more: tell those in `futures.wait` here
+                self.set_running_or_notify_cancel()
+            return True
+        if withdrawn:  # some of its rows run already, and the rest never will
+            self.set_exception(CancelledError())
+        return withdrawn
+
+    def tell(self, outcome: Completion | Exception) -> None:
+        """Completes the future, unless the caller has cancelled it. Runs the caller's callbacks."""
+        if not self.taken and not self.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+    def add_results(self, start: int, results: Sequence[Any], timing: Timing) -> Completion | None:
+        """Notes the results of rows `start`…; returns the completion once none is missing."""
+        self._results[start : start + len(results)] = results
+        self._missing -= len(results)
+        # Of several batches the first decides what the caller is told of the wait.
+        self._timing = timing if self._timing is None else _sum(self._timing, timing)
+        return Completion(self._results, self._timing) if self._missing == 0 else None
+
+    def release(self) -> None:
+        """Frees the rows."""
+        self.rows = ()
+
+
+def _sum(first: Timing, more: Timing) -> Timing:
+    return Timing(
+        queue=first.queue,
+        preprocess=first.preprocess + more.preprocess,
+        compute=first.compute + more.compute,
+        postprocess=first.postprocess + more.postprocess,
+        batch_rows=max(first.batch_rows, more.batch_rows),
+    )
+
+
+class Part(NamedTuple):
+    """Rows `start` to `stop` of one request, as they stand in a batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
 
 # The order of service: by priority level, then those on time before those delayed, then the calls that
 # have passed more slots.

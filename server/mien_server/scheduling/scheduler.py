@@ -8,13 +8,144 @@ that takes out expired requests whatever the executors are doing. Futures are co
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 
-from mien_server.scheduling.desk import Desk
-from mien_server.scheduling.dispatch import Assignment, Dispatcher
-from mien_server.scheduling.interface import Device, PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.slot import Slot
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
+from mien_server.scheduling.interface import Completion, Device, PlacedInstance, Work
+from mien_server.scheduling.queue import Request
+from mien_server.scheduling.state import SlotState
+from mien_server.scheduling.statistics import SlotStatistics
+
+
+class Desk:
+    """The lock around a dispatcher, and the conditions that threads wait for under it.
+
+    It starts no threads: the scheduler's executors and timer use it, and so may a simulation that plays
+    them, with a clock of its own.
+
+    Attributes:
+        dispatcher: to be called only with the lock held.
+        clock: the time in seconds.
+        lock: held for microseconds, never while a caller is told.
+        work: per device, notified when an executor may find a batch.
+        timer: notified when a request expires before `timer_sleeps_until`.
+        settled: notified when a request is settled or a batch is back.
+        timer_sleeps_until: when the timer looks next by itself; None if nothing will expire.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, clock: Callable[[], float]) -> None:
+        self.dispatcher = dispatcher
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.work = {name: threading.Condition(self.lock) for name in dispatcher.devices}
+        self.timer = threading.Condition(self.lock)
+        self.settled = threading.Condition(self.lock)
+        self.timer_sleeps_until: float | None = None
+
+    def wake_for(self, slot: SlotState) -> None:
+        """Wakes those who have to do with a request that a slot has accepted. Needs the lock."""
+        for device in slot.share:
+            self.work[device].notify()
+        upcoming = self.dispatcher.next_expiry()
+        sleeps_until = self.timer_sleeps_until
+        if upcoming is not None and (sleeps_until is None or upcoming < sleeps_until):
+            self.timer.notify()
+
+    def wake_executors(self) -> None:
+        """Wakes every idle executor. Needs the lock."""
+        for condition in self.work.values():
+            condition.notify_all()
+
+    def deliver(self, settled: Sequence[Settlement]) -> None:
+        """Tells the callers. Their callbacks run here, so the lock must be free."""
+        while settled:
+            for _, request, outcome in settled:
+                request.tell(outcome)
+            # While this thread was out with answers of ordered slots, no other thread was.
+            ordered = {
+                slot
+                for slot, _, outcome in settled
+                if slot.order is not None and isinstance(outcome, Completion)
+            }
+            settled = []
+            if ordered:
+                with self.lock:
+                    for slot in ordered:
+                        settled += self.dispatcher.delivered(slot)
+
+
+class Slot:
+    """One version of one model. The scheduler makes it; safe for threads.
+
+    Attributes:
+        name: the model's name.
+        version: its version, 1 or more.
+        policy: how it forms batches.
+        instances: where it runs.
+        state: what the dispatcher keeps of it; nobody else changes it.
+    """
+
+    def __init__(self, state: SlotState, desk: Desk) -> None:
+        self.name: str = state.name
+        self.version: int = state.version
+        self.policy: BatchingPolicy = state.policy
+        self.instances: tuple[PlacedInstance, ...] = state.instances
+        self.state = state
+        self._desk = desk
+
+    def __str__(self) -> str:
+        return str(self.state)
+
+    def submit(self, work: Work) -> Future[Completion]:
+        """Queues one request.
+
+        Returns:
+            A future of the results. Cancelling it takes the request out of the queue at once. It fails
+            with Expired, RowFailed, Unavailable or Draining.
+
+        Raises:
+            QueueFull: the queue or the server is full, or the deadline cannot be met.
+            Expired: the deadline has passed already.
+            Unavailable: the slot does not serve. Draining: it is closing.
+            ValueError: no rows, or more than the policy allows.
+        """
+        desk = self._desk
+        now = desk.clock()
+        with desk.lock:
+            request = desk.dispatcher.submit(self.state, work, now, self._withdraw)
+            desk.wake_for(self.state)
+        return request
+
+    def expected_compute(self, rows: int = 1, shape: Hashable = None) -> float:
+        """Seconds that a batch of `rows` is expected to take, learnt from the past; 0 at first."""
+        with self._desk.lock:
+            return self.state.estimate.typical(rows, shape, self._desk.clock())
+
+    def statistics(self) -> SlotStatistics:
+        """A consistent copy of the slot's figures."""
+        with self._desk.lock:
+            return self.state.statistics.copy()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait in the queue."""
+        return len(self.state.queue)
+
+    @property
+    def broken(self) -> str:
+        """Why the slot serves no more, or ""."""
+        return self.state.broken
+
+    def _withdraw(self, request: Request) -> bool:
+        with self._desk.lock:
+            removed, settled = self._desk.dispatcher.withdraw(self.state, request)
+            if removed:
+                self._desk.settled.notify_all()
+        self._desk.deliver(settled)
+        return removed
+
 
 _log = logging.getLogger(__name__)
 

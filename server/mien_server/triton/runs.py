@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from mien_server.errors import InvalidRequest, MienError, Reason
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.rows import run_rows
-from mien_server.pipeline.tasks import together
+from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -25,8 +24,7 @@ from mien_server.pipeline.types import (
     ModelRef,
 )
 from mien_server.repository.config.ensembles import EnsembleConfig, FaceValue
-from mien_server.repository.leases import Lease
-from mien_server.repository.versions import ReadyModel
+from mien_server.repository.versions import Lease, ReadyModel
 from mien_server.triton.tensors import (
     has_raw_contents,
     input_shape,

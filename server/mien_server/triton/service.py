@@ -22,8 +22,7 @@ from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleCo
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
-from mien_server.rpc.calls import Context, bounded, bounded_call
-from mien_server.rpc.interceptor import Admission
+from mien_server.rpc.calls import Admission, Context, bounded, bounded_call
 from mien_server.rpc.status import Unimplemented
 from mien_server.triton.messages import index_message, metadata_message
 from mien_server.triton.request import infer_options, model_version

@@ -8,7 +8,7 @@ from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.errors import InvalidRequest
 from mien_server.observability.call_metrics import CallMetrics
-from mien_server.rpc.record import record_fault
+from mien_server.rpc.calls import record_fault
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 

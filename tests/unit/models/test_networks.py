@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mien_server.models.families import find_family
-from mien_server.models.retinaface_decode import priors
+from mien_server.models.retinaface import priors
 
 PUBLIC_SIZES = {
     "retinaface_mobilenet0.25": (300, 426_608),

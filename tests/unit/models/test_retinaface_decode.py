@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mien_server.models.detections import FACES, Detections, suppress
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32
-from mien_server.models.retinaface_decode import decode, priors
+from mien_server.models.retinaface import decode, priors
 from mien_server.models.roles import DetectorOptions, DetectorRow
 
 SIDE = 64

@@ -36,14 +36,11 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
-from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.traffic import Traffic
-from mien_server.repository.versions import ReadyModel
-from mien_server.scheduling.interface import Completion, PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.repository.versions import LoadedVersion, ReadyModel
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.interface import Completion, PlacedInstance, Work
+from mien_server.scheduling.scheduler import Scheduler, Slot
 from tests.scheduling_rig import FakeDevice
 
 PAINT = (255, 0, 255)

@@ -13,8 +13,8 @@ from mien_server.pipeline.compare import (
     check_length,
     check_same_model,
     cosine,
-    to_embedding,
 )
+from mien_server.pipeline.embedding import to_embedding
 from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity
 from mien_server.scheduling.errors import RowFailed
 

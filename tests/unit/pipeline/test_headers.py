@@ -7,8 +7,7 @@ from PIL import Image, JpegImagePlugin
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.pipeline.decode import decode
-from mien_server.pipeline.headers import open_image
-from mien_server.pipeline.structure import BARE_JPEG_MARKERS, MAX_JPEG_SCANS
+from mien_server.pipeline.headers import BARE_JPEG_MARKERS, MAX_JPEG_SCANS, open_image
 from mien_server.pipeline.types import EncodedImage, Limits
 
 Encode = Callable[..., bytes]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mien_server.models.detections import Detections
 from mien_server.pipeline.decode import Photo
-from mien_server.pipeline.letterbox import fine_side, letterbox, merge_passes
+from mien_server.pipeline.finding import fine_side, letterbox, merge_passes
 
 FILL = (123, 117, 104)
 

@@ -12,7 +12,7 @@ from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderRow
 from mien_server.pipeline.mirroring import MOST_WAITING, mirror
 from mien_server.pipeline.types import AlignedFace, ArrayF32, Call, RawPixels
 from mien_server.repository.traffic import ShadowStatistics, Traffic
-from mien_server.scheduling.work import BACKGROUND, Work
+from mien_server.scheduling.interface import BACKGROUND, Work
 from tests.unit.pipeline.scripted import ALL, Scripted, World, mean_colour, painted, until
 
 PHOTO = painted(200, 100, (10, 10, 80))

@@ -20,7 +20,7 @@ from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.repository.traffic import TrafficStatistics
 from mien_server.repository.versions import ReadyModel, State, VersionStatus
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 
 ARCHITECTURES = {"retinaface": "retinaface_mobilenet0.25", "sface": "sface", "arcface": "iresnet50"}
 

@@ -13,10 +13,9 @@ from mien_server.models.roles import DETECTOR, EmbedderOptions
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.leases import LoadedVersion
 from mien_server.repository.manifest import ManifestError
 from mien_server.repository.traffic import Traffic
-from mien_server.repository.versions import ReadyModel, State
+from mien_server.repository.versions import LoadedVersion, ReadyModel, State
 from mien_server.scheduling.interface import Instance, PlacedInstance
 from mien_server.scheduling.scheduler import Scheduler
 from tests.unit.repository.folders import SECONDS

@@ -14,7 +14,7 @@ from mien_server.repository.config.model import (
     Warmup,
     read_config,
 )
-from mien_server.scheduling.policy import QueuePolicy, TimeoutAction
+from mien_server.scheduling.batching import QueuePolicy, TimeoutAction
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "model_repository"

@@ -18,8 +18,8 @@ from mien_server.repository.loading import WarmupError
 from mien_server.repository.manifest import ManifestError
 from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
+from mien_server.scheduling.interface import Work
 from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.work import Work
 from tests.unit.repository.folders import (
     SECONDS,
     Open,

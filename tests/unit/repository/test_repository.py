@@ -12,7 +12,7 @@ from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Rea
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow, EmbedderRow
 from mien_server.repository.loader import RepositoryError
 from mien_server.repository.versions import State
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.unit.repository.folders import Open, add_version, configure, reason, states
 
 

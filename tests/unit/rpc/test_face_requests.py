@@ -24,8 +24,8 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
 )
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
-from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import RpcServer
 
 FINDER, VECTORS = ModelIdentity("finder", 1, "f" * 16), ModelIdentity("vectors", 2, "e" * 16)

@@ -22,8 +22,8 @@ from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Rea
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
-from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import SERVICE, ListenError, RpcServer
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from mien_server.scheduling.batching import QueuePolicy, TimeoutAction
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
-from mien_server.scheduling.policy import QueuePolicy, TimeoutAction
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import BACKGROUND, Work
+from mien_server.scheduling.interface import BACKGROUND, Work
+from mien_server.scheduling.scheduler import Slot
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import START, Lab, Model, answers, rows_of
 

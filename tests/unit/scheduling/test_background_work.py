@@ -3,7 +3,7 @@
 import pytest
 
 from mien_server.scheduling.errors import Draining
-from mien_server.scheduling.work import BACKGROUND, Work
+from mien_server.scheduling.interface import BACKGROUND, Work
 from tests.unit.scheduling.virtual import START, Lab
 
 

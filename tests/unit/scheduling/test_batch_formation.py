@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.batching import CloseReason
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 DELAY = 0.5

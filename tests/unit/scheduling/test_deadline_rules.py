@@ -3,12 +3,12 @@
 import pytest
 
 from mien_server.scheduling.batching import CloseReason
-from mien_server.scheduling.deadlines import DeadlineHeap
 from mien_server.scheduling.errors import Expired, QueueFull
-from mien_server.scheduling.estimate import ComputeEstimate
-from mien_server.scheduling.request import Request
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
+from mien_server.scheduling.queue import Request
+from mien_server.scheduling.scheduler import Slot
+from mien_server.scheduling.state import DeadlineHeap
+from mien_server.scheduling.statistics import ComputeEstimate
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 

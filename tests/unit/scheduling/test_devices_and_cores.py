@@ -2,7 +2,7 @@
 
 import pytest
 
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import Lab, answers, rows_of
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mien_server.scheduling.batching import QueuePolicy, TimeoutAction
 from mien_server.scheduling.dispatch import Assignment
 from mien_server.scheduling.errors import (
     Expired,
@@ -20,10 +21,9 @@ from mien_server.scheduling.errors import (
     SchedulingError,
     Unavailable,
 )
-from mien_server.scheduling.policy import QueuePolicy, TimeoutAction
-from mien_server.scheduling.request import Request
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.slot_state import SlotState
+from mien_server.scheduling.queue import Request
+from mien_server.scheduling.scheduler import Slot
+from mien_server.scheduling.state import SlotState
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import Lab, Model, answers
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mien_server.scheduling.errors import RowFailed, Unavailable
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import Lab, Model, answers
 

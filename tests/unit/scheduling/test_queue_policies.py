@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from mien_server.scheduling.batching import CloseReason
+from mien_server.scheduling.batching import BatchingPolicy, CloseReason, QueuePolicy, TimeoutAction
 from mien_server.scheduling.errors import Expired, QueueFull
-from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy, TimeoutAction
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.unit.scheduling.virtual import START, Lab, answers, rows_of
 
 DELAY = QueuePolicy(timeout_action=TimeoutAction.DELAY, default_timeout=1.0)

@@ -10,7 +10,7 @@ from weakref import ref
 import pytest
 
 from mien_server.scheduling.errors import Draining, Expired, RowFailed
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import START, Lab, Model
 

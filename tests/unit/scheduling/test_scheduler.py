@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Expired
-from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.scheduler import Scheduler
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import PlacedInstance, Work
+from mien_server.scheduling.scheduler import Scheduler, Slot
 from tests.scheduling_rig import Echo, FakeDevice
 
 LONG = 20.0  # seconds: never reached unless somebody sleeps on

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from mien_server.scheduling.interface import Timing
+from mien_server.scheduling.interface import Timing, Work
 from mien_server.scheduling.statistics import DURATION_BOUNDS, DurationHistogram
-from mien_server.scheduling.work import Work
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import START, Lab, Model
 

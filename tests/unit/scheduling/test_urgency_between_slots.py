@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Work
+from mien_server.scheduling.scheduler import Slot
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import START, Lab, rows_of
 

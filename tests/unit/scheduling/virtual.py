@@ -5,12 +5,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from mien_server.scheduling.desk import Desk
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
-from mien_server.scheduling.interface import Completion, PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
-from mien_server.scheduling.slot import Slot
-from mien_server.scheduling.work import Work
+from mien_server.scheduling.interface import Completion, PlacedInstance, Work
+from mien_server.scheduling.scheduler import Desk, Slot
 from tests.scheduling_rig import Echo, FakeDevice
 
 START = 1000.0

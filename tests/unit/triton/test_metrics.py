@@ -14,7 +14,7 @@ from mien_server.observability.metrics_endpoint import exposition
 from mien_server.observability.model_metrics import ModelMetrics
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.traffic import Traffic
-from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.triton.stream import METHOD
 from tests.exposition import Exposition
 from tests.unit.triton.triton_world import (

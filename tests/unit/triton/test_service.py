@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import InferRequestedOutput, service_pb2
 
 from mien_server.models.roles import EMBEDDER
-from mien_server.scheduling.policy import BatchingPolicy, QueuePolicy
+from mien_server.scheduling.batching import BatchingPolicy, QueuePolicy
 from mien_server.triton.runs import INLINE_BYTES
 from tests.unit.triton.triton_world import (
     CROP,

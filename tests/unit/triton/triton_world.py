@@ -39,16 +39,15 @@ from mien_server.pipeline.types import (
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
-from mien_server.repository.leases import Lease
 from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
-from mien_server.repository.versions import ReadyModel, State, VersionStatus
+from mien_server.repository.versions import Lease, ReadyModel, State, VersionStatus
+from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
-from mien_server.rpc.interceptor import Admission
 from mien_server.rpc.server import RpcServer
+from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.policy import BatchingPolicy
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.triton.service import InferenceService
 from tests.scheduling_rig import FakeDevice

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from torch import Tensor, nn
 
-from mien_server.models.retinaface_decode import ANCHORS_PER_CELL
+from mien_server.models.retinaface import ANCHORS_PER_CELL
 
 
 def _conv(
@@ -215,7 +215,7 @@ class RetinaFace(nn.Module):
         Returns:
             loc [N, P, 4] and landmarks [N, P, 10], relative to the priors and in the input's dtype;
             between them conf [N, P, 2] float32, softmax over (background, face). P is the number of
-            priors (`retinaface_decode.priors`), 16,800 at 640x640.
+            priors (`models.retinaface.priors`), 16,800 at 640x640.
         """
         p3, p4, p5 = self.fpn(*self.body(x))
         maps = (self.ssh1(p3), self.ssh2(p4), self.ssh3(p5))

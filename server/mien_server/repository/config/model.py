@@ -23,7 +23,7 @@ from mien_server.repository.config.tensors import (
 )
 from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS, read_traffic
 from mien_server.repository.traffic import Traffic
-from mien_server.scheduling.policy import BatchingPolicy
+from mien_server.scheduling.batching import BatchingPolicy
 
 __all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "Warmup", "read_config"]
 

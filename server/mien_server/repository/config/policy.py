@@ -6,7 +6,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from mien_server.repository.config.parameters import Parameters
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText, FieldPath
-from mien_server.scheduling.policy import BatchingPolicy, PolicyError, QueuePolicy, TimeoutAction
+from mien_server.scheduling.batching import BatchingPolicy, PolicyError, QueuePolicy, TimeoutAction
 
 QUEUE_PARAMETERS = frozenset({"max_queue_size", "max_queue_bytes", "look_ahead", "split_rows"})
 

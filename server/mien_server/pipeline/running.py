@@ -1,13 +1,25 @@
-"""Rows into a model's slot, results out, and the time it took on the call."""
+"""Work of one call that runs elsewhere: rows in a model's slot, and parts of the call at the same time."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.repository.leases import Lease
-from mien_server.scheduling.work import Work
+from mien_server.repository.versions import Lease
+from mien_server.scheduling.interface import Work
+
+T = TypeVar("T")
+
+
+async def together(*parts: Coroutine[Any, Any, T]) -> list[T]:
+    """Runs the parts at the same time. The first that fails cancels the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def run_rows(
