@@ -161,6 +161,15 @@ def test_estimates_of_unknown_sizes_come_from_known_ones() -> None:
     assert estimate.row_cost(1.0) == pytest.approx(0.1)
 
 
+def test_an_estimate_comes_from_the_very_size_or_else_from_the_next_larger_one() -> None:
+    estimate = ComputeEstimate()
+    for size, seconds in ((2, 0.3), (4, 0.4), (8, 0.9)):
+        estimate.learn(size, None, seconds, 0.0)
+    assert [estimate.typical(size, None, 0.0) for size in (1, 2, 3, 4, 5)] == [
+        0.3, 0.3, 0.4, 0.4, 0.9,
+    ]  # fmt: skip
+
+
 def test_a_row_costs_more_when_several_cores_worked_on_it() -> None:
     estimate = ComputeEstimate()
     estimate.learn(4, None, 0.4, 0.0, units=2)
