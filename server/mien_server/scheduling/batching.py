@@ -241,14 +241,16 @@ def form_batch(
         draining: whether the slot waits for no further company.
     """
     groups: dict[Hashable, _Group] = {}
+    first: _Group | None = None  # of the oldest request
     stepped_over = 0
     for request in waiting:
         group = groups.get(request.shape)
         if group is None:
             group = groups[request.shape] = _Group(request.shape)
         group.add(request, policy)
-        first = next(iter(groups.values()))
-        if group is not first:
+        if first is None:
+            first = group
+        elif group is not first:
             stepped_over += 1
         first.blocked = stepped_over > policy.look_ahead
         if first.full or first.blocked:

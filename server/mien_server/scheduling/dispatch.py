@@ -171,7 +171,8 @@ class Dispatcher:
         if slots:
             least = min(slot.share[device_name] for slot in slots)
             device.fair_floor = max(device.fair_floor, least)
-        slots.sort(key=lambda slot: self._urgency(slot, device))
+        if len(slots) > 1:
+            slots.sort(key=lambda slot: self._urgency(slot, device))
         ask_again: float | None = None
         for slot in slots:
             if not slot.free_runs(device_name):

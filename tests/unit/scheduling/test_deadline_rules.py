@@ -161,6 +161,30 @@ def test_estimates_of_unknown_sizes_come_from_known_ones() -> None:
     assert estimate.row_cost(1.0) == pytest.approx(0.1)
 
 
+def test_an_estimate_comes_from_the_very_size_or_else_from_the_next_larger_one() -> None:
+    estimate = ComputeEstimate()
+    for size, seconds in ((2, 0.3), (4, 0.4), (8, 0.9)):
+        estimate.learn(size, None, seconds, 0.0)
+    assert [estimate.typical(size, None, 0.0) for size in (1, 2, 3, 4, 5)] == [
+        0.3, 0.3, 0.4, 0.4, 0.9,
+    ]  # fmt: skip
+    assert estimate.typical(16, None, 0.0) == pytest.approx(1.8), "scaled up from the largest"
+
+
+def test_the_least_that_a_batch_takes_is_what_the_largest_cost_of_those_not_larger_says() -> None:
+    estimate = ComputeEstimate()
+    for size, seconds in ((2, 0.3), (4, 0.4), (8, 0.9)) * 2:
+        estimate.learn(size, None, seconds, 0.0)
+    assert [estimate.fastest(size, None, 0.0) for size in (1, 2, 7, 8)] == [0.0, 0.3, 0.4, 0.9]
+
+
+def test_the_cost_of_a_row_follows_the_batches_of_late() -> None:
+    estimate = ComputeEstimate()
+    for seconds in (1.0, 2.0):
+        estimate.learn(1, None, seconds, 0.0)
+    assert estimate.row_cost(0.0) == pytest.approx(1.2)
+
+
 def test_a_row_costs_more_when_several_cores_worked_on_it() -> None:
     estimate = ComputeEstimate()
     estimate.learn(4, None, 0.4, 0.0, units=2)
