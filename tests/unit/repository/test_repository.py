@@ -43,6 +43,7 @@ def test_model_without_weights_says_which_command_installs_them(
     assert caught.value.lasting
     assert "docs/models.md" in reason(repository, "arcface")
     assert "mien-server models import arcface FILE" in reason(repository, "arcface")
+    assert " and none are shipped (source: " in reason(repository, "arcface")
 
 
 def test_broken_models_do_not_stop_the_others(root: Path, open_repository: Open) -> None:
