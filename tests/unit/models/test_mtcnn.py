@@ -109,6 +109,17 @@ def test_a_canvas_without_candidates_has_no_faces(p: float, r: float) -> None:
         assert [part.shape for part in found] == [(0, 4), (0,), (0, 5, 2)]
 
 
+@pytest.mark.parametrize(("p", "r"), [(0.5, 5.0), (5.0, 0.9)])
+def test_what_p_net_and_r_net_are_just_sure_enough_of_is_looked_at(p: float, r: float) -> None:
+    assert eager(p=p, r=r, o=5)(torch.zeros(1, 3, 96, 96))[1].shape[1] > 0
+
+
+def test_windows_halve_their_area_from_one_scale_to_the_next() -> None:
+    boxes = eager(p=5, r=5, o=5)(torch.zeros(1, 3, 64, 64))[0][0].numpy()
+    sides = np.unique(np.round(boxes[:, 2] - boxes[:, 0]))
+    np.testing.assert_allclose(sides, [20, 29, 40, 55], atol=1)
+
+
 def test_windows_tile_the_canvas_and_landmarks_sit_in_them() -> None:
     network = eager(p=5, r=5, o=5)
     bias = network.onet.dense6_3.bias

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from mien_server.models.interface import ArrayF32
 from mien_server.models.networks.mtcnn_pyramid import Pyramid
@@ -95,6 +96,26 @@ def test_a_large_box_is_averaged_not_sampled() -> None:
     box = np.array([[0, 0, 640, 640]], np.float32)
     (crop,) = pyramid_of(stripes).crops(np.array([0]), box, 24)
     torch.testing.assert_close(crop, torch.full_like(crop, 0.5), atol=0.05, rtol=0)
+
+
+def test_copies_are_averages_of_whole_pixels_where_they_can_be() -> None:
+    images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    copies = Pyramid(images, first=0.5, factor=0.5, smallest=12).copies
+    for copy, size in zip(copies, (2, 4), strict=True):
+        torch.testing.assert_close(copy, avg_pool2d(images, size))
+
+
+def test_a_crop_of_the_wanted_size_is_cut_out_of_the_canvas_itself() -> None:
+    images = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+    box = np.array([[5, 20, 29, 44]], np.float32)
+    (crop,) = pyramid_of(images).crops(np.array([1]), box, 24)
+    torch.testing.assert_close(crop, images[1, :, 20:44, 5:29])
+    corner = np.array([[36, 52, 48, 64]], np.float32)
+    (crop,) = pyramid_of(images).crops(np.array([0]), corner, 12)
+    torch.testing.assert_close(crop, images[0, :, 52:, 36:])
+    first = np.array([[-12, 0, 0, 12]], np.float32)
+    (crop,) = pyramid_of(images).crops(np.array([0]), first, 12)
+    torch.testing.assert_close(crop, images[0, :, :12, :1].expand(-1, -1, 12))
 
 
 def test_no_boxes_give_no_crops() -> None:
