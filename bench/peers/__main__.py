@@ -10,6 +10,7 @@ the two marks of that page, and the picture into images/ beside it.
 
 import argparse
 import asyncio
+import signal
 from pathlib import Path
 
 from bench.peers.draw import draw
@@ -38,6 +39,9 @@ def main() -> None:
         "--agreement", type=float, default=0.995, help="with mien's answers, at least [0.995]"
     )
     options = parser.parse_args()
+    # Either ends the run in order: servers go, and what was measured is written.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     workloads = chosen(options.workloads)
     wanted = [peer for peer in PEERS if peer.name in options.peers]
     failed = prepare()

@@ -124,8 +124,9 @@ class Measurement:
         # Servers that only embed photos are gone when the others go on with the rest.
         for _, group in groupby(self._plan.workloads, lambda w: (w.canvas, w.jpegs is None)):
             workloads = list(group)
-            await self._on_canvas(workloads[0].canvas, workloads)
-        if self._plan.analyse:
+            if not self._is_late():
+                await self._on_canvas(workloads[0].canvas, workloads)
+        if self._plan.analyse and not self._is_late():
             try:
                 await self._analyse()
             except CannotRun as error:
