@@ -12,12 +12,12 @@ import warnings
 from pathlib import Path
 
 import torch
+from mien_server.models.catalogue import find_family
+from mien_server.models.folding import fold_batch_norms
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mien_server.backends.precision import cpu_multiplies_bf16
-from mien_server.models.catalogue import find_family
-from mien_server.models.folding import fold_batch_norms
 
 CANVASES = (320, 640, 1024)
 SIDE = 112

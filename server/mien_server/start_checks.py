@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mien_server.errors import OperatorError
 from mien_server.settings import flag_of, name_of
 
 
-class StartError(Exception):
+class StartError(OperatorError):
     """The server cannot start; the message says why and what to do."""
 
 

@@ -35,6 +35,19 @@ def repository(model_repository_path: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def portraits(
+    sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """The sample portraits, small: quick to decode, and found on the smallest canvas."""
+    folder = tmp_path_factory.mktemp("portraits")
+    for path in sorted(sample("person_a_1").parent.glob("*.jpg")):
+        with Image.open(path) as photo:
+            photo.thumbnail((320, 320))
+            photo.save(folder / path.name, quality=95)
+    return sorted(folder.iterdir())
+
+
 @pytest.fixture
 def config(repository: Path) -> Path:
     return repository / "sface" / "config.pbtxt"

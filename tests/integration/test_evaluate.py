@@ -76,7 +76,9 @@ def people(sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         pictures: list[Image.Image] = []
         for portrait in portraits:
             with Image.open(sample(portrait)) as file:
-                pictures += [file.convert("RGB"), ImageOps.mirror(file.convert("RGB"))]
+                photo = file.convert("RGB")
+            photo.thumbnail((320, 320))  # quick to decode, and found on the smallest canvas
+            pictures += [photo, ImageOps.mirror(photo)]
         for number, picture in enumerate(pictures, 1):
             picture.save(root / person / f"{person}_{number:04d}.png")
     return root

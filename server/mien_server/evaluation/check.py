@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.precision import Precision
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.repository import golden as golden_file
-from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, find_models, version_numbers
 from mien_server.repository.golden import BOUNDS, applies, read_golden
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import ManifestError, verify_version
+from mien_server.repository.manifest import verify_version
 from mien_server.repository.placement import AnyDevice, place
 from mien_server.scheduling.interface import Instance
 
@@ -111,7 +110,9 @@ def find_target(repositories: Sequence[Path], name: str, version: int | None) ->
         version: its number; None: the highest that its version policy asks for.
 
     Raises:
-        EvaluationError: there is no such model or version, or it is damaged.
+        EvaluationError: there is no such model or version, or the repository cannot be read.
+        ConfigError: the model's config.pbtxt cannot be read.
+        ManifestError: the version is damaged.
     """
     try:
         models = find_models([path.resolve() for path in repositories])
@@ -132,7 +133,7 @@ def find_target(repositories: Sequence[Path], name: str, version: int | None) ->
             raise EvaluationError(f"{name} has no version {number}, only {sorted(available)}")
         folder = model.path / str(number)
         manifest = verify_version(folder, model.root, config.default_model_filename)
-    except (ConfigError, ManifestError, OSError) as error:
+    except OSError as error:
         raise EvaluationError(str(error)) from error
     return Target(config, number, folder, model.root, golden_file.FILENAME in manifest.files)
 
@@ -153,18 +154,17 @@ def check_version(
         cores: of the processor to use; None: all.
 
     Raises:
-        EvaluationError: it cannot be loaded like that.
+        LoadError: it cannot be loaded like that.
+        DeviceError: there is no such device.
+        ManifestError: its golden file cannot be read.
     """
     config = target.config
-    try:
-        place_on = _device(config, device, cores)
-        place_on.begin(place_on.cores)
-        before = _memory(place_on)
-        instance = load_instance(config, target.folder, place_on, precision=precision)
-        loaded = _memory(place_on) - before
-        golden = read_golden(target.folder) if target.has_golden else None
-    except (LoadError, DeviceError, ManifestError) as error:
-        raise EvaluationError(str(error)) from error
+    place_on = _device(config, device, cores)
+    place_on.begin(place_on.cores)
+    before = _memory(place_on)
+    instance = load_instance(config, target.folder, place_on, precision=precision)
+    loaded = _memory(place_on) - before
+    golden = read_golden(target.folder) if target.has_golden else None
     again = f"`mien-server models check {config.name} --make-golden` makes one"
     problem = ""
     if golden is None:

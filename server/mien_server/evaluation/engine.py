@@ -10,15 +10,15 @@ from typing import TypeAlias, TypeVar
 import torch
 from tqdm import tqdm
 
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
-from mien_server.errors import MienError
+from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.errors import MienError, OperatorError
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits, ModelRef
 from mien_server.repository.catalogue import Catalogue
-from mien_server.repository.loader import Loader, RepositoryError
+from mien_server.repository.loader import Loader
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.errors import QueueFull, RowFailed
 from mien_server.scheduling.scheduler import Scheduler
@@ -35,7 +35,7 @@ _AT_ONCE = 32
 """Photos in the pipeline at the same time: enough to fill batches, few enough to fit into memory decoded."""
 
 
-class EvaluationError(Exception):
+class EvaluationError(OperatorError):
     """An evaluation that cannot be made; the message says why and what to do."""
 
 
@@ -62,6 +62,7 @@ def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engi
 
     Raises:
         EvaluationError: a model is not there, or does not load.
+        OperatorError: the repository cannot be used, or a device is not there.
     """
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[CpuDevice | CudaDevice] = [cpu]
@@ -81,7 +82,7 @@ def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engi
                 role: catalogue.resolve(ref.name, ref.version, role=role)
                 for role, ref in wanted.items()
             }
-        except (MienError, RepositoryError, DeviceError) as error:
+        except MienError as error:
             raise EvaluationError(str(error)) from error
         pipeline = FacePipeline(
             catalogue,
@@ -128,10 +129,10 @@ async def _run_all(
 
 
 async def _answer(work: Callable[[Item], Awaitable[T]], item: Item) -> T | Fault:
-    try:
-        return await work(item)
-    except QueueFull as full:
-        await asyncio.sleep(full.retry_after)
-        return await _answer(work, item)
-    except (MienError, OSError, RowFailed) as error:
-        return error
+    while True:
+        try:
+            return await work(item)
+        except QueueFull as full:
+            await asyncio.sleep(full.retry_after)
+        except (MienError, OSError, RowFailed) as error:
+            return error

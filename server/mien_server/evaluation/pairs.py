@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.errors import OperatorError
 from mien_server.evaluation.pickles import PickleRefused, read_pickle
 
 PairsFormat: TypeAlias = Literal["lfw", "bin", "csv"]
@@ -22,7 +23,7 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LABELS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
 
 
-class DatasetError(ValueError):
+class DatasetError(OperatorError):
     """A data set that cannot be read; the message names the file, the place in it and the fix."""
 
 
