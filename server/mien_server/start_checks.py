@@ -1,4 +1,4 @@
-"""What can be wrong with the model repositories, told from their folders alone, before anything is loaded."""
+"""Finds out what is wrong with the model repositories from their folders alone, before anything is loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path

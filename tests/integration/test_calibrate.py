@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mien_server.commands.main import main
-from mien_server.evaluation.engine import engine
+from mien_server.evaluation.loaded import load_models
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
@@ -121,7 +121,7 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
             DETECTOR: ModelRef("retinaface"),
             EMBEDDER: ModelRef("sface"),
         }
-        with engine(settings, refs) as running:
+        with load_models(settings, refs) as running:
             ((far, threshold),) = running.models[EMBEDDER].config.options.thresholds_by_far
             assert [far, threshold] == pytest.approx([0.1, wanted], abs=1e-4)
             photo = EncodedImage(portraits[0].read_bytes())

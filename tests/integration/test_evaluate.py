@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from mien_server.commands.main import main
-from mien_server.evaluation.engine import engine
+from mien_server.evaluation.loaded import load_models
 from mien_server.models.families import find_family
 from mien_server.models.roles import DETECTOR
 from mien_server.pipeline.align import crop_faces
@@ -115,7 +115,7 @@ async def _detect(
     repository: Path, photos: list[bytes], selection: FaceSelection
 ) -> list[PhotoFaces]:
     settings = Settings(model_repository=(repository,))
-    with engine(settings, {DETECTOR: ModelRef("retinaface")}) as running:
+    with load_models(settings, {DETECTOR: ModelRef("retinaface")}) as running:
         return [
             await running.pipeline.detect(
                 EncodedImage(photo),

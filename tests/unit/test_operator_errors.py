@@ -8,7 +8,7 @@ from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import DeviceError
 from mien_server.commands.main import main
 from mien_server.errors import MienError, OperatorError
-from mien_server.evaluation.engine import EvaluationError
+from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.pairs import DatasetError
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import PrecisionError

@@ -21,7 +21,7 @@ from mien_server.errors import OperatorError
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
-    from mien_server.evaluation.engine import Engine
+    from mien_server.evaluation.loaded import LoadedModels
     from mien_server.evaluation.pairs import Pairs
     from mien_server.evaluation.verification import Verification
     from mien_server.models.interface import AnyRole
@@ -134,7 +134,7 @@ def _verification(
     if roc is not None:
         _check_writable(roc, "--roc")
     from mien_server.evaluation.calibration import check_editable
-    from mien_server.evaluation.engine import engine
+    from mien_server.evaluation.loaded import load_models
     from mien_server.evaluation.pairs import read_pairs
     from mien_server.evaluation.reports import verification_document, verification_text
     from mien_server.evaluation.verification import verify_pairs
@@ -146,7 +146,7 @@ def _verification(
     wanted: dict[AnyRole, ModelRef] = {EMBEDDER: embedder or ModelRef(settings.default_embedder)}
     if not crops:
         wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
-    with engine(settings, wanted) as running:
+    with load_models(settings, wanted) as running:
         config = _config(settings.model_repository, running)
         if calibrate is not None:
             check_editable(config)
@@ -175,14 +175,16 @@ def _detection(
 ) -> int:
     settings = load_settings(flags)
     from mien_server.evaluation.detection import detect_faces
-    from mien_server.evaluation.engine import engine
+    from mien_server.evaluation.loaded import load_models
     from mien_server.evaluation.reports import detection_document, detection_text
     from mien_server.evaluation.wider import read_wider
     from mien_server.models.roles import DETECTOR
     from mien_server.pipeline.types import ModelRef
 
     data = read_wider(labels, images, subsets)
-    with engine(settings, {DETECTOR: detector or ModelRef(settings.default_detector)}) as running:
+    with load_models(
+        settings, {DETECTOR: detector or ModelRef(settings.default_detector)}
+    ) as running:
         found = detect_faces(running, data)
     say(
         json_text(detection_document(running, data, found))
@@ -214,7 +216,11 @@ def _far(text: str) -> float:
 
 
 def _check_writable(path: Path, flag: str) -> None:
-    """Finds out before the work whether its result can be written."""
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+        OperatorError: it cannot.
+    """
     if path.is_dir():
         problem = "is a folder"
     elif not path.parent.is_dir():
@@ -226,15 +232,15 @@ def _check_writable(path: Path, flag: str) -> None:
     raise OperatorError(f"{flag} {path} {problem}; name another file")
 
 
-def _config(repositories: Sequence[Path], running: "Engine") -> Path:
-    """The embedder's config.pbtxt."""
+def _config(repositories: Sequence[Path], running: "LoadedModels") -> Path:
+    """Where the config.pbtxt of the embedder is."""
     from mien_server.models.roles import EMBEDDER
     from mien_server.repository.folders import CONFIG, find_models
 
     return find_models(repositories)[running.models[EMBEDDER].name].path / CONFIG
 
 
-def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -> None:
+def _draw(path: Path, running: "LoadedModels", data: "Pairs", found: "Verification") -> None:
     from mien_server.evaluation.metrics import lowest_far
     from mien_server.evaluation.reports import accuracy_text, pairs_text, verification_title
     from mien_server.evaluation.roc_picture import roc_picture
@@ -254,7 +260,7 @@ def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -
 
 
 def _calibrate(
-    config: Path, running: "Engine", data: "Pairs", found: "Verification", far: float
+    config: Path, running: "LoadedModels", data: "Pairs", found: "Verification", far: float
 ) -> None:
     from mien_server.evaluation.calibration import calibrate
     from mien_server.evaluation.metrics import PAIRS_TO_BE_BEST, operation

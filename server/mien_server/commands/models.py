@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mien_server.weights.importer import Imported
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-"""Those of `backends.precision`, which takes seconds to import."""
+"""The same as those of `backends.precision`, which takes seconds to import."""
 
 
 def add_to(commands: Commands) -> None:
@@ -236,7 +236,7 @@ def _check(
 
 
 def _accepting(*, always: bool) -> Callable[[str], bool]:
-    """Shows a licence, and asks on a terminal whether it is accepted."""
+    """Makes a function that shows a licence, and asks on a terminal whether it is accepted."""
 
     def ask(licence: str) -> bool:
         print(licence, file=sys.stderr)

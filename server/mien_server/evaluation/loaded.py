@@ -1,27 +1,22 @@
-"""The face pipeline in this process, without a server in front: what a server would answer, measured."""
+"""Models loaded in this process, as a server would load them, and asked about many pictures at once."""
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.engine import build_engine
 from mien_server.errors import MienError, OperatorError
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.types import Limits, ModelRef
-from mien_server.repository.catalogue import Catalogue
-from mien_server.repository.loader import Loader
+from mien_server.pipeline.types import ModelRef
 from mien_server.repository.versions import ReadyModel
 from mien_server.scheduling.errors import QueueFull, RowFailed
-from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import Settings
 
 Fault: TypeAlias = MienError | OSError | RowFailed
@@ -36,15 +31,15 @@ _AT_ONCE = 32
 
 
 class EvaluationError(OperatorError):
-    """An evaluation that cannot be made; the message says why and what to do."""
+    """An evaluation cannot be made, or what it found cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """A pipeline and the models that it was asked to load.
+class LoadedModels:
+    """The models that an evaluation needs, and the pipeline that asks them.
 
     Attributes:
-        pipeline: to call on one event loop.
+        pipeline: to be called on one event loop.
         models: by role.
     """
 
@@ -53,7 +48,7 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engine]:
+def load_models(settings: Settings, wanted: Mapping[AnyRole, ModelRef]) -> Iterator[LoadedModels]:
     """Loads models as a server with these settings would, and nothing else; stops the threads at the end.
 
     Args:
@@ -64,38 +59,26 @@ def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engi
         EvaluationError: a model is not there, or does not load.
         OperatorError: the repository cannot be used, or a device is not there.
     """
-    cpu = CpuDevice(settings.cpu_cores or None)
-    devices: list[CpuDevice | CudaDevice] = [cpu]
-    devices += [CudaDevice(index) for index in range(torch.cuda.device_count())]
+    names = {role: ref.name for role, ref in wanted.items()}
+    changed = {
+        "model_control_mode": "none",
+        "default_detector": names.get(DETECTOR, ""),
+        "default_embedder": names.get(EMBEDDER, ""),
+        "max_faces": MOST_FACES,
+    }
+    engine = build_engine(settings.model_copy(update=changed))
     with contextlib.ExitStack() as closing:
-        scheduler = Scheduler(devices)
-        closing.callback(scheduler.close)
-        pool = PicturePool(threads=settings.decode_threads or cpu.cores)
-        closing.callback(pool.close)
+        # Ctrl-C leaves a load at work, and the process must not end while its thread is in torch.
+        closing.callback(engine.close)
         try:
-            catalogue = Catalogue()
-            loader = Loader(catalogue, settings.model_repository, scheduler, devices)
-            # Ctrl-C leaves a load at work, and the process must not end while its thread is in torch.
-            closing.callback(loader.close)
-            loader.start({ref.name for ref in wanted.values()})
+            engine.loader.start(set(names.values()))
             models = {
-                role: catalogue.resolve(ref.name, ref.version, role=role)
+                role: engine.catalogue.resolve(ref.name, ref.version, role=role)
                 for role, ref in wanted.items()
             }
         except MienError as error:
             raise EvaluationError(str(error)) from error
-        pipeline = FacePipeline(
-            catalogue,
-            pool,
-            default_detector=wanted[DETECTOR].name if DETECTOR in wanted else "",
-            default_embedder=wanted[EMBEDDER].name if EMBEDDER in wanted else "",
-            limits=Limits(
-                max_image_bytes=settings.max_image_bytes,
-                max_image_pixels=settings.max_image_pixels,
-                max_faces=MOST_FACES,
-            ),
-        )
-        yield Engine(pipeline, models)
+        yield LoadedModels(engine.pipeline, models)
 
 
 def run_all(
@@ -104,7 +87,7 @@ def run_all(
     """Runs asynchronous work on every item, some at the same time, with a progress bar on a terminal.
 
     Returns:
-        the results in the order of the items; where the item is at fault, its error.
+        The results in the order of the items. Where an item is at fault, its error stands there instead.
     """
     return asyncio.run(_run_all(items, work, label))
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.evaluation.engine import run_all
+from mien_server.evaluation.loaded import run_all
 from mien_server.scheduling.errors import QueueFull, RowFailed
 
 
