@@ -16,6 +16,9 @@ from tools.local_server import PROGRAM, LocalServer, local_server
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = pytest.StashKey[Path]()
+# torch's threads would else wait for each other by spinning, and tests share the processor's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 LaunchServer = Callable[..., AbstractContextManager[LocalServer]]
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
 from mien_server.backends import memory
-from mien_server.errors import MienError, OperatorError
+from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.calls import Admission
-from mien_server.rpc.server import ListenError, RpcServer
+from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
 from mien_server.start_checks import StartError, check_folders, check_weights
@@ -48,7 +48,7 @@ def serve(settings: Settings) -> int:
         The exit status: 0, or 1 if accepted calls had to be cancelled at the end.
 
     Raises:
-        StartError: it cannot start.
+        OperatorError: it cannot start.
     """
     return asyncio.run(_serve(settings))
 
@@ -65,16 +65,13 @@ async def _serve(settings: Settings) -> int:
     admission = Admission(
         max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
     )
-    try:
-        server = RpcServer(
-            address=settings.grpc_address,
-            port=settings.grpc_port,
-            max_message_bytes=settings.max_message_bytes,
-            admission=admission,
-            metrics=calls,
-        )
-    except ListenError as error:
-        raise StartError(str(error)) from error
+    server = RpcServer(
+        address=settings.grpc_address,
+        port=settings.grpc_port,
+        max_message_bytes=settings.max_message_bytes,
+        admission=admission,
+        metrics=calls,
+    )
 
     with _metrics_served(settings, registry):
         from mien_server.engine import build_engine
@@ -82,10 +79,7 @@ async def _serve(settings: Settings) -> int:
         from mien_server.triton.service import InferenceService
 
         memory.keep_imports()
-        try:
-            engine = build_engine(settings)
-        except OperatorError as error:
-            raise StartError(str(error)) from error
+        engine = build_engine(settings)
         left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs
@@ -206,7 +200,7 @@ async def _load_unless_stopped(engine: "Engine", settings: Settings, stop: async
     """Loads models off the loop; a signal ends the loads, and the wait for them at once.
 
     Raises:
-        StartError: as `_load` does, unless a signal came.
+        OperatorError: as `_load` does, unless a signal came.
     """
     stopped = asyncio.create_task(stop.wait())
     loading = asyncio.create_task(asyncio.to_thread(_load, engine, settings))
@@ -224,8 +218,9 @@ def _load(engine: "Engine", settings: Settings) -> None:
     """Loads what the mode asks for. Without polling, what was asked for by name must serve then.
 
     Raises:
-        StartError: a model does not, is configured for a device that is not there, or a package with
-            families is broken.
+        StartError: a model does not.
+        OperatorError: a model is configured for a device that is not there, or a package with families is
+            broken.
     """
     from mien_server.models.roles import DETECTOR, EMBEDDER
 
@@ -243,8 +238,6 @@ def _load(engine: "Engine", settings: Settings) -> None:
                 loader.start(names)
                 for name, reason in catalogue.unready(names or (), strict=False).items():
                     raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
-    except OperatorError as error:
-        raise StartError(str(error)) from error
     except MienError as error:
         raise StartError(error.message) from error
 

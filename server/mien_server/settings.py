@@ -22,12 +22,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from mien_server.errors import OperatorError
+
 ENV_PREFIX = "MIEN_"
 GROUPS = ("Listening", "Models", "Limits", "Devices", "Logging", "Shutdown")
 MIB = 1024 * 1024
 
 
-class SettingsError(ValueError):
+class SettingsError(OperatorError):
     """A setting that cannot hold; the message names its flag, its variable and the fix."""
 
 

@@ -1,12 +1,13 @@
-"""What can be wrong with the model repositories, told from their folders alone, before anything is loaded."""
+"""Finds out what is wrong with the model repositories from their folders alone, before anything is loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mien_server.errors import OperatorError
 from mien_server.settings import flag_of, name_of
 
 
-class StartError(Exception):
+class StartError(OperatorError):
     """The server cannot start; the message says why and what to do."""
 
 

@@ -15,10 +15,23 @@ from prometheus_client import enable_created_metrics
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.commands.main import main
+from mien_server.weights.install import install
 from tests.conftest import ROOT, LaunchServer
 from tools.local_server import LocalServer
 
 Request = face_pb2.DetectRequest | face_pb2.EmbedRequest | face_pb2.VerifyRequest
+
+
+@pytest.fixture(scope="session")
+def mtcnn_repository_path(
+    model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The shipped models with their weights, MTCNN among them."""
+    root = tmp_path_factory.mktemp("with_mtcnn")
+    for name in ("retinaface", "sface", "mtcnn"):
+        shutil.copytree(model_repository_path / name, root / name)
+    install(root, ["mtcnn"])
+    return root
 
 
 @pytest.fixture(scope="module")

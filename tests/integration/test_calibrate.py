@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mien_server.commands.main import main
-from mien_server.evaluation.engine import engine
+from mien_server.evaluation.loaded import load_models
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
@@ -33,6 +33,19 @@ def repository(model_repository_path: Path, tmp_path: Path) -> Path:
             model_repository_path / name, tmp_path / name, ignore=shutil.ignore_patterns(".*")
         )
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def portraits(
+    sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """The sample portraits, small: quick to decode, and found on the smallest canvas."""
+    folder = tmp_path_factory.mktemp("portraits")
+    for path in sorted(sample("person_a_1").parent.glob("*.jpg")):
+        with Image.open(path) as photo:
+            photo.thumbnail((320, 320))
+            photo.save(folder / path.name, quality=95)
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture
@@ -108,7 +121,7 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
             DETECTOR: ModelRef("retinaface"),
             EMBEDDER: ModelRef("sface"),
         }
-        with engine(settings, refs) as running:
+        with load_models(settings, refs) as running:
             ((far, threshold),) = running.models[EMBEDDER].config.options.thresholds_by_far
             assert [far, threshold] == pytest.approx([0.1, wanted], abs=1e-4)
             photo = EncodedImage(portraits[0].read_bytes())

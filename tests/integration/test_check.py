@@ -1,7 +1,11 @@
 """A version against its golden file: when it is loaded, and by `mien-server models check`."""
 
+import io
 import json
+import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,32 +15,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mien_server.backends.precision import Precision
-from mien_server.commands.evaluate import PRECISIONS
 from mien_server.commands.main import main
+from mien_server.commands.models import PRECISIONS
 from mien_server.engine import build_engine
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest
 from mien_server.repository.versions import State, VersionStatus
 from mien_server.settings import Settings
+from mien_server.weights.progress import Progress
+from mien_server.weights.write.version_folder import turn
 
 WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
 def repository(model_repository_path: Path, tmp_path: Path) -> Path:
-    """A copy with real weights that a test may damage; small batches, to be quick."""
+    """A copy with real weights that a test may damage; batches of one, of which the speed is soon known."""
     for name in ("sface", "retinaface"):
         folder = tmp_path / name
         shutil.copytree(model_repository_path / name, folder, ignore=shutil.ignore_patterns(".*"))
         config = folder / "config.pbtxt"
-        text = config.read_text()
-        assert "max_batch_size: " in text
-        config.write_text(
-            text.replace("max_batch_size: 32", "max_batch_size: 4").replace(
-                "max_batch_size: 16", "max_batch_size: 4"
-            )
-        )
+        text = re.sub(r"\bpreferred_batch_size: .*", "", config.read_text())
+        text, changed = re.subn(r"batch_size: \d+", "batch_size: 1", text)  # of the warm-ups, too
+        assert changed > 1
+        config.write_text(text)
     return tmp_path
 
 
@@ -154,6 +157,27 @@ def test_a_golden_file_stays_if_no_other_can_be_made(
     assert read_manifest(repository / "retinaface" / "1").files[GOLDEN].size == len(golden)
 
 
+def test_a_version_that_is_damaged_before_its_turn_comes_keeps_its_golden_file(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was whole when the command began; then somebody else held the folder, and left it damaged."""
+    folder = repository / "sface" / "1"
+    golden = (folder / GOLDEN).read_bytes()
+    flags = ["--make-golden", "--model-repository", str(repository)]
+    said = ""
+    with ThreadPoolExecutor(1) as thread:
+        with turn(repository / "sface", Progress(io.StringIO())):
+            status = thread.submit(main, ["models", "check", "sface", *flags])
+            while "waiting for another installation" not in said:
+                assert not status.done()
+                said += capsys.readouterr().err
+                time.sleep(0.01)
+            (folder / WEIGHTS).write_bytes(b"half")
+        assert status.result(timeout=60) == 1
+    assert "has 4 bytes, its manifest says" in capsys.readouterr().err
+    assert (folder / GOLDEN).read_bytes() == golden
+
+
 def test_a_golden_file_for_other_pixels_is_not_used(
     repository: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,6 +193,8 @@ def test_a_golden_file_for_other_pixels_is_not_used(
 def test_check_reports_cosine_speed_and_memory(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = repository / "sface" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 1", "max_batch_size: 4"))
     status, report = _check(capsys, repository, "sface", "--precision", "bf16", "--cpu-cores", "1")
     assert status == 0
     named = {key: report[key] for key in ("model", "version", "device", "cores", "precision")}

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from mien_server.commands.main import main
-from mien_server.evaluation.engine import engine
+from mien_server.evaluation.loaded import load_models
 from mien_server.models.families import find_family
 from mien_server.models.roles import DETECTOR
 from mien_server.pipeline.align import crop_faces
@@ -76,7 +76,9 @@ def people(sample: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         pictures: list[Image.Image] = []
         for portrait in portraits:
             with Image.open(sample(portrait)) as file:
-                pictures += [file.convert("RGB"), ImageOps.mirror(file.convert("RGB"))]
+                photo = file.convert("RGB")
+            photo.thumbnail((320, 320))  # quick to decode, and found on the smallest canvas
+            pictures += [photo, ImageOps.mirror(photo)]
         for number, picture in enumerate(pictures, 1):
             picture.save(root / person / f"{person}_{number:04d}.png")
     return root
@@ -113,7 +115,7 @@ async def _detect(
     repository: Path, photos: list[bytes], selection: FaceSelection
 ) -> list[PhotoFaces]:
     settings = Settings(model_repository=(repository,))
-    with engine(settings, {DETECTOR: ModelRef("retinaface")}) as running:
+    with load_models(settings, {DETECTOR: ModelRef("retinaface")}) as running:
         return [
             await running.pipeline.detect(
                 EncodedImage(photo),

@@ -24,9 +24,7 @@ from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import FACENET_PYTORCH, SHIPPED
-from mien_server.weights.install import install
 
-CONFIGS = Path(__file__).resolve().parents[2] / "model_repository"
 State = dict[str, Tensor]
 SIDES = (320, 640, 1024)
 MTCNN_FILL, RETINAFACE_FILL = (128, 128, 128), (123, 117, 104)
@@ -55,15 +53,9 @@ def cascade() -> MTCNN:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(mtcnn_repository_path: Path) -> Path:
     """A repository with three models and their weights."""
-    root = tmp_path_factory.mktemp("repository")
-    names = ("mtcnn", "retinaface", "sface")
-    for name in names:
-        (root / name).mkdir()
-        (root / name / "config.pbtxt").write_text((CONFIGS / name / "config.pbtxt").read_text())
-    install(root, names)
-    return root
+    return mtcnn_repository_path
 
 
 def loaded(repository: Path, name: str) -> LoadedInstance:

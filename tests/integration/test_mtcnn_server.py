@@ -2,10 +2,9 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -15,32 +14,17 @@ import numpy as np
 import pytest
 
 import mien
+from mien.cli import main as mien_command
 from tools.local_server import PROGRAM, LocalServer, local_server
 
 MIEN = Path(sys.executable).parent / "mien"
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("MIEN_")}
-
-
-def install_mtcnn(repository: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, "models", "install", "mtcnn", "--model-repository", repository],
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-        env=CLEAN,
-    )
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped models with their weights, MTCNN among them."""
-    root = tmp_path_factory.mktemp("with_mtcnn")
-    for name in ("retinaface", "sface", "mtcnn"):
-        shutil.copytree(model_repository_path / name, root / name)
-    done = install_mtcnn(root)
-    assert done.returncode == 0, done.stderr
-    return root
+def repository(mtcnn_repository_path: Path) -> Path:
+    return mtcnn_repository_path
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +42,16 @@ def client(running: LocalServer) -> Iterator[mien.Client]:
         yield client
 
 
-def command(running: LocalServer, *arguments: str | Path) -> Any:
-    done = subprocess.run(
-        [MIEN, *arguments, "--json", "--address", running.address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=CLEAN,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def command(running: LocalServer, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `mien` against the server, in this process, and gives its JSON."""
+
+    def run(*arguments: str | Path) -> Any:
+        flags = ["--json", "--address", running.address]
+        assert mien_command([*map(str, arguments), *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
 
 
 def overlap(a: list[float], b: list[float]) -> float:
@@ -84,17 +67,24 @@ def test_only_those_who_ask_for_it_get_its_weights(
 ) -> None:
     assert not (model_repository_path / "mtcnn" / "1").exists()
     assert (repository / "mtcnn" / "1" / "model.safetensors").is_file()
-    again = install_mtcnn(repository)
+    again = subprocess.run(
+        [PROGRAM, "models", "install", "mtcnn", "--model-repository", repository],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+        env=CLEAN,
+    )
     assert again.returncode == 0
     assert "mtcnn version 1 is already installed" in again.stderr + again.stdout
 
 
 def test_the_command_finds_the_same_faces_with_either_detector(
-    running: LocalServer, portraits: list[Path]
+    command: Command, portraits: list[Path]
 ) -> None:
     for portrait in portraits:
-        (ours,) = command(running, "detect", portrait, "--detector", "mtcnn")
-        (reference,) = command(running, "detect", portrait)
+        (ours,) = command("detect", portrait, "--detector", "mtcnn")
+        (reference,) = command("detect", portrait)
         assert overlap(ours["box"], reference["box"]) >= 0.5
         eyes = [np.array(reference["landmarks"][name]) for name in ("left_eye", "right_eye")]
         distance = np.linalg.norm(eyes[0] - eyes[1])
@@ -104,7 +94,16 @@ def test_the_command_finds_the_same_faces_with_either_detector(
 
 def test_the_command_verifies_with_it(running: LocalServer, portraits: list[Path]) -> None:
     two = [path for path in portraits if path.stem.startswith("person_a")]
-    answer = command(running, "verify", *two, "--detector", "mtcnn")
+    done = subprocess.run(
+        [MIEN, "verify", *two, "--detector", "mtcnn", "--json", "--address", running.address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=CLEAN,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
     assert answer["matched"] is True
     assert answer["similarity"] >= 0.5
 

@@ -1,7 +1,6 @@
-"""`mien-server models check` and `mien-server evaluate`."""
+"""`mien-server evaluate`: how well models do on labelled photos."""
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -9,51 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mien_server.commands.models import CommandFailed, say
+from mien_server.commands.shared import (
+    Commands,
+    add_command,
+    add_group,
+    add_json,
+    add_settings,
+    json_text,
+    say,
+)
+from mien_server.errors import OperatorError
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
-    from mien_server.evaluation.engine import Engine
+    from mien_server.evaluation.loaded import LoadedModels
     from mien_server.evaluation.pairs import Pairs
     from mien_server.evaluation.verification import Verification
     from mien_server.models.interface import AnyRole
     from mien_server.pipeline.types import ModelRef
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-"""Those of `backends.precision`, which takes seconds to import."""
-
 _MOST_PAIRS = 0.0
 """Stands for the threshold with the most pairs right, where a false accept rate could be named."""
 
 
-def add_check(models: Any) -> argparse.ArgumentParser:
-    """Adds `models check`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = models.add_parser(
-        "check",
-        help="is a version what it should be, and how fast is it",
-        description="Run a version against its golden file: cosine to fp32, speed by batch size, memory."
-        " The exit status is 1 if the cosine is below its bound.",
-    )
-    parser.add_argument("name", metavar="NAME", help="of the model")
-    parser.add_argument(
-        "--version", type=int, metavar="N", help="[the highest that version_policy asks for]"
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, … [the configured one]")
-    parser.add_argument("--precision", choices=PRECISIONS, help="[the configured one]")
-    parser.add_argument(
-        "--make-golden",
-        action="store_true",
-        help="first write the golden file, anew if there is one",
-    )
-    _add_json(parser)
-    parser.set_defaults(command=_check)
-    return parser
+def add_to(commands: Commands) -> None:
+    """Adds `evaluate` and its commands."""
+    evaluate = add_group(commands, "evaluate", "measure models on labelled photos")
+    for add in (_add_verification, _add_detection):
+        add_settings(add(evaluate), "model_repository", "max_image_pixels", "cpu_cores")
 
 
-def add_verification(evaluate: Any) -> argparse.ArgumentParser:
-    """Adds `evaluate verification`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = evaluate.add_parser(
+def _add_verification(evaluate: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        evaluate,
         "verification",
+        _verification,
         help="accuracy and TAR at FAR on labelled pairs",
         description="Embed the pictures of labelled pairs as a server would, and see how well their"
         " similarities tell people apart.",
@@ -89,15 +78,15 @@ def add_verification(evaluate: Any) -> argparse.ArgumentParser:
         help="write match_threshold and thresholds_by_far into the embedder's config.pbtxt: the threshold"
         " that keeps FAR, or without FAR the one with the most pairs right",
     )
-    _add_json(parser)
-    parser.set_defaults(command=_verification)
+    add_json(parser)
     return parser
 
 
-def add_detection(evaluate: Any) -> argparse.ArgumentParser:
-    """Adds `evaluate detection`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = evaluate.add_parser(
+def _add_detection(evaluate: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        evaluate,
         "detection",
+        _detection,
         help="average precision on WIDER FACE",
         description="Find the faces of labelled photos as a server would, and compute the average precision"
         " on WIDER FACE's subsets easy, medium and hard.",
@@ -116,8 +105,7 @@ def add_detection(evaluate: Any) -> argparse.ArgumentParser:
         " [by the faces' heights, which is not official]",
     )
     _add_model(parser, "detector")
-    _add_json(parser)
-    parser.set_defaults(command=_detection)
+    add_json(parser)
     return parser
 
 
@@ -128,43 +116,6 @@ def _add_model(parser: argparse.ArgumentParser, role: str) -> None:
         metavar="NAME[:N]",
         help=f"and which version of it [the server's default {role}]",
     )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
-
-
-def _check(
-    name: str,
-    version: int | None,
-    device: str | None,
-    precision: Any,
-    make_golden: bool,
-    as_json: bool,
-    **flags: object,
-) -> int:
-    settings = load_settings(flags)
-    from mien_server.evaluation.check import check_version, find_target
-    from mien_server.evaluation.engine import EvaluationError
-    from mien_server.evaluation.reports import check_document, check_text
-    from mien_server.repository.config.pbtxt import ConfigError
-    from mien_server.weights.progress import Progress
-    from mien_server.weights.recognise.onnx_weights import WeightsError
-    from mien_server.weights.write.golden import renew_golden
-
-    try:
-        target = find_target(settings.model_repository, name, version)
-        if make_golden:
-            weights = target.config.default_model_filename
-            renew_golden(target.repository, target.folder, weights, Progress())
-            target = find_target(settings.model_repository, name, target.version)
-        check = check_version(
-            target, device=device, precision=precision, cores=settings.cpu_cores or None
-        )
-    except (EvaluationError, WeightsError, ConfigError, OSError) as error:
-        raise CommandFailed(str(error)) from error
-    say(_json(check_document(check)) if as_json else check_text(check))
-    return 0 if check.passed else 1
 
 
 def _verification(
@@ -183,38 +134,31 @@ def _verification(
     if roc is not None:
         _check_writable(roc, "--roc")
     from mien_server.evaluation.calibration import check_editable
-    from mien_server.evaluation.engine import EvaluationError, engine
-    from mien_server.evaluation.pairs import DatasetError, read_pairs
+    from mien_server.evaluation.loaded import load_models
+    from mien_server.evaluation.pairs import read_pairs
     from mien_server.evaluation.reports import verification_document, verification_text
     from mien_server.evaluation.verification import verify_pairs
     from mien_server.models.roles import DETECTOR, EMBEDDER
     from mien_server.pipeline.types import ModelRef
 
-    try:
-        data = read_pairs(pairs, images, kind)
-        crops = data.aligned if aligned is None else aligned
-        wanted: dict[AnyRole, ModelRef] = {
-            EMBEDDER: embedder or ModelRef(settings.default_embedder)
-        }
-        if not crops:
-            wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
-        with engine(settings, wanted) as running:
-            config = _config(settings.model_repository, running)
-            if calibrate is not None:
-                check_editable(config)
-            found = verify_pairs(running, data, aligned=crops)
-    except (EvaluationError, DatasetError, OSError) as error:
-        raise CommandFailed(str(error)) from error
+    data = read_pairs(pairs, images, kind)
+    crops = data.aligned if aligned is None else aligned
+    wanted: dict[AnyRole, ModelRef] = {EMBEDDER: embedder or ModelRef(settings.default_embedder)}
+    if not crops:
+        wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
+    with load_models(settings, wanted) as running:
+        config = _config(settings.model_repository, running)
+        if calibrate is not None:
+            check_editable(config)
+        found = verify_pairs(running, data, aligned=crops)
     try:
         if roc is not None:
             _draw(roc, running, data, found)
         if calibrate is not None:
             _calibrate(config, running, data, found, calibrate)
-    except (EvaluationError, OSError) as error:
-        raise CommandFailed(str(error)) from error
-    finally:
+    finally:  # what was measured is worth knowing even if something cannot be written
         say(
-            _json(verification_document(running, data, found))
+            json_text(verification_document(running, data, found))
             if as_json
             else verification_text(running, data, found)
         )
@@ -231,23 +175,19 @@ def _detection(
 ) -> int:
     settings = load_settings(flags)
     from mien_server.evaluation.detection import detect_faces
-    from mien_server.evaluation.engine import EvaluationError, engine
-    from mien_server.evaluation.pairs import DatasetError
+    from mien_server.evaluation.loaded import load_models
     from mien_server.evaluation.reports import detection_document, detection_text
     from mien_server.evaluation.wider import read_wider
     from mien_server.models.roles import DETECTOR
     from mien_server.pipeline.types import ModelRef
 
-    try:
-        data = read_wider(labels, images, subsets)
-        with engine(
-            settings, {DETECTOR: detector or ModelRef(settings.default_detector)}
-        ) as running:
-            found = detect_faces(running, data)
-    except (EvaluationError, DatasetError, OSError) as error:
-        raise CommandFailed(str(error)) from error
+    data = read_wider(labels, images, subsets)
+    with load_models(
+        settings, {DETECTOR: detector or ModelRef(settings.default_detector)}
+    ) as running:
+        found = detect_faces(running, data)
     say(
-        _json(detection_document(running, data, found))
+        json_text(detection_document(running, data, found))
         if as_json
         else detection_text(running, data, found)
     )
@@ -276,7 +216,11 @@ def _far(text: str) -> float:
 
 
 def _check_writable(path: Path, flag: str) -> None:
-    """Finds out before the work whether its result can be written."""
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+        OperatorError: it cannot.
+    """
     if path.is_dir():
         problem = "is a folder"
     elif not path.parent.is_dir():
@@ -285,18 +229,18 @@ def _check_writable(path: Path, flag: str) -> None:
         problem = "may not be written"
     else:
         return
-    raise CommandFailed(f"{flag} {path} {problem}; name another file")
+    raise OperatorError(f"{flag} {path} {problem}; name another file")
 
 
-def _config(repositories: Sequence[Path], running: "Engine") -> Path:
-    """The embedder's config.pbtxt."""
+def _config(repositories: Sequence[Path], running: "LoadedModels") -> Path:
+    """Where the config.pbtxt of the embedder is."""
     from mien_server.models.roles import EMBEDDER
     from mien_server.repository.folders import CONFIG, find_models
 
     return find_models(repositories)[running.models[EMBEDDER].name].path / CONFIG
 
 
-def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -> None:
+def _draw(path: Path, running: "LoadedModels", data: "Pairs", found: "Verification") -> None:
     from mien_server.evaluation.metrics import lowest_far
     from mien_server.evaluation.reports import accuracy_text, pairs_text, verification_title
     from mien_server.evaluation.roc_picture import roc_picture
@@ -308,22 +252,24 @@ def _draw(path: Path, running: "Engine", data: "Pairs", found: "Verification") -
         title=verification_title(running),
         subtitle=f"pairs: {pairs_text(data, found)}; accuracy {accuracy_text(found.accuracy)}",
     )
-    picture.save(path, format="PNG")
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise OperatorError(f"the ROC cannot be written: {error}") from error
     print(f"the ROC is in {path}", file=sys.stderr)
 
 
 def _calibrate(
-    config: Path, running: "Engine", data: "Pairs", found: "Verification", far: float
+    config: Path, running: "LoadedModels", data: "Pairs", found: "Verification", far: float
 ) -> None:
     from mien_server.evaluation.calibration import calibrate
-    from mien_server.evaluation.engine import EvaluationError
     from mien_server.evaluation.metrics import PAIRS_TO_BE_BEST, operation
     from mien_server.models.roles import EMBEDDER
 
     threshold, rule = found.best.threshold, "most pairs right"
     if far == _MOST_PAIRS:
         if min(found.genuine, found.impostor) < PAIRS_TO_BE_BEST:
-            raise EvaluationError(
+            raise OperatorError(
                 f"not calibrated: the threshold with the most pairs right needs {PAIRS_TO_BE_BEST} pairs"
                 f" of one person and as many of two, not {found.genuine:,} and {found.impostor:,};"
                 " --calibrate FAR needs 3/FAR of two"
@@ -331,7 +277,7 @@ def _calibrate(
     else:
         kept = operation(found.similarity, found.same, far)
         if kept.threshold is None:
-            raise EvaluationError(
+            raise OperatorError(
                 f"not calibrated: FAR {far:g} needs {kept.needed:,} pairs of two people, not"
                 f" {found.impostor:,}"
             )
@@ -343,7 +289,3 @@ def _calibrate(
     )
     calibrate(config, threshold, found.operations, note)
     print(f"{config} is calibrated", file=sys.stderr)
-
-
-def _json(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2)

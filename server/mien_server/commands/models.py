@@ -1,42 +1,59 @@
-"""`mien-server models import`, `pull` and `quantize`: a person's own weights into the repository."""
+"""`mien-server models`: weights into the model repository, and checks of what is there."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mien_server.commands.shared import (
+    Commands,
+    add_command,
+    add_group,
+    add_json,
+    add_settings,
+    first_repository,
+    json_text,
+    say,
+)
+from mien_server.errors import OperatorError
 from mien_server.settings import load_settings
+from mien_server.start_checks import check_folders
 
 if TYPE_CHECKING:
     from mien_server.weights.importer import Imported
 
-
-class CommandFailed(Exception):
-    """The message for the person who typed the command."""
-
-
-def say(text: str) -> None:
-    """Prints what a command has found.
-
-    Raises:
-        BrokenPipeError: nobody reads it any more. CommandFailed: it cannot be written.
-    """
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # The interpreter would try to write the rest once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise CommandFailed(f"standard output cannot be written: {error.strerror}") from error
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+"""The same as those of `backends.precision`, which takes seconds to import."""
 
 
-def add_import(models: Any) -> argparse.ArgumentParser:
-    """Adds `models import`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = models.add_parser(
+def add_to(commands: Commands) -> None:
+    """Adds `models` and its commands."""
+    models = add_group(commands, "models", "the model repository")
+    for add in (_add_install, _add_import, _add_pull, _add_quantize):
+        add_settings(add(models), "model_repository")
+    add_settings(_add_check(models), "model_repository", "cpu_cores")
+
+
+def _add_install(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "install",
+        _install,
+        help="fetch, check and convert the shipped weights, into the first model repository, which is made"
+        " if it does not exist",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="models (default: retinaface and sface)"
+    )
+    return parser
+
+
+def _add_import(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
         "import",
+        _import,
         help="bring your own weights",
         description="Recognise a checkpoint, check it and write it as a new version of a model.",
     )
@@ -48,15 +65,15 @@ def add_import(models: Any) -> argparse.ArgumentParser:
         help="a PyTorch, safetensors or ONNX file, a folder or a zip archive of some",
     )
     parser.add_argument("--source", metavar="TEXT", help="where it comes from [the file's name]")
-    _add_shared(parser)
-    parser.set_defaults(command=_import)
+    _add_new_version(parser)
     return parser
 
 
-def add_pull(models: Any) -> argparse.ArgumentParser:
-    """Adds `models pull`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = models.add_parser(
+def _add_pull(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
         "pull",
+        _pull,
         help="download weights and import them",
         description="Download a checkpoint and import it, once its licence is accepted.",
     )
@@ -75,15 +92,15 @@ def add_pull(models: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--accept-license", action="store_true", help="do not ask whether the licence is accepted"
     )
-    _add_shared(parser)
-    parser.set_defaults(command=_pull)
+    _add_new_version(parser)
     return parser
 
 
-def add_quantize(models: Any) -> argparse.ArgumentParser:
-    """Adds `models quantize`; the caller adds the settings that it takes."""
-    parser: argparse.ArgumentParser = models.add_parser(
+def _add_quantize(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
         "quantize",
+        _quantize,
         help="make an int8 version of an embedding model",
         description="Quantise a version to int8, compare it to the original and write it as a new version.",
     )
@@ -95,16 +112,50 @@ def add_quantize(models: Any) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="aligned faces of 112x112 pixels, some hundred of different people",
     )
-    parser.add_argument("--version", type=int, metavar="N", help="to quantise [the highest]")
-    parser.set_defaults(command=_quantize)
+    _add_version(parser, "to quantise [the highest]")
     return parser
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", type=int, metavar="N", help="[one more than the highest]")
+def _add_check(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "check",
+        _check,
+        help="is a version what it should be, and how fast is it",
+        description="Run a version against its golden file: cosine to fp32, speed by batch size, memory."
+        " The exit status is 1 if the cosine is below its bound.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the model")
+    _add_version(parser, "[the highest that version_policy asks for]")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, … [the configured one]")
+    parser.add_argument("--precision", choices=PRECISIONS, help="[the configured one]")
+    parser.add_argument(
+        "--make-golden",
+        action="store_true",
+        help="first write the golden file, anew if there is one",
+    )
+    add_json(parser)
+    return parser
+
+
+def _add_new_version(parser: argparse.ArgumentParser) -> None:
+    """Adds what may be said of a version that comes into the repository."""
+    _add_version(parser, "[one more than the highest]")
     parser.add_argument(
         "--license", metavar="TEXT", help="who may use the weights for what, for the manifest"
     )
+
+
+def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
+    parser.add_argument("--version", type=int, metavar="N", help=help_)
+
+
+def _install(names: Sequence[str], **flags: object) -> int:
+    repository = first_repository(flags)
+    from mien_server.weights.install import install
+
+    install(repository, names)
+    return 0
 
 
 def _import(
@@ -115,17 +166,10 @@ def _import(
     license: str | None,
     **flags: object,
 ) -> int:
-    repository = load_settings(flags).model_repository[0]
-    from mien_server.repository.config.pbtxt import ConfigError
-    from mien_server.weights.importer import ImportRefused, import_weights
-    from mien_server.weights.recognise.onnx_weights import WeightsError
+    repository = first_repository(flags)
+    from mien_server.weights.importer import import_weights
 
-    try:
-        done = import_weights(
-            repository, model, path, version=version, license_=license, source=source
-        )
-    except (ImportRefused, WeightsError, ConfigError) as error:
-        raise CommandFailed(str(error)) from error
+    done = import_weights(repository, model, path, version=version, license_=license, source=source)
     _say_next(repository, done)
     return 0
 
@@ -139,49 +183,67 @@ def _pull(
     license: str | None,
     **flags: object,
 ) -> int:
-    repository = load_settings(flags).model_repository[0]
-    from mien_server.repository.config.pbtxt import ConfigError
-    from mien_server.weights.fetch.packages import FetchError
-    from mien_server.weights.importer import ImportRefused
+    repository = first_repository(flags)
     from mien_server.weights.pull import pull
-    from mien_server.weights.recognise.onnx_weights import WeightsError
 
-    try:
-        done = pull(
-            source,
-            repository,
-            model,
-            accept=_accepting(always=accept_license),
-            sha256=sha256,
-            version=version,
-            license_=license,
-        )
-    except (FetchError, ImportRefused, WeightsError, ConfigError, OSError) as error:
-        raise CommandFailed(str(error)) from error
+    done = pull(
+        source,
+        repository,
+        model,
+        accept=_accepting(always=accept_license),
+        sha256=sha256,
+        version=version,
+        license_=license,
+    )
     _say_next(repository, done)
     return 0
 
 
 def _quantize(model: str, calibration: Path, version: int | None, **flags: object) -> int:
-    repository = load_settings(flags).model_repository[0]
-    from mien_server.weights.quantise import QuantiseError, quantise
+    repository = first_repository(flags)
+    from mien_server.weights.quantise import quantise
 
-    try:
-        quantise(repository, model, calibration, version=version)
-    except QuantiseError as error:
-        raise CommandFailed(str(error)) from error
+    quantise(repository, model, calibration, version=version)
     return 0
 
 
+def _check(
+    name: str,
+    version: int | None,
+    device: str | None,
+    precision: Any,
+    make_golden: bool,
+    as_json: bool,
+    **flags: object,
+) -> int:
+    settings = load_settings(flags)
+    check_folders(settings.model_repository)
+    from mien_server.evaluation.check import check_version, find_target
+    from mien_server.evaluation.reports import check_document, check_text
+    from mien_server.weights.progress import Progress
+    from mien_server.weights.write.golden import renew_golden
+
+    target = find_target(settings.model_repository, name, version)
+    if make_golden:
+        weights = target.config.default_model_filename
+        renew_golden(target.repository, target.folder, weights, Progress())
+        target = find_target(settings.model_repository, name, target.version)
+    check = check_version(
+        target, device=device, precision=precision, cores=settings.cpu_cores or None
+    )
+    say(json_text(check_document(check)) if as_json else check_text(check))
+    return 0 if check.passed else 1
+
+
 def _accepting(*, always: bool) -> Callable[[str], bool]:
-    """Shows a licence, and asks on a terminal whether it is accepted."""
+    """Makes a function that shows a licence, and asks on a terminal whether it is accepted."""
 
     def ask(licence: str) -> bool:
         print(licence, file=sys.stderr)
         if always:
             return True
         if not sys.stdin.isatty():
-            raise CommandFailed(
+            raise OperatorError(
                 "nobody can be asked here whether the licence is accepted: read it and add --accept-license"
             )
         return input("Do you accept it? [y/N] ").strip().lower() in ("y", "yes")

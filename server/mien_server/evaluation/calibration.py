@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mien_server.evaluation.engine import EvaluationError
+from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.metrics import Operation
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 
@@ -21,15 +21,15 @@ _VALUE = re.compile(rf"\bstring_value\s*:\s*(?P<value>{_STRING})")
 
 
 def calibrate(config: Path, threshold: float, operations: Sequence[Operation], note: str) -> None:
-    """Writes `match_threshold` and the table `thresholds_by_far`, with a comment on where they are from.
+    """Writes `match_threshold` and the table `thresholds_by_far`, with a comment on where they come from.
 
     A file that cannot be written, or does not parse afterwards, is left as it was.
 
     Args:
         config: the model's config.pbtxt.
         threshold: from which two faces match, rounded up to four digits.
-        operations: the table; those without a threshold are left out of it.
-        note: for the comment, one line.
+        operations: the rows of the table. Those without a threshold are left out.
+        note: what the comment says, in one line.
 
     Raises:
         EvaluationError: the file cannot be read or written, or its parameters are laid out in a way that
@@ -84,8 +84,7 @@ def with_parameters(text: str, values: Mapping[str, str], note: str) -> str:
     """The text of a config.pbtxt with some parameters set: changed where they stand, or added at its end.
 
     Args:
-        text: of the file.
-        values: of the parameters, without characters that would have to be escaped.
+        values: the parameters' values, without characters that would have to be escaped.
         note: follows each of them as a comment, in place of an older such comment.
     """
     comment = f"  {_MARK} {' '.join(note.split())}"
@@ -105,7 +104,7 @@ def with_parameters(text: str, values: Mapping[str, str], note: str) -> str:
 
 
 def _find(text: str, key: str) -> tuple[int, int] | None:
-    """Where the value of a parameter stands, quotes included."""
+    """Finds where the value of a parameter stands, quotes included."""
     plain = _COMMENT.sub(lambda found: found["string"] or " " * len(found[0]), text)
     keys = list(_KEY.finditer(plain))
     for number, found in enumerate(keys):

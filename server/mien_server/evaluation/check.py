@@ -10,23 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.precision import Precision
-from mien_server.evaluation.engine import EvaluationError
+from mien_server.evaluation.loaded import EvaluationError
 from mien_server.repository import golden as golden_file
-from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, find_models, version_numbers
 from mien_server.repository.golden import BOUNDS, applies, read_golden
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import ManifestError, verify_version
+from mien_server.repository.manifest import verify_version
 from mien_server.repository.placement import AnyDevice, place
 from mien_server.scheduling.interface import Instance
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 _SECONDS = 0.5
 _RUNS = 3
-"""Each batch size runs for so long, and at least so often."""
+"""Each batch size runs for so many seconds, and at least so many times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,7 @@ class Speed:
     """How fast a batch of so many rows is, from pixels to results.
 
     Attributes:
-        rows: of the batch.
-        seconds: the median of one batch.
+        seconds: that one batch takes, the median of several.
     """
 
     rows: int
@@ -53,15 +51,15 @@ class Check:
 
     Attributes:
         model, version: what was checked.
-        device, cores: where; the cores are 0 for a GPU.
+        device, cores: where it ran. The cores are 0 for a GPU.
         precision: what it computed in.
-        cosines: to the golden file's float32 answers, lowest first; empty if there is none that applies.
-        bound: the lowest that is accepted.
-        problem: why there are no cosines and what to do, or "".
+        cosines: to the golden file's float32 answers, lowest first. Empty if no golden file applies.
+        bound: the lowest cosine that is accepted.
+        problem: why there are no cosines and what to do about it, or "".
         side: of the pictures that the speed was measured with, in pixels.
-        speeds: by batch size.
-        loaded_bytes: what loading it took: resident memory, or that of the GPU.
-        running_bytes: what running the batches took beyond that.
+        speeds: one for each batch size, smallest first.
+        loaded_bytes: the memory that loading it took, the process's or the GPU's.
+        running_bytes: the memory that running the batches took beyond that.
     """
 
     model: str
@@ -88,10 +86,10 @@ class Target:
     """A version on disk, whole.
 
     Attributes:
-        config: of its model.
+        config: its model's.
         version: its number.
         folder: the version folder.
-        repository: that it is in.
+        repository: the one that it is in.
         has_golden: whether its manifest lists a golden file.
     """
 
@@ -106,12 +104,13 @@ def find_target(repositories: Sequence[Path], name: str, version: int | None) ->
     """Looks up a version and verifies its files. Blocking: reads all of them.
 
     Args:
-        repositories: the model repositories.
-        name: of the model.
-        version: its number; None: the highest that its version policy asks for.
+        name: the model's.
+        version: its number, or None for the highest that the version policy asks for.
 
     Raises:
-        EvaluationError: there is no such model or version, or it is damaged.
+        EvaluationError: there is no such model or version, or the repository cannot be read.
+        ConfigError: the model's config.pbtxt cannot be read.
+        ManifestError: the version is damaged.
     """
     try:
         models = find_models([path.resolve() for path in repositories])
@@ -132,7 +131,7 @@ def find_target(repositories: Sequence[Path], name: str, version: int | None) ->
             raise EvaluationError(f"{name} has no version {number}, only {sorted(available)}")
         folder = model.path / str(number)
         manifest = verify_version(folder, model.root, config.default_model_filename)
-    except (ConfigError, ManifestError, OSError) as error:
+    except OSError as error:
         raise EvaluationError(str(error)) from error
     return Target(config, number, folder, model.root, golden_file.FILENAME in manifest.files)
 
@@ -147,24 +146,22 @@ def check_version(
     """Loads a version as a server would and puts it to the test. Blocking, for seconds.
 
     Args:
-        target: what to check.
-        device: "cpu" or "cuda:0"; None: the first that the configuration asks for.
-        precision: None: the configuration's.
-        cores: of the processor to use; None: all.
+        device: "cpu" or "cuda:0", or None for the first that the configuration asks for.
+        precision: what to compute in, or None for what the configuration says.
+        cores: how many of the processor's to use, or None for all.
 
     Raises:
-        EvaluationError: it cannot be loaded like that.
+        LoadError: it cannot be loaded like that.
+        DeviceError: there is no such device.
+        ManifestError: its golden file cannot be read.
     """
     config = target.config
-    try:
-        place_on = _device(config, device, cores)
-        place_on.begin(place_on.cores)
-        before = _memory(place_on)
-        instance = load_instance(config, target.folder, place_on, precision=precision)
-        loaded = _memory(place_on) - before
-        golden = read_golden(target.folder) if target.has_golden else None
-    except (LoadError, DeviceError, ManifestError) as error:
-        raise EvaluationError(str(error)) from error
+    place_on = _device(config, device, cores)
+    place_on.begin(place_on.cores)
+    before = _memory(place_on)
+    instance = load_instance(config, target.folder, place_on, precision=precision)
+    loaded = _memory(place_on) - before
+    golden = read_golden(target.folder) if target.has_golden else None
     again = f"`mien-server models check {config.name} --make-golden` makes one"
     problem = ""
     if golden is None:

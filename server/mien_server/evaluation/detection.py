@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mien_server.evaluation.engine import MOST_FACES, Engine, EvaluationError, run_all
+from mien_server.evaluation.loaded import MOST_FACES, EvaluationError, LoadedModels, run_all
 from mien_server.evaluation.precision_recall import Boxes, Scores, average_precision, match
 from mien_server.evaluation.verification import Failure
 from mien_server.evaluation.wider import SUBSETS, LabelledPhoto, Subset, WiderFace
@@ -16,11 +16,11 @@ from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelec
 
 @dataclass(frozen=True, slots=True)
 class SubsetResult:
-    """One of the subsets.
+    """What was found of one subset.
 
     Attributes:
-        average_precision: in [0, 1]; None: it has no faces.
-        faces: that count.
+        average_precision: in [0, 1], or None if the subset has no faces.
+        faces: how many count.
     """
 
     average_precision: float | None
@@ -32,9 +32,8 @@ class Detection:
     """What an evaluation found.
 
     Attributes:
-        subsets: easy, medium and hard.
-        photos: that were looked at.
-        failures: photos that could not be; their faces count as missed.
+        photos: how many were looked at.
+        failures: the photos that could not be. Their faces count as missed.
     """
 
     subsets: Mapping[Subset, SubsetResult]
@@ -42,21 +41,20 @@ class Detection:
     failures: Sequence[Failure]
 
 
-def detect_faces(engine: Engine, data: WiderFace) -> Detection:
+def detect_faces(loaded: LoadedModels, data: WiderFace) -> Detection:
     """Has a detector find the faces of every photo, as Detect would for all of them, down to low scores.
 
     Args:
-        engine: with a detector.
-        data: the photos.
+        loaded: must have a detector.
 
     Raises:
         EvaluationError: every photo failed.
     """
-    model = engine.models[DETECTOR]
+    model = loaded.models[DETECTOR]
     selection = FaceSelection(FacePolicy.ALL, MIN_SCORE_FLOOR, 0.0, MOST_FACES)
 
     async def find(photo: LabelledPhoto) -> tuple[Boxes, Scores]:
-        found = await engine.pipeline.detect(
+        found = await loaded.pipeline.detect(
             EncodedImage(photo.path.read_bytes()),
             detector=ModelRef(model.name, model.version),
             selection=selection,
@@ -102,7 +100,7 @@ def _corners(boxes: Boxes) -> Boxes:
 
 
 def _normalised(boxes: Sequence[tuple[Boxes, Scores]]) -> list[tuple[Boxes, Scores]]:
-    """Scores spread over [0, 1], from the lowest of the data set to the highest."""
+    """Spreads the scores over [0, 1], from the lowest of the data set to the highest."""
     scores = np.concatenate([part for _, part in boxes])
     if not len(scores):
         return list(boxes)

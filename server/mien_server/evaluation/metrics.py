@@ -29,9 +29,9 @@ class Accuracy:
     """Accuracy by cross-validation.
 
     Attributes:
-        mean, std: over the folds, in [0, 1]; the standard deviation is the population's.
+        mean, std: over the folds, in [0, 1]. The standard deviation is the population's.
         folds: how many there were.
-        thresholds: that each fold was judged by: the best of the others.
+        thresholds: what each fold was judged by, the threshold that is best for the others.
     """
 
     mean: float
@@ -46,9 +46,9 @@ class Operation:
 
     Attributes:
         far: the rate to keep.
-        needed: impostor pairs without which nothing can be said of it.
-        threshold: the lowest that keeps it, or None: insufficient data.
-        tar: what is accepted of the genuine pairs, in [0, 1], or None.
+        needed: how many impostor pairs there must be for anything to be said of it.
+        threshold: the lowest that keeps the rate, or None for insufficient data.
+        tar: the share of the genuine pairs that it accepts, in [0, 1], or None.
     """
 
     far: float
@@ -59,7 +59,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Roc:
-    """FAR and TAR at every threshold, by falling threshold: both rise from 0 to 1, [k]."""
+    """FAR and TAR at every threshold, [k] each, by falling threshold, so that both rise from 0 to 1."""
 
     far: Similarities
     tar: Similarities
@@ -99,7 +99,7 @@ def accuracy_by_folds(
     """LFW's protocol: each fold is judged by the threshold that is best for the others.
 
     Returns:
-        None if a fold's others lack one of the kinds: insufficient data.
+        None for insufficient data: without some fold, one of the two kinds of pairs is missing.
     """
     present = np.unique(folds)
     scores, thresholds = [], []
@@ -139,7 +139,7 @@ def roc(similarity: Similarities, same: Labels) -> Roc:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a threshold does: the rates are in [0, 1]."""
+    """What a threshold does; the rates are in [0, 1]."""
 
     threshold: float
     accuracy: float

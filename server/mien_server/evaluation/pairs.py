@@ -10,20 +10,21 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.errors import OperatorError
 from mien_server.evaluation.pickles import PickleRefused, read_pickle
 
 PairsFormat: TypeAlias = Literal["lfw", "bin", "csv"]
 
 FOLDS = 10
-"""Of cross-validation, as in LFW's protocol."""
+"""How many parts cross-validation has, as in LFW's protocol."""
 
 _SUFFIXES: dict[str, PairsFormat] = {".txt": "lfw", ".bin": "bin", ".csv": "csv"}
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LABELS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
 
 
-class DatasetError(ValueError):
-    """A data set that cannot be read; the message names the file, the place in it and the fix."""
+class DatasetError(OperatorError):
+    """A data set cannot be read; the message names the file, the place in it and the fix."""
 
 
 class Picture(NamedTuple):
@@ -43,7 +44,7 @@ class Pairs:
         left, right: indices of each pair's pictures, [n].
         same: whether a pair shows one person, [n].
         folds: the part of the cross-validation that a pair belongs to, in [0, FOLDS), [n].
-        aligned: whether the pictures are crops of 112x112 already.
+        aligned: whether the pictures are crops of 112x112 pixels already.
     """
 
     source: str
@@ -59,9 +60,9 @@ def read_pairs(path: Path, folder: Path | None = None, kind: PairsFormat | None 
     """Reads a list of pairs; pictures in files are only read when they are needed.
 
     Args:
-        path: the list. Its suffix says what it is: .txt LFW's, .bin InsightFace's, .csv.
-        folder: where the pictures are; None: the list's own folder. A .bin brings its pictures.
-        kind: what the list is, whatever its suffix.
+        path: the list. Its suffix says what it is: .txt is LFW's, .bin InsightFace's, .csv is CSV.
+        folder: where the pictures are, or None for the list's own folder. A .bin brings its pictures.
+        kind: what the list is, whatever its suffix says.
 
     Raises:
         DatasetError: it cannot be read as such a list, or has no pairs.
@@ -235,7 +236,7 @@ def _bin_label(path: Path, label: object) -> bool:
 
 
 def _spread(same: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Folds for pairs in no particular order: those of a kind are dealt out in turn."""
+    """Deals pairs in no particular order out to the folds in turn, those of each kind for themselves."""
     folds = np.empty(len(same), np.intp)
     for kind in (True, False):
         (where,) = np.nonzero(same == kind)

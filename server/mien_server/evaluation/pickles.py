@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KINDS = "biu"
-"""Booleans and integers: what pixels, encoded files and labels are made of."""
+"""Booleans and integers, which pixels, encoded files and labels are made of."""
 
 
 class PickleRefused(ValueError):
-    """A pickle that is damaged or holds something else; the message says what."""
+    """A pickle is damaged or holds something else; the message says what."""
 
 
 def read_pickle(file: IO[bytes]) -> Any:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEPS = 1000
-"""Thresholds at which precision and recall are looked at."""
+"""At so many thresholds precision and recall are looked at."""
 OVERLAP = 0.5
-"""IoU from which on a box finds a face."""
+"""From this intersection over union on a box finds a face."""
 
 Boxes = NDArray[np.float64]
 Scores = NDArray[np.float64]
@@ -21,8 +21,8 @@ class Outcome:
 
     Attributes:
         scores: normalised to [0, 1], [n].
-        proposed: boxes that count, up to each: not those on faces that do not, [n].
-        found: faces that count and were found, up to each box, [n].
+        proposed: how many boxes count, up to each of them, [n]. A box on a face that does not count is none.
+        found: how many faces that count were found, up to each box, [n].
     """
 
     scores: Scores
@@ -66,8 +66,8 @@ def average_precision(outcomes: Iterable[Outcome], faces: int) -> float:
     """The area under precision over recall, precision made to fall (as VOC does from 2010 on).
 
     Args:
-        outcomes: of the photos with labelled faces and with boxes.
-        faces: that count, in all photos, at least 1.
+        outcomes: those of the photos that have labelled faces and boxes.
+        faces: how many count, in all photos together, at least 1.
     """
     totals = np.zeros((2, STEPS))
     thresholds = 1 - np.arange(1, STEPS + 1) / STEPS

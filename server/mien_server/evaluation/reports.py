@@ -7,7 +7,7 @@ import numpy as np
 
 from mien_server.evaluation.check import Check
 from mien_server.evaluation.detection import Detection
-from mien_server.evaluation.engine import Engine
+from mien_server.evaluation.loaded import LoadedModels
 from mien_server.evaluation.metrics import Accuracy, Rates
 from mien_server.evaluation.pairs import Pairs
 from mien_server.evaluation.verification import Failure, Verification
@@ -73,10 +73,12 @@ def check_text(check: Check) -> str:
     return "\n".join(lines)
 
 
-def verification_document(engine: Engine, pairs: Pairs, found: Verification) -> dict[str, Any]:
+def verification_document(
+    loaded: LoadedModels, pairs: Pairs, found: Verification
+) -> dict[str, Any]:
     """An evaluation of verification as JSON's values; null where the data are insufficient."""
     return {
-        **_models(engine),
+        **_models(loaded),
         "pairs": {
             "source": pairs.source,
             "genuine": found.genuine,
@@ -109,13 +111,13 @@ def verification_document(engine: Engine, pairs: Pairs, found: Verification) -> 
     }
 
 
-def verification_text(engine: Engine, pairs: Pairs, found: Verification) -> str:
+def verification_text(loaded: LoadedModels, pairs: Pairs, found: Verification) -> str:
     """An evaluation of verification as a table."""
     accuracy = "insufficient data: too few pairs of a kind"
     if found.accuracy:
         accuracy = f"{_percent(found.accuracy)} over {found.accuracy.folds} folds"
     lines = [
-        verification_title(engine),
+        verification_title(loaded),
         f"pairs       {pairs_text(pairs, found)}",
         f"accuracy    {accuracy}",
         f"best        {_rates_text(found.best)}",
@@ -132,9 +134,9 @@ def verification_text(engine: Engine, pairs: Pairs, found: Verification) -> str:
     return "\n".join([*lines, *_failures_text(found.failures)])
 
 
-def verification_title(engine: Engine) -> str:
+def verification_title(loaded: LoadedModels) -> str:
     """The models, for a heading."""
-    embedder, detector = engine.models[EMBEDDER], engine.models.get(DETECTOR)
+    embedder, detector = loaded.models[EMBEDDER], loaded.models.get(DETECTOR)
     title = f"{embedder.name} version {embedder.version}"
     return f"{title} on faces of {detector.name} version {detector.version}" if detector else title
 
@@ -150,10 +152,10 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
     return _percent(accuracy) if accuracy else "insufficient data"
 
 
-def detection_document(engine: Engine, data: WiderFace, found: Detection) -> dict[str, Any]:
+def detection_document(loaded: LoadedModels, data: WiderFace, found: Detection) -> dict[str, Any]:
     """An evaluation of detection as JSON's values."""
     return {
-        **_models(engine),
+        **_models(loaded),
         "source": data.source,
         "photos": found.photos,
         "official_subsets": data.official,
@@ -165,9 +167,9 @@ def detection_document(engine: Engine, data: WiderFace, found: Detection) -> dic
     }
 
 
-def detection_text(engine: Engine, data: WiderFace, found: Detection) -> str:
+def detection_text(loaded: LoadedModels, data: WiderFace, found: Detection) -> str:
     """An evaluation of detection as a table."""
-    model = engine.models[DETECTOR]
+    model = loaded.models[DETECTOR]
     lines = [
         f"{model.name} version {model.version}, {found.photos:,} photos of {data.source}",
         "",
@@ -185,8 +187,8 @@ def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-def _models(engine: Engine) -> dict[str, Any]:
-    return {_ROLES[role]: _identity(model) for role, model in engine.models.items()}
+def _models(loaded: LoadedModels) -> dict[str, Any]:
+    return {_ROLES[role]: _identity(model) for role, model in loaded.models.items()}
 
 
 def _identity(model: ReadyModel) -> dict[str, Any]:

@@ -31,14 +31,14 @@ def roc_picture(
     """The curve, with a mark at every false accept rate that the data can speak of.
 
     Args:
-        roc: what to draw; below the lowest FAR of `metrics.FARS` it is cut off.
-        operations: the marks.
-        sure_from: the lowest FAR that the data can speak of; what is left of it is grey.
+        roc: what to draw. Below the lowest FAR of `metrics.FARS` it is cut off.
+        operations: where the marks are.
+        sure_from: the lowest FAR that the data can speak of. The picture is grey to the left of it.
         title: one short line.
-        subtitle: another, in small print.
+        subtitle: another line, in small print.
 
     Returns:
-        880x620 pixels, RGB.
+        A picture of 880x620 pixels, RGB.
     """
     picture = Image.new("RGB", (_SIZE[0] * _SCALE, _SIZE[1] * _SCALE), _PAPER)
     draw = ImageDraw.Draw(picture)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.evaluation.engine import Engine, EvaluationError, run_all
+from mien_server.evaluation.loaded import EvaluationError, LoadedModels, run_all
 from mien_server.evaluation.metrics import (
     FARS,
     Accuracy,
@@ -45,16 +45,16 @@ class Verification:
     """What an evaluation found.
 
     Attributes:
-        genuine, impostor: pairs of one and of two people that were compared.
-        left_out: pairs that were not, since one of their pictures failed.
+        genuine, impostor: how many pairs of one and of two people were compared.
+        left_out: how many pairs were not, since one of their pictures failed.
         failures: the pictures that did.
-        accuracy: by cross-validation; None: insufficient data.
-        operations: for each false accept rate.
+        accuracy: by cross-validation, or None for insufficient data.
+        operations: one for each false accept rate of `FARS`.
         best: what the threshold with the most pairs right does.
-        configured: what the model's match_threshold does; None: it has none.
-        roc: of the pairs compared.
-        similarity: of each pair that was compared, [k].
-        same: whether it is of one person, [k].
+        configured: what the model's match_threshold does, or None if it has none.
+        roc: the curve of the pairs that were compared.
+        similarity: the cosine of each pair that was compared, [k].
+        same: whether that pair is of one person, [k].
     """
 
     genuine: int
@@ -70,18 +70,17 @@ class Verification:
     same: NDArray[np.bool_]
 
 
-def verify_pairs(engine: Engine, pairs: Pairs, *, aligned: bool) -> Verification:
+def verify_pairs(loaded: LoadedModels, pairs: Pairs, *, aligned: bool) -> Verification:
     """Embeds every picture once and compares the pairs as Verify would: the largest face of each.
 
     Args:
-        engine: with an embedder, and a detector unless the pictures are crops.
-        pairs: what to compare.
-        aligned: whether the pictures are crops of 112x112 that need no detection.
+        loaded: must have an embedder, and a detector unless the pictures are crops.
+        aligned: whether the pictures are crops of 112x112 pixels that need no detection.
 
     Raises:
         EvaluationError: after leaving out pictures that fail, one of the two kinds of pairs is missing.
     """
-    vectors, failures = _embed(engine, pairs.pictures, aligned=aligned)
+    vectors, failures = _embed(loaded, pairs.pictures, aligned=aligned)
     similarity = np.array(
         [
             np.nan if (a := vectors[i]) is None or (b := vectors[j]) is None else cosine(a, b)
@@ -96,7 +95,7 @@ def verify_pairs(engine: Engine, pairs: Pairs, *, aligned: bool) -> Verification
             f"{pairs.source} leaves {same.sum()} pairs of one person and {(~same).sum()} of two: both"
             f" kinds are needed ({len(failures)} pictures failed{first})"
         )
-    options: EmbedderOptions = engine.models[EMBEDDER].config.options
+    options: EmbedderOptions = loaded.models[EMBEDDER].config.options
     threshold = options.match_threshold
     return Verification(
         genuine=int(same.sum()),
@@ -114,15 +113,15 @@ def verify_pairs(engine: Engine, pairs: Pairs, *, aligned: bool) -> Verification
 
 
 def _embed(
-    engine: Engine, pictures: Sequence[Picture], *, aligned: bool
+    loaded: LoadedModels, pictures: Sequence[Picture], *, aligned: bool
 ) -> tuple[list[NDArray[np.float32] | None], list[Failure]]:
     # The defaults of the pipeline are the models of the evaluation; a version is named.
-    refs = {role: ModelRef(model.name, model.version) for role, model in engine.models.items()}
+    refs = {role: ModelRef(model.name, model.version) for role, model in loaded.models.items()}
     selection = FaceSelection(FacePolicy.LARGEST)
 
     async def embed(picture: Picture) -> NDArray[np.float32]:
         image = EncodedImage(picture.read())
-        found = await engine.pipeline.embed(
+        found = await loaded.pipeline.embed(
             AlignedFace(image) if aligned else image,
             detector=refs.get(DETECTOR, ModelRef()),
             embedder=refs[EMBEDDER],

@@ -16,8 +16,11 @@ Subset: TypeAlias = Literal["easy", "medium", "hard"]
 SUBSETS: tuple[Subset, ...] = ("easy", "medium", "hard")
 
 HEIGHTS: Mapping[Subset, float] = {"easy": 50.0, "medium": 30.0, "hard": 10.0}
-"""Without the official lists: faces of at least so many pixels in height. Not the official definition, which
-is by how well a proposal method found them (Yang et al., CVPR 2016, section 3.2)."""
+"""Without the official lists, a subset has the faces of at least so many pixels in height.
+
+The official definition is another, by how well a proposal method found them (Yang et al., CVPR 2016,
+section 3.2).
+"""
 
 _FIELDS = 10
 _INVALID = 7
@@ -28,10 +31,10 @@ class LabelledPhoto:
     """One photo.
 
     Attributes:
-        name: `event/file.jpg`, as in the list.
-        path: of the file.
+        name: `event/file.jpg`, as the list has it.
+        path: where the file is.
         boxes: [n, 4] float64, x y width height in pixels.
-        subsets: which of the faces count for each subset, [n]; the others are neither hit nor miss.
+        subsets: which of the faces count for each subset, [n]. The others are neither hit nor miss.
     """
 
     name: str
@@ -46,7 +49,7 @@ class WiderFace:
 
     Attributes:
         source: the list's name.
-        photos: in its order.
+        photos: in the order of the list.
         official: whether the subsets are those that the data set's authors publish.
     """
 
@@ -59,14 +62,14 @@ def read_wider(labels: Path, images: Path, subsets: Path | None = None) -> Wider
     """Reads WIDER FACE, or a data set in its format.
 
     Args:
-        labels: `wider_face_val_bbx_gt.txt` of wider_face_split.
+        labels: the file `wider_face_val_bbx_gt.txt` of wider_face_split.
         images: the folder of the photos, `WIDER_val/images`.
         subsets: which faces are easy, medium and hard: the folder with `wider_easy_val.mat` and so on of the
             official evaluation tools, or a JSON file {"easy": {"event/file.jpg": [0, 2, ...]}, ...} with the
-            numbers of the faces, from 0. None: by height, see `HEIGHTS`.
+            numbers of the faces, from 0. None means by their heights, see `HEIGHTS`.
 
     Raises:
-        DatasetError: what cannot be read, and where.
+        DatasetError: something cannot be read, or a photo is not there.
     """
     entries = _read_labels(labels)
     if subsets is None:
@@ -165,7 +168,7 @@ def _read_json(path: Path) -> _Lists:
 
 
 def _read_mats(folder: Path) -> _Lists:
-    """The official lists, whose faces are numbered from 1, in MATLAB's own format."""
+    """Reads the official lists, which are in MATLAB's own format and number faces from 1."""
     try:
         loadmat: Any = import_module("scipy.io").loadmat
     except ImportError as error:

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.errors import OperatorError
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.calls import Admission, CallInterceptor
 from mien_server.rpc.reflection import add_reflection
@@ -31,7 +32,7 @@ FLUSH_SECONDS = 0.5
 """How long answers that are on their way out, and the streams of health watchers, get to end."""
 
 
-class ListenError(Exception):
+class ListenError(OperatorError):
     """The server cannot listen where it was told to; the message says why and what to do."""
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from mien_server.errors import OperatorError
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
 from mien_server.repository.manifest import sha256_of
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
 from mien_server.weights.recognise.checkpoint import recognise
-from mien_server.weights.recognise.onnx_weights import WeightsError
 from mien_server.weights.recognise.packs import files_of
 from mien_server.weights.recognise.recognised import Recognised
 from mien_server.weights.write.golden import add_golden
@@ -27,8 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_VERSION = 10**18 - 1
 
 
-class ImportRefused(Exception):
-    """Nothing was imported; the message says why and what to do."""
+class ImportRefused(OperatorError):
+    """Nothing was imported: what was asked for does not go together with the repository or the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,6 @@ class Imported:
     """A version that is now in the repository.
 
     Attributes:
-        model: its name.
-        version: its number.
-        folder: the version folder.
         recognised: what its weights are.
     """
 
@@ -72,23 +70,22 @@ def import_weights(
     and fits is imported.
 
     Args:
-        repository: a model repository.
-        model: its folder there. One that does not exist is made, with a config.pbtxt for the network; the
-            networks of a folder or archive then become `<model>-<file>` each. None: the only model there
-            is whose config.pbtxt asks for this network.
+        model: its folder in the repository. One that does not exist is made, with a config.pbtxt for the
+            network; the networks of a folder or archive then become `<model>-<file>` each. None means the
+            only model whose config.pbtxt asks for this network.
         path: a PyTorch, safetensors or ONNX file, a folder or a zip archive.
-        progress: whom to tell.
-        version: the version's number; None: one more than the highest.
-        license_: of the weights, for the manifest; None: what is known of such weights.
-        source: where they come from, for the manifest and to tell what their content does not; None: the
-            file's name.
+        version: the version's number, one more than the highest if None.
+        license_: who may use the weights for what, for the manifest. None means what is known of such
+            weights.
+        source: where they come from. It goes into the manifest and decides what their content does not tell.
+            None means the file's name.
 
     Returns:
-        what was imported, at least one.
+        The imported versions, at least one.
 
     Raises:
         ImportRefused: the repository, name or version cannot be used, or nothing fits the model.
-        WeightsError: the file is none that is recognised, or is damaged; the message says what to do.
+        WeightsError: the file is not recognised, or is damaged.
         ConfigError: the model's config.pbtxt cannot be read.
     """
     progress = progress or Progress()
@@ -156,7 +153,7 @@ def _targets(
     *,
     pack: bool,
 ) -> list[tuple[str, _Checkpoint, Recognised]]:
-    """Which of the checkpoints goes into which model, as what."""
+    """Decides which of the checkpoints goes into which model, and as what."""
     if model is None:
         model = _only_model(repository, found)
     config = repository / model / CONFIG
@@ -313,7 +310,7 @@ def _free_version(folder: Path, version: int | None) -> int:
 
 
 def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str]:
-    """Where a config.pbtxt says something else than the network's publisher."""
+    """Notes on where a config.pbtxt says something else than the network's publisher."""
     if kind.dimensions and config.outputs[0].dims != (kind.dimensions,):
         raise ImportRefused(
             f"these weights give {kind.dimensions} dimensions, but {path} says output dims"

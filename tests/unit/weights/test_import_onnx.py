@@ -1,5 +1,6 @@
 """ONNX files: IResNet is read into PyTorch, other embedders and SCRFD are kept as they are."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +16,28 @@ from mien_server.models.interface import Normalisation
 from mien_server.models.roles import DETECTOR
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.manifest import read_manifest, sha256_of
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.checkpoint import recognise
-from mien_server.weights.recognise.onnx_weights import WeightsError
 from tests.unit.weights.conftest import CONFIGS, Import, difference_as_served, largest_difference
 from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd
-from tests.unit.weights.public_networks import public_input, public_network
+from tests.unit.weights.public_networks import public_input, shared_network
 
 
 @pytest.fixture(scope="module")
 def iresnet18() -> nn.Module:
-    return public_network("iresnet18")
+    return shared_network("iresnet18")
+
+
+@pytest.fixture(scope="module")
+def folded(iresnet18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that tests only read."""
+    return exported(iresnet18, tmp_path_factory.mktemp("folded") / "w600k.onnx")
 
 
 def test_arcface_with_folded_batch_norms_computes_the_same_in_pytorch(
-    tmp_path: Path, bring: Import
+    iresnet18: nn.Module, folded: Path, bring: Import
 ) -> None:
-    architecture = "iresnet50"
-    network = public_network(architecture)
-    path = exported(network, tmp_path / "w600k.onnx")
+    architecture, network, path = "iresnet18", iresnet18, folded
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert {"BatchNormalization", "Conv", "PRelu"} <= kinds, "an export like InsightFace's"
 
@@ -59,7 +64,7 @@ def test_batch_norms_that_were_not_folded_are_read_too(
 
 
 def test_epsilon_of_the_graph_counts(iresnet18: nn.Module, tmp_path: Path) -> None:
-    network = public_network("iresnet18")
+    network = deepcopy(iresnet18)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.eps = 1e-2
@@ -68,9 +73,10 @@ def test_epsilon_of_the_graph_counts(iresnet18: nn.Module, tmp_path: Path) -> No
     assert largest_difference(iresnet18, best) > 1e-3
 
 
-def test_half_precision_graph_becomes_float32(iresnet18: nn.Module, tmp_path: Path) -> None:
-    path = exported(iresnet18, tmp_path / "float.onnx")
-    model = onnx.load(path)
+def test_half_precision_graph_becomes_float32(
+    iresnet18: nn.Module, folded: Path, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "half.onnx", onnx.load(folded)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             half = numpy_helper.to_array(tensor).astype(np.float16)
@@ -81,11 +87,8 @@ def test_half_precision_graph_becomes_float32(iresnet18: nn.Module, tmp_path: Pa
     assert largest_difference(iresnet18, best) <= 0.05
 
 
-def test_strides_of_another_network_are_not_taken_for_iresnet(
-    iresnet18: nn.Module, tmp_path: Path
-) -> None:
-    path = exported(iresnet18, tmp_path / "other.onnx")
-    model = onnx.load(path)
+def test_strides_of_another_network_are_not_taken_for_iresnet(folded: Path, tmp_path: Path) -> None:
+    path, model = tmp_path / "other.onnx", onnx.load(folded)
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     pads = next(each for each in conv.attribute if each.name == "pads")
     pads.ints[:] = [2, 2, 0, 0]
@@ -93,18 +96,15 @@ def test_strides_of_another_network_are_not_taken_for_iresnet(
     assert [each.backend for each in recognise(path)] == ["onnxruntime"]
 
 
-def test_iresnet_may_also_stay_an_onnx_graph(
-    iresnet18: nn.Module, tmp_path: Path, repository: Path, bring: Import
-) -> None:
-    path = exported(iresnet18, tmp_path / "r18.onnx")
+def test_iresnet_may_also_stay_an_onnx_graph(folded: Path, repository: Path, bring: Import) -> None:
     config = (CONFIGS / "arcface" / "config.pbtxt").read_text()
     config = config.replace('"arcface"', '"kept"').replace('"pytorch"', '"onnxruntime"')
     (repository / "kept").mkdir()
     (repository / "kept" / "config.pbtxt").write_text(config.replace('"iresnet50"', '"embedder"'))
 
-    (done,), _ = bring("kept", path)
+    (done,), _ = bring("kept", folded)
 
-    assert (done.folder / "model.onnx").read_bytes() == path.read_bytes()
+    assert (done.folder / "model.onnx").read_bytes() == folded.read_bytes()
 
 
 def test_other_embedder_is_kept_for_onnxruntime(

@@ -1,7 +1,9 @@
 """Bad checkpoints: each is refused with what to do about it, nothing runs, what serves is untouched."""
 
+import io
 import os
 import pickle
+import shutil
 import stat
 import struct
 import zipfile
@@ -17,15 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mien_server.weights.importer import ImportRefused
-from mien_server.weights.recognise.onnx_weights import WeightsError
-from tests.unit.weights.conftest import Import
+from mien_server.weights.errors import WeightsError
+from mien_server.weights.importer import ImportRefused, import_weights
+from mien_server.weights.progress import Progress
+from tests.unit.weights.conftest import CONFIGS, Import
 from tests.unit.weights.onnx_files import one_layer, saved, scrfd
-from tests.unit.weights.public_networks import public_network
+from tests.unit.weights.public_networks import shared_network
 
 Make = Callable[[Path], object]
 
-_DETECTOR = public_network("retinaface_mobilenet0.25")
 _HEAD = "ClassHead.0.conv1x1.weight"
 _VARIANCE = "fpn.output1.1.running_var"
 
@@ -41,7 +43,7 @@ class Payload:
 
 
 def state() -> dict[str, Tensor]:
-    return dict(_DETECTOR.state_dict())
+    return dict(shared_network("retinaface_mobilenet0.25").state_dict())
 
 
 def trace_of(path: Path) -> Path:
@@ -95,6 +97,16 @@ def old_format(path: Path) -> None:
 
 def safetensors_file(path: Path) -> None:
     save_file(state(), path)
+
+
+def two_networks(path: Path) -> None:
+    teacher = {f"module.{key}": value for key, value in state().items()}
+    torch.save({"student": state(), "teacher": teacher}, path)
+
+
+def something_beside(path: Path) -> None:
+    detector = {f"detector.{key}": value for key, value in state().items()}
+    torch.save(detector | {"gaze.w": torch.zeros(2)}, path)
 
 
 def keys(*names: str, shape: tuple[int, ...] = (4, 4)) -> Make:
@@ -205,8 +217,6 @@ IRESNET_200 = keys(
     "layer1.0.prelu.weight", *(f"layer3.{index}.prelu.weight" for index in range(97))
 )
 TFACE = keys("input_layer.0.weight", "body.0.res_layer.1.weight", "output_layer.0.weight")
-TWO = torch_file({"student": state(), "teacher": {f"module.{k}": v for k, v in state().items()}})
-BESIDE = torch_file({f"detector.{k}": v for k, v in state().items()} | {"gaze.w": torch.zeros(2)})
 QUANTISED = as_type(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8))
 HUGE = as_type(lambda _: torch.zeros(1).expand(1 << 20, 1 << 20))
 HTML = b"<!DOCTYPE html><html><title>Sign in</title></html>"
@@ -257,8 +267,14 @@ BAD: dict[str, tuple[Make, str]] = {
         changed(body__stage1__0__0__weight=torch.zeros(16, 3, 3, 3)),
         r"1 misshaped: body\.stage1\.0\.0\.weight is \[16, 3, 3, 3\], must be \[8, 3, 3, 3\]",
     ),
-    "two networks": (TWO, r"holds 2 networks of that kind, at 'student', 'teacher: module\.'"),
-    "something beside": (BESIDE, r"holds 1 other tensors \(gaze\.w\): torch\.save the network"),
+    "two networks": (
+        two_networks,
+        r"holds 2 networks of that kind, at 'student', 'teacher: module\.'",
+    ),
+    "something beside": (
+        something_beside,
+        r"holds 1 other tensors \(gaze\.w\): torch\.save the network",
+    ),
     "TFace": (TFACE, r"it is TFace's \(torchkit's\) IR_50.*backbone\.pth or ModelScope"),
     "IResNet-200": (IRESNET_200, "an IResNet of 98 residual blocks, where mien serves iresnet18"),
     "classifier": (keys("layer4.2.conv3.weight", "fc.weight"), "a ResNet-50 classifier"),
@@ -298,11 +314,20 @@ BAD: dict[str, tuple[Make, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a version of the detector that could be serving."""
+    root = tmp_path_factory.mktemp("good")
+    torch.save(state(), root / "good.pth")
+    shutil.copytree(CONFIGS / "retinaface", root / "repository" / "retinaface")
+    import_weights(root / "repository", "retinaface", root / "good.pth", Progress(io.StringIO()))
+    return root / "repository"
+
+
 @pytest.fixture
-def serving(repository: Path, bring: Import, tmp_path: Path) -> Path:
-    """The detector's folder with a version in it that could be serving."""
-    torch.save(state(), tmp_path / "good.pth")
-    bring("retinaface", tmp_path / "good.pth")
+def serving(repository: Path, good: Path) -> Path:
+    """The detector's folder with that version in it, where a checkpoint comes in."""
+    shutil.copytree(good / "retinaface", repository / "retinaface", dirs_exist_ok=True)
     return repository / "retinaface"
 
 

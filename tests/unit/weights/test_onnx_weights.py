@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mien_server.weights.recognise.onnx_weights import WeightsError, constants, parse_graph
+from mien_server.weights.errors import WeightsError
+from mien_server.weights.recognise.onnx_weights import constants, parse_graph
 
 
 def graph_of(

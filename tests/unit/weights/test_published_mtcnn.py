@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mien_server.models.families import find_family
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.fetch.published import read_facenet_mtcnn
-from mien_server.weights.recognise.onnx_weights import WeightsError
 
 NAMES = ("pnet", "rnet", "onet")
 Members = dict[str, bytes]

@@ -14,7 +14,7 @@ from mien_server.weights.write.quantise_graph import quantise_graph
 from tests import graphs
 
 
-def network(slopes: ArrayF32, batch: int | str = "n") -> bytes:
+def network(slopes: ArrayF32, batch: int | str = "n", side: int = 16) -> bytes:
     """Two convolutions, each with a PReLU of these 8 slopes, then a mean over the pixels."""
     rng = np.random.default_rng(0)
     weights: dict[str, NDArray[Any]] = {
@@ -33,7 +33,7 @@ def network(slopes: ArrayF32, batch: int | str = "n") -> bytes:
     graph = graphs.model(
         nodes,
         weights,
-        inputs={"crop": [batch, 3, 16, 16]},
+        inputs={"crop": [batch, 3, side, side]},
         outputs={"embedding": [batch, 8]},
     )
     return bytes(graph.SerializeToString())

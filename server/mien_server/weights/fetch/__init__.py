@@ -1,1 +1,1 @@
-"""Gets weights from packages, hubs and addresses."""
+"""Gets weights from published packages, model hubs and addresses; `sources` lists what mien ships."""

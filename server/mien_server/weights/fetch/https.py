@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from filelock import FileLock
 
 from mien_server.repository.manifest import sha256_of
-from mien_server.weights.fetch.packages import FetchError
+from mien_server.weights.errors import FetchError
 from mien_server.weights.progress import Progress
 from mien_server.weights.recognise.formats import MAX_BYTES
 
@@ -22,10 +22,10 @@ _TIMEOUT_S = 30
 
 
 def check_url(url: str) -> SplitResult:
-    """An https address without credentials in it; http only for this machine itself.
+    """Takes an address apart that may be fetched from: https, or http of this machine itself.
 
     Raises:
-        FetchError: it is another one.
+        FetchError: it is no such address, or has credentials in it.
     """
     try:
         parts = urlsplit(url)
@@ -55,10 +55,9 @@ def download(
     What a broken connection left is kept and continued by the next call.
 
     Args:
-        url: see `check_url`; so must be everything that it redirects to.
-        sha256: of the file, 64 lower-case hexadecimal digits.
-        cache: the folder to keep it in; made if missing.
-        progress: whom to tell.
+        url: `check_url` must accept it, and everything that it redirects to.
+        sha256: the file's hash, 64 lower-case hexadecimal digits.
+        cache: the folder to keep it in, which is made if it is missing.
         limit: the largest size in bytes to accept.
 
     Raises:
@@ -106,7 +105,7 @@ def _transfer(url: str, partial: Path, limit: int, progress: Progress, name: str
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
-        return  # all of it is there; the hash will tell
+        return  # all of it is there already: the hash will tell
     with response:
         if not _continues(response, have):
             have = 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mien_server.weights.fetch.packages import FetchError
+from mien_server.weights.errors import FetchError
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx", ".bin", ".ckpt", ".zip")
 _UNSTATED = "not stated by the hub"
@@ -13,8 +13,8 @@ class HubFile:
     """One file of a repository on a hub.
 
     Attributes:
-        origin: what it is, for people and the manifest: hub, repository, file and commit.
-        license: what the hub says of the repository, for people.
+        origin: hub, repository, file and commit, as people and the manifest are told.
+        license: what the hub says of the repository.
     """
 
     def __init__(self, origin: str, license_: str, fetch: Callable[[], str | Path]) -> None:
@@ -30,16 +30,18 @@ class HubFile:
         """
         try:
             return Path(self._fetch())
-        except Exception as error:  # each library has a tree of its own
+        except Exception as error:  # each library has its own tree of errors
             raise FetchError(f"{self.origin} could not be had: {error}") from error
 
 
 def hugging_face(repository: str, file: str) -> HubFile:
-    """A file of a model on the Hugging Face hub, of its newest commit. HF_ENDPOINT, HF_TOKEN apply.
+    """Looks up a file of a model on the Hugging Face hub, in its newest commit.
+
+    The library's own HF_ENDPOINT and HF_TOKEN apply.
 
     Args:
         repository: owner/name.
-        file: its path there; "" is the only checkpoint that it has.
+        file: its path there, or "" for the only checkpoint that the repository has.
 
     Raises:
         FetchError: the library is missing, or the hub did not answer, or has no such checkpoint.
@@ -64,11 +66,11 @@ def hugging_face(repository: str, file: str) -> HubFile:
 
 
 def modelscope(repository: str, file: str) -> HubFile:
-    """A file of a model on the ModelScope hub. MODELSCOPE_ENDPOINT applies.
+    """Looks up a file of a model on the ModelScope hub. The library's own MODELSCOPE_ENDPOINT applies.
 
     Args:
         repository: owner/name.
-        file: its path there; "" is the only checkpoint that it has.
+        file: its path there, or "" for the only checkpoint that the repository has.
 
     Raises:
         FetchError: the library is missing, or the hub did not answer, or has no such checkpoint.

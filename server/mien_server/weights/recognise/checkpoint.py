@@ -1,12 +1,12 @@
-"""Which network a checkpoint holds, told by its content."""
+"""Tells by its content which network a checkpoint holds: the way in to this package."""
 
 from pathlib import Path
 
 import onnx
 
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
 from mien_server.weights.recognise.graph_kinds import GRAPHS, unknown_graph, with_shapes
-from mien_server.weights.recognise.onnx_weights import WeightsError
 from mien_server.weights.recognise.recognised import Recognised
 from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
 
@@ -16,10 +16,10 @@ def recognise(path: Path, source: str = "") -> list[Recognised]:
 
     Args:
         path: a PyTorch, safetensors or ONNX file.
-        source: where it came from, if that is known: decides what its content does not tell.
+        source: where it came from, if that is known. It decides what the content does not tell.
 
     Raises:
-        WeightsError: nothing; the message names the file and says why not and what to do.
+        WeightsError: there is nothing; the message names the file and says why not and what to do.
         OSError: the file cannot be read.
     """
     contents = read(path)

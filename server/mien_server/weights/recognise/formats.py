@@ -16,13 +16,16 @@ from safetensors.torch import load_file
 
 from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.onnx_graph import read_graph
-from mien_server.weights.recognise.onnx_weights import WeightsError
+from mien_server.weights.errors import WeightsError
 
 Contents: TypeAlias = Mapping[Any, Any] | onnx.ModelProto
 """What a PyTorch or safetensors file holds (tensors by name, perhaps in wrappers), or an ONNX model."""
 
 MAX_BYTES = 4 << 30
-"""Largest checkpoint, and largest sum of what an archive holds. An IResNet-100 has a quarter of a GiB."""
+"""The largest checkpoint that is read, and the most that an archive may unpack to.
+
+An IResNet-100 has a quarter of a GiB.
+"""
 
 AGAIN = "copy or download it again, and compare its size and sha256 with the publisher's"
 

@@ -27,7 +27,7 @@ _CROP = 112
 _MIN_DIMENSIONS = 64
 """Networks on faces with fewer outputs tell age, gender or expression."""
 _SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
-"""Last dimensions of scores, boxes and landmarks of the three strides."""
+"""The last dimensions of scores, boxes and landmarks for each of the three strides."""
 
 
 def iresnet_graph(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # noqa: ARG001
@@ -96,7 +96,7 @@ GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
     embedder,
     scrfd,
 )
-"""Look at an ONNX graph and its file; the first that recognises it is what a new model becomes."""
+"""Each looks at an ONNX graph and its file. A new model becomes what the first one recognises."""
 
 
 def unknown_graph(graph: onnx.GraphProto) -> str:

@@ -6,11 +6,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from mien_server.weights.errors import WeightsError
+
 Array = NDArray[np.generic]
-
-
-class WeightsError(Exception):
-    """Weights that cannot be read or are not what they should be; the message says what to do."""
 
 
 def parse_graph(model: bytes) -> onnx.GraphProto:

@@ -21,16 +21,15 @@ class Recognised:
     """What a checkpoint can be imported as.
 
     Attributes:
-        title: the network, for people.
-        backend: what runs it.
+        title: what people call the network.
         architecture: as `config.pbtxt` names it.
         weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
         tensors, parameters: how many tensors there are, and learnt numbers in them.
         normalisation: the input that its publisher trained it with.
         license: what is known of who may use such weights for what.
-        dimensions: an embedding's, else 0.
-        batch: rows that the graph always takes at once, 0: any number.
-        side: of the square canvas that a detector's graph always takes, 0: any size.
+        dimensions: those of its embeddings, or 0 where it gives none.
+        batch: rows that the graph always takes at once, or 0 for any number.
+        side: of the square canvas that a detector's graph always takes, in pixels, or 0 for any size.
         notes: what a person should know.
     """
 

@@ -9,8 +9,8 @@ from typing import Any
 from mien_server.backends.checkpoint import first_names
 from mien_server.models.interface import Normalisation
 from mien_server.models.iresnet import DIMENSIONS
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.iresnet_graph import by_activations
-from mien_server.weights.recognise.onnx_weights import WeightsError
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
@@ -96,7 +96,7 @@ STATE_DICTS: tuple[Callable[[Mapping[Any, Any], str], Recognised | None], ...] =
     iresnet,
     retinaface,
 )
-"""Look at a checkpoint's mapping and at where it came from; may raise WeightsError to refuse by name."""
+"""Each looks at a checkpoint's mapping and at where it came from, and may refuse it by a WeightsError."""
 
 
 def unknown_state_dict(contents: Mapping[Any, Any]) -> str:

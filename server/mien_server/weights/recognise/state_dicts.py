@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mien_server.backends.checkpoint import differences, first_names
 from mien_server.models.families import find_family
-from mien_server.weights.recognise.onnx_weights import WeightsError
+from mien_server.weights.errors import WeightsError
 
 StateDict = dict[str, Tensor]
 
@@ -26,7 +26,7 @@ _DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
 }
-"""Names of types as `differences` wants them."""
+"""How `differences` calls the types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _type_of(tensor: Tensor) -> str:
 
 
 def _check_values(state: StateDict) -> None:
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    bad = [key for key, value in state.items() if not _is_finite(value)]
     if bad:
         raise WeightsError(
             f"NaN or infinity in {len(bad)} of its tensors ({first_names(bad)}): the training or the"
@@ -175,6 +175,11 @@ def _check_values(state: StateDict) -> None:
         raise WeightsError(
             f"negative variances in {first_names(bad)}: the file is damaged, take another checkpoint"
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # NaN spreads to both ends, and nothing of the tensor's size is made, unlike with `isfinite` alone.
+    return bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def norm_entries(

@@ -1,1 +1,1 @@
-"""Writes version folders and their configurations."""
+"""Writes version folders, whole or not at all, with golden files, and the configurations of new models."""

@@ -3,14 +3,13 @@
 import shutil
 from pathlib import Path
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.golden import FILENAME
 from mien_server.repository.manifest import verify_version
 from mien_server.repository.reference import write_golden
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognise.onnx_weights import WeightsError
 from mien_server.weights.write.version_folder import turn, write_version
 
 
@@ -19,12 +18,11 @@ def add_golden(model: Path, staging: Path, progress: Progress) -> None:
 
     Args:
         model: the model's folder, with its config.pbtxt.
-        staging: the version folder that is being made, with the weights.
-        progress: whom to tell.
+        staging: the version folder that is being made, with the weights in it.
 
     Raises:
         ConfigError: the model's config.pbtxt cannot be read.
-        WeightsError: the weights cannot be run.
+        LoadError: the weights cannot be run.
     """
     if reason := _write(model, staging):
         progress.say(f"note: {model.name} has no golden file: {reason}")
@@ -36,18 +34,24 @@ def renew_golden(repository: Path, folder: Path, weights: str, progress: Progres
     The version folder is replaced in one rename; its weights, their source and their licence stay.
 
     Args:
-        repository: the model repository.
+        repository: the model repository, which no link may lead out of.
         folder: the version folder.
         weights: the name of the weights' file.
-        progress: whom to tell.
 
     Raises:
         ManifestError: the version is damaged.
         ConfigError: the model's config.pbtxt cannot be read.
-        WeightsError: the weights cannot be run, or there is nothing to compare with; the version stays as
-            it is.
-        OSError: the repository cannot be written.
+        LoadError: the weights cannot be run; the version stays as it is.
+        WeightsError: there is nothing to compare with, or the repository cannot be written; the version stays
+            as it is.
     """
+    try:
+        _renew(repository, folder, weights, progress)
+    except OSError as error:
+        raise WeightsError(f"no golden file can be written: {error}") from error
+
+
+def _renew(repository: Path, folder: Path, weights: str, progress: Progress) -> None:
     model = folder.parent
     with turn(model, progress):
         manifest = verify_version(folder, repository, weights)
@@ -69,10 +73,7 @@ def renew_golden(repository: Path, folder: Path, weights: str, progress: Progres
 
 
 def _write(model: Path, staging: Path) -> str:
-    """Writes the golden file; "" or why there is none."""
+    """Writes the golden file, and returns why there is none, or ""."""
     config = read_config(model / CONFIG)
     assert isinstance(config, ModelConfig)  # noqa: S101 - an ensemble has no weights
-    try:
-        return write_golden(config, staging)
-    except LoadError as error:
-        raise WeightsError(str(error)) from error
+    return write_golden(config, staging)

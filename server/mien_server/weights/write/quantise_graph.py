@@ -29,7 +29,10 @@ from mien_server.models.interface import ArrayF32
 
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 _PERCENTILE = 99.999
-"""Share of an activation's values that its 256 steps span; the rest is cut off. See docs/backends.md."""
+"""The share of an activation's values, in percent, that its 256 steps span; the rest is cut off.
+
+docs/backends.md has the figures.
+"""
 _ERRORS_ONLY = 3
 _OPSET = 17
 

@@ -29,8 +29,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
 
     Args:
         name: the model's folder.
-        recognised: its weights.
-        license_: of the weights, for people.
+        license_: who may use the weights for what, for people.
         source: where they come from, for people.
     """
     parameters = {

@@ -46,10 +46,10 @@ def write_version(
         fill: writes its files into the empty folder that it is given.
         source: where the weights came from, for people.
         license_: who may use them for what.
-        command: the command of mien-server that makes it, `models install`.
+        command: the command of mien-server that makes it, such as `models install`.
 
     Returns:
-        the manifest of what was written.
+        The manifest of what was written.
 
     Raises:
         OSError: the repository cannot be written.

@@ -13,13 +13,13 @@ import torch
 
 from mien_server.models.families import find_family
 from mien_server.repository.manifest import read_manifest
+from mien_server.weights.errors import FetchError, WeightsError
 from mien_server.weights.fetch.https import download
-from mien_server.weights.fetch.packages import FetchError
 from mien_server.weights.progress import Progress
 from mien_server.weights.pull import pull
-from mien_server.weights.recognise.onnx_weights import WeightsError
+from tests.unit.weights.conftest import CONFIGS
 
-CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "retinaface" / "config.pbtxt"
+CONFIG = CONFIGS / "retinaface" / "config.pbtxt"
 
 
 class Site(ThreadingHTTPServer):
@@ -30,6 +30,8 @@ class Site(ThreadingHTTPServer):
         redirects: where other paths lead.
         cut: bytes after which a connection breaks, the first time that a file is asked for.
         ranges: whether ranges are honoured.
+        announced: whether answers say how long they are.
+        fails: the status that it answers instead, if any.
         asked: path and range of each request.
     """
 
@@ -40,6 +42,7 @@ class Site(ThreadingHTTPServer):
         self.cut: int | None = None
         self.ranges = True
         self.announced = True
+        self.fails: int | None = None
         self.asked: list[tuple[str, str | None]] = []
 
     @property
@@ -53,6 +56,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, span = self.path.partition("?")[0], self.headers.get("Range")
         self.server.asked.append((path, span))
+        if self.server.fails:
+            self.send_error(self.server.fails)
+            return
         if path in self.server.redirects:
             self.send_response(302)
             self.send_header("Location", self.server.redirects[path])
@@ -207,6 +213,68 @@ def test_what_is_there_already_never_spoils_the_file(
     )
     assert path.read_bytes() == weights
     assert path.name == "a.pth"
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_refused_continuation_keeps_what_is_there_for_the_next_one(
+    site: Site, tmp_path: Path, status: int
+) -> None:
+    data = bytes(range(256)) * 10
+    site.files["/a.pth"], site.fails = data, status
+    partial = tmp_path / sha256(data) / ".partial"
+    partial.parent.mkdir()
+    partial.write_bytes(data[:1000])
+
+    def again() -> Path:
+        return download(f"{site.url}/a.pth", sha256(data), tmp_path, Progress(io.StringIO()))
+
+    with pytest.raises(FetchError, match=f"a.pth answered {status} "):
+        again()
+    assert partial.read_bytes() == data[:1000]
+    site.fails = None
+    assert again().read_bytes() == data
+    assert site.asked == [("/a.pth", "bytes=1000-")] * 2
+
+
+def test_more_than_the_site_has_is_thrown_away(site: Site, tmp_path: Path) -> None:
+    """To a range that begins behind the file's end it answers 416."""
+    data = bytes(range(256))
+    site.files["/a.pth"] = data
+    partial = tmp_path / sha256(data) / ".partial"
+    partial.parent.mkdir()
+    partial.write_bytes(data + b"something else")
+
+    def again() -> Path:
+        return download(f"{site.url}/a.pth", sha256(data), tmp_path, Progress(io.StringIO()))
+
+    with pytest.raises(FetchError, match="is not the expected file"):
+        again()
+    assert not partial.exists()
+    assert again().read_bytes() == data
+    assert site.asked == [("/a.pth", "bytes=270-"), ("/a.pth", None)]
+
+
+def test_refused_range_that_nobody_asked_for_is_an_error_like_any_other(
+    site: Site, tmp_path: Path
+) -> None:
+    site.fails = 416
+    with pytest.raises(FetchError, match="answered 416 "):
+        download(f"{site.url}/a.pth", "0" * 64, tmp_path, Progress(io.StringIO()))
+
+
+def test_cache_that_cannot_be_written_is_named(
+    site: Site, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(FetchError, match=f"{site.url}/a.pth cannot be kept: .*cache"):
+        pull(
+            f"{site.url}/a.pth",
+            repository,
+            "retinaface",
+            accept=yes,
+            sha256="0" * 64,
+            cache=tmp_path / "cache",
+        )
 
 
 def test_another_file_is_refused_and_nothing_of_it_is_kept(

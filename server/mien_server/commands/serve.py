@@ -1,0 +1,20 @@
+"""`mien-server serve`: the server itself."""
+
+from mien_server.commands.shared import Commands, add_command, add_settings
+from mien_server.settings import GROUPS, load_settings, settings_of
+
+
+def add_to(commands: Commands) -> None:
+    """Adds `serve`, with a flag for every setting."""
+    parser = add_command(commands, "serve", _serve, help="serve Detect, Embed and Verify")
+    for group in GROUPS:
+        add_settings(parser.add_argument_group(group), *settings_of(group))
+
+
+def _serve(**flags: object) -> int:
+    settings = load_settings(flags)
+    from mien_server.app import serve
+    from mien_server.observability.logging import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    return serve(settings)
