@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import sys
 
 _M_ARENA_MAX = -8  # of malloc.h
 
@@ -36,10 +37,9 @@ def release() -> None:
     Collecting holds the interpreter for 0.2 s in a process with all of the server's imports, unless
     `keep_imports` was called.
     """
-    import torch  # seconds, which `use_one_arena` must not wait for
-
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    torch.cuda.empty_cache()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import LoadError
 from mien_server.evaluation.engine import EvaluationError
 from mien_server.repository import golden as golden_file
 from mien_server.repository.config.model import ConfigError, ModelConfig, read_config

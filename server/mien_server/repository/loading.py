@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mien_server.backends.pytorch import LoadError
+from mien_server.backends.weights_file import LoadError
 from mien_server.errors import OperatorError, Unmet
 from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
