@@ -55,8 +55,8 @@ class CpuDevice:
         """Lets operators of the calling thread use `cores` threads (at least 1)."""
         self._batch.cores = cores
         torch = sys.modules.get("torch")
-        if torch is None:
-            return
+        if torch is None or not hasattr(torch, "set_num_threads"):
+            return  # no model of this process runs in PyTorch, or another thread just imports it
         # Asking first is not only cheaper: a thread's first question makes it take over the number that
         # any thread set last. Were it asked by the first operator, it would undo what is set here.
         if torch.get_num_threads() != cores:

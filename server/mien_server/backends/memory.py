@@ -41,5 +41,6 @@ def release() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # or another thread just imports it
+    if cuda is not None:
+        cuda.empty_cache()

@@ -16,7 +16,6 @@ from mien_server.backends import memory
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.graph_rows import Layout, arrange, probe, probe_pictures, run_rows
 from mien_server.backends.instance import Computes, LoadedInstance
-from mien_server.backends.onnx_graph import check_fits, read_graph
 from mien_server.backends.openvino_models import (
     CompiledModels,
     metadata,
@@ -170,6 +169,8 @@ def _foreign(
     sides: Sequence[int],
 ) -> tuple[OpenVinoRunner, Computes]:
     """An ONNX file."""
+    from mien_server.backends.onnx_graph import check_fits, read_graph  # which only these need
+
     graph = read_graph(weights, without_prelu=False)
     check_fits(weights, graph, precision, sides)
     side = sides[0]

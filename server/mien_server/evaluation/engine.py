@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
+from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, gpu_count
 from mien_server.errors import MienError
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
@@ -65,7 +64,7 @@ def engine(settings: Settings, wanted: dict[AnyRole, ModelRef]) -> Iterator[Engi
     """
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[CpuDevice | CudaDevice] = [cpu]
-    devices += [CudaDevice(index) for index in range(torch.cuda.device_count())]
+    devices += [CudaDevice(index) for index in range(gpu_count())]
     with contextlib.ExitStack() as closing:
         scheduler = Scheduler(devices)
         closing.callback(scheduler.close)

@@ -1,9 +1,11 @@
 """Loads a version's weights onto one device, as its configuration says."""
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mien_server.backends import memory
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
@@ -70,7 +72,11 @@ def _loader(backend: Backend) -> Callable[..., LoadedInstance]:
     """What loads for a backend. Each takes time and memory to import, which only its own models need."""
     match backend:
         case "pytorch":
+            late = "torch" not in sys.modules
             from mien_server.backends.pytorch import load
+
+            if late:
+                memory.keep_imports()
         case "onnxruntime":
             from mien_server.backends.onnx import load
         case "openvino":
