@@ -81,11 +81,11 @@ async def _serve(settings: Settings) -> int:
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
 
-        memory.keep_imports()
         try:
             engine = build_engine(settings)
         except OperatorError as error:
             raise StartError(str(error)) from error
+        memory.keep_imports()
         left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs

@@ -51,6 +51,9 @@ class OnnxRunner:
         """The wanted outputs for such a batch."""
         return run_rows(self._run, batch, self._layout)
 
+    def rest(self) -> None:
+        """Keeps what it has: the sessions have no arena."""
+
     def _run(self, rows: ArrayF32) -> list[ArrayF32]:
         found = self._sessions.current().run(self._outputs, {self._input: rows})
         return [output.astype(np.float32, copy=False) for output in found]

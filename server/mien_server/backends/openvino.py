@@ -69,6 +69,10 @@ class OpenVinoRunner:
         """The wanted outputs for such a batch."""
         return run_rows(self._run, batch, self._layout, most=_most_rows(batch))
 
+    def rest(self) -> None:
+        """Frees the memory for what lies between input and output of the largest batches so far."""
+        self._models.rest()
+
     def _run(self, pixels: ImageU8) -> list[ArrayF32]:
         found = self._models.run(pixels)
         return [found[index] for index in self._outputs]

@@ -8,7 +8,9 @@ keeps the weights in an order of its own, which is why there are not more. docs/
 
 import functools
 import io
+import mmap
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +101,11 @@ class CompiledModels:
             compiled = core().compile_model(model, _CPU, _options(1, device.cores, precision))
             # As data that all copies share. Compiled one by one, each would take as much time again, and
             # have the weights twice: as they were read, and in the order that it wants.
-            data = np.frombuffer(compiled.export_model().getbuffer(), np.uint8)
+            self._data = _in_a_file(compiled.export_model().getbuffer())
             del compiled
+            shared = np.frombuffer(self._data, np.uint8)
             self._models = {
-                threads: _Copy(data, _options(threads, device.cores, precision))
+                threads: _Copy(shared, _options(threads, device.cores, precision))
                 for threads in thread_counts(device.cores)
             }
         except Exception as error:  # OpenVINO's errors have no base of their own
@@ -112,6 +115,14 @@ class CompiledModels:
         """The outputs for [N, H, W, 3] uint8 RGB, in the order of the graph."""
         granted = self._device.granted
         return self._models[max(n for n in self._models if n <= granted)].run(pixels)
+
+    def rest(self) -> None:
+        """Frees what is kept for the next run. None runs meanwhile."""
+        for copy in self._models.values():
+            copy.rest()
+        if isinstance(self._data, mmap.mmap):
+            # Each copy has the weights in its own order by now. What is read once more comes from the file.
+            self._data.madvise(mmap.MADV_DONTNEED)
 
     def try_run(self, pixels: ImageU8) -> list[ArrayF32]:
         """The same for a graph that may turn out not to run.
@@ -139,6 +150,10 @@ class _Copy:
         )
         self._idle: list[openvino.InferRequest] = []
 
+    def rest(self) -> None:
+        self._idle.clear()
+        self._compiled.release_memory()
+
     def run(self, pixels: ImageU8) -> list[ArrayF32]:
         idle = self._idle
         try:
@@ -156,6 +171,17 @@ class _Copy:
         outputs = [np.array(tensor.data, np.float32) for tensor in request.output_tensors]
         idle.append(request)
         return outputs
+
+
+def _in_a_file(data: memoryview) -> mmap.mmap | memoryview:
+    """The same in a file without a name, which takes memory only while it is read; or as it is."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError:  # there is no room, or no place that may be written to
+        return data
 
 
 def _options(threads: int, cores: int, precision: str) -> dict[str, object]:
