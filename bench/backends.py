@@ -29,7 +29,8 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
-from mien_server.weights.write.quantise_graph import export, quantise_graph
+from mien_server.weights.write.graph import export
+from mien_server.weights.write.quantise_graph import quantise_graph
 
 NETWORKS = ["sface", "iresnet50", "retinaface_mobilenet0.25"]
 SIDES = {DETECTOR: 640, EMBEDDER: 112}
@@ -51,7 +52,7 @@ def instances(
     network = family.network()
     weights, graph, quantised = (folder / name for name in ("w.safetensors", "g.onnx", "q.onnx"))
     save_file(network.state_dict(), weights)
-    graph.write_bytes(export(fold_batch_norms(network), side))
+    graph.write_bytes(export(fold_batch_norms(network), side, side, folded=True))
     files: dict[str, tuple[Path, Precision]] = {"pytorch fp32": (weights, "fp32")}
     if cpu_multiplies_bf16():
         files["pytorch bf16"] = (weights, "bf16")

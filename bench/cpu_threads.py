@@ -20,7 +20,8 @@ import torch
 from mien_server.backends.cpu import CpuRunner
 from mien_server.backends.devices import available_cores
 from mien_server.backends.network import PixelNetwork
-from mien_server.backends.precision import DTYPES, ResolvedPrecision
+from mien_server.backends.precision import ResolvedPrecision
+from mien_server.backends.pytorch import DTYPES
 from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.networks.folding import fold_batch_norms

@@ -78,8 +78,8 @@ async def _serve(settings: Settings) -> int:
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
 
-        memory.keep_imports()
         engine = build_engine(settings)
+        memory.keep_imports()
         left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs

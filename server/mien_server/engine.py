@@ -4,9 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from mien_server.backends.devices import CpuDevice, CudaDevice
+from mien_server.backends.devices import CpuDevice, CudaDevice, gpu_count
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits
@@ -62,7 +60,7 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
     """
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[AnyDevice] = [cpu]
-    devices += [CudaDevice(index) for index in range(torch.cuda.device_count())]
+    devices += [CudaDevice(index) for index in range(gpu_count())]
     scheduler = Scheduler(
         devices,
         max_requests=settings.max_queued_requests or settings.max_pending_requests,

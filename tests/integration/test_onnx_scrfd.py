@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from mien_server.backends import onnx
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.detections import Detections
 from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation

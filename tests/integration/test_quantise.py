@@ -30,7 +30,7 @@ from mien_server.repository.manifest import (
     write_manifest,
 )
 from mien_server.weights.quantise import QuantiseError, quantise
-from mien_server.weights.write.quantise_graph import export
+from mien_server.weights.write.graph import export
 
 SIDE = 640
 
@@ -147,7 +147,7 @@ def test_a_model_on_onnxruntime_gets_it_as_its_next_version(
     (root / "own" / "config.pbtxt").write_text(config)
     weights = quantised / "sface" / "1" / "model.safetensors"
     network = fold_batch_norms(load_network(find_family("sface"), weights))
-    (root / "own" / "1" / "model.onnx").write_bytes(export(network, 112))
+    (root / "own" / "1" / "model.onnx").write_bytes(export(network, 112, 112, folded=True))
     about = {"source": "exported", "license_": "", "importer": "pytest"}
     write_manifest(
         root / "own" / "1", describe(root / "own" / "1", created=datetime.now(UTC), **about)

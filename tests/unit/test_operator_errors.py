@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import DeviceError
+from mien_server.backends.weights_file import LoadError
 from mien_server.commands.main import main
 from mien_server.errors import MienError, OperatorError
 from mien_server.evaluation.loaded import EvaluationError

@@ -1,19 +1,14 @@
 """Reads a version's weights: strictly, and never executing anything that the file contains."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, deserialize
 from torch import Tensor, nn
 
-from mien_server.errors import OperatorError
+from mien_server.backends.weights_file import LoadError, first_names, read_weights
 from mien_server.models.interface import AnyFamily, NoNetwork
 
-_NAMES_SHOWN = 8
-_MAX_BYTES = 1 << 30
-"""The largest public face network has 0.26 GB."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -22,10 +17,6 @@ _DTYPES = {
     "I64": torch.int64,
 }
 """Types of a safetensors file that are read. Quantised weights would need their scales."""
-
-
-class LoadError(OperatorError):
-    """A version that cannot be loaded; the message says what is wrong with it and what to do."""
 
 
 def load_network(family: AnyFamily, path: Path) -> nn.Module:
@@ -65,19 +56,6 @@ def check_finite(network: nn.Module, explanation: str) -> None:
     ]
     if bad:
         raise LoadError(f"NaN or infinity in {first_names(bad)}: {explanation}")
-
-
-def read_weights(path: Path) -> bytes:
-    """A file of weights, whole. It is not mapped: whoever shortened a mapped file would end the process.
-
-    Raises:
-        LoadError: it is too large.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
-            raise LoadError(f"{path} has {size} bytes; at most {_MAX_BYTES} are read")
-        return file.read(size)
 
 
 def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -131,9 +109,3 @@ def differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Ten
 def _stands_for(name: str, wanted: torch.dtype) -> bool:
     dtype = _DTYPES.get(name)
     return dtype is not None and dtype.is_floating_point == wanted.is_floating_point
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -26,3 +26,6 @@ class CpuRunner:
         """The network's outputs for such a batch."""
         with torch.inference_mode():
             return tuple(output.numpy() for output in self._network(batch))
+
+    def rest(self) -> None:
+        """Keeps what it has: PyTorch frees a run's memory at its end."""

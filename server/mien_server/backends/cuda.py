@@ -71,6 +71,9 @@ class CudaRunner:
         finally:
             self._free.put(lane)
 
+    def rest(self) -> None:
+        """Keeps what it has: the captured graphs need their memory in its place."""
+
 
 class CudaLane:
     """A stream and the graphs captured on it. Used by one thread at a time.

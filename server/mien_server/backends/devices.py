@@ -8,14 +8,20 @@ OpenMP's waiting is best left at its default: libgomp spins briefly, and less wh
 the cores. OMP_WAIT_POLICY=PASSIVE cost two executors of two threads each about 15 % of their rows per
 core-second (SFace's shape, bf16, batch 4), GOMP_SPINCOUNT=10000 changed nothing. Eager networks never start
 PyTorch's inter-op pool, so its size does not matter. `bench/cpu_threads.py` repeats the comparison.
+
+PyTorch takes seconds to import and is imported only where a model or a GPU needs it.
 """
 
+import ctypes
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 from mien_server.errors import OperatorError
 
@@ -37,7 +43,6 @@ class CpuDevice:
         self.name = "cpu"
         self.cores = available_cores() if cores is None else cores
         self.executors = self.cores
-        self.torch_device = torch.device("cpu")
         self._batch = threading.local()
 
     @property
@@ -49,6 +54,9 @@ class CpuDevice:
     def begin(self, cores: int) -> None:
         """Lets operators of the calling thread use `cores` threads (at least 1)."""
         self._batch.cores = cores
+        torch = sys.modules.get("torch")
+        if torch is None or not hasattr(torch, "set_num_threads"):
+            return  # no model of this process runs in PyTorch, or another thread just imports it
         # Asking first is not only cheaper: a thread's first question makes it take over the number that
         # any thread set last. Were it asked by the first operator, it would undo what is set here.
         if torch.get_num_threads() != cores:
@@ -68,15 +76,24 @@ class CudaDevice:
     """
 
     def __init__(self, index: int, executors: int = 2) -> None:
-        if not 0 <= index < torch.cuda.device_count():
+        if not 0 <= index < gpu_count():
             raise DeviceError(f"there is no cuda:{index}: {gpu_remedy()}")
         self.name = f"cuda:{index}"
         self.executors = executors
         self.cores = 0
-        self.torch_device = torch.device("cuda", index)
+        self.index = index
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """What PyTorch calls it."""
+        import torch
+
+        return torch.device("cuda", self.index)
 
     def begin(self, cores: int) -> None:  # noqa: ARG002 - a GPU's batches need no cores
         """Makes this GPU the calling thread's current one."""
+        import torch
+
         torch.cuda.set_device(self.torch_device)
 
 
@@ -92,10 +109,33 @@ def device_names(kind: str, gpus: Sequence[int] = ()) -> list[str]:
     """
     if kind == "cpu":
         return ["cpu"]
-    indices = gpus or range(torch.cuda.device_count())
+    indices = gpus or range(gpu_count())
     if not indices:
         raise DeviceError(f"instance_group asks for every GPU: {gpu_remedy()}")
     return [f"cuda:{index}" for index in indices]
+
+
+def gpu_count() -> int:
+    """How many GPUs PyTorch can use. It is not imported to find that there is no NVIDIA driver."""
+    if "torch" not in sys.modules:
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """How many threads the compiled copies of a model have between which batches choose.
+
+    The powers of four below the number of cores, and that itself, ascending: 24 gives 1, 4, 16, 24.
+    """
+    counts = [1]
+    while counts[-1] * 4 < cores:
+        counts.append(counts[-1] * 4)
+    return (*counts, cores) if cores > 1 else (1,)
 
 
 def available_cores() -> int:
@@ -153,6 +193,8 @@ def _words(path: Path, default: list[str]) -> list[str]:
 
 def gpu_remedy() -> str:
     """What PyTorch sees where a GPU is missing, and what to do about it."""
+    import torch
+
     count = torch.cuda.device_count()
     if torch.version.cuda is None:
         seen = f"torch {torch.__version__} is built without CUDA"

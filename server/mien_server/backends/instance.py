@@ -22,6 +22,10 @@ class Runner(Protocol):
         """The network's outputs for such a batch, batch first."""
         ...
 
+    def rest(self) -> None:
+        """Gives back what running has taken and the next run can take again. None runs meanwhile."""
+        ...
+
 
 class LoadedInstance:
     """A loaded network on a device: `scheduling.interface.Instance`. Safe under several threads.
@@ -54,6 +58,10 @@ class LoadedInstance:
     def split(self, outputs: tuple[ArrayF32, ...], rows: Sequence[Any]) -> list[Any]:
         """The family's results, one per row."""
         return self._family.results(outputs, rows, self._options)
+
+    def rest(self) -> None:
+        """Gives back memory that running has taken and the next run can take again. None runs meanwhile."""
+        self._runner.rest()
 
     def close(self) -> None:
         """Frees the network's memory. The last batch must have run; none can follow."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import sys
 
 _M_ARENA_MAX = -8  # of malloc.h
 
@@ -36,10 +37,10 @@ def release() -> None:
     Collecting holds the interpreter for 0.2 s in a process with all of the server's imports, unless
     `keep_imports` was called.
     """
-    import torch  # seconds, which `use_one_arena` must not wait for
-
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    torch.cuda.empty_cache()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # or another thread just imports it
+    if cuda is not None:
+        cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Reads an ONNX file and refuses what must not, or cannot, be run. Nothing of it is executed here."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from mien_server.backends.checkpoint import LoadError, first_names, read_weights
 from mien_server.backends.instance import Computes
 from mien_server.backends.onnx_prelu import replace_prelu
+from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import LoadError, first_names, read_weights
 
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operators that onnxruntime itself has: quantised graphs use some of com.microsoft's."""
@@ -43,8 +44,12 @@ class Graph:
     precision: Computes
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, *, without_prelu: bool = True) -> Graph:
     """Reads and checks a model.
+
+    Args:
+        path: of the file.
+        without_prelu: whether to replace PReLU by what onnxruntime computes faster.
 
     Raises:
         LoadError: it is no ONNX model, too large, keeps data in other files, has operators of its own,
@@ -60,9 +65,45 @@ def read_graph(path: Path) -> Graph:
     for graph in _graphs(model):
         _check_tensors(path, graph)
     _fix_inputs(model)
-    replace_prelu(model)
+    if without_prelu:
+        replace_prelu(model)
     name, (batch, height, width) = _image_input(path, model.graph)
     return Graph(model.SerializeToString(), name, batch, height, width, _precision(model))
+
+
+def check_fits(path: Path, graph: Graph, precision: Precision, sides: Sequence[int]) -> None:
+    """Compares a graph with what its configuration asks for.
+
+    Args:
+        path: of its file.
+        graph: what was read from it.
+        precision: to compute in.
+        sides: of the square images to expect.
+
+    Raises:
+        LoadError: it computes in another precision, or takes no such images.
+    """
+    _check_precision(path, graph.precision, precision)
+    _check_sides(path, graph, sides)
+
+
+def _check_precision(weights: Path, found: Computes, wanted: Precision) -> None:
+    if wanted in ("auto", found):
+        return
+    fix = "set precision auto"
+    if wanted == "int8":
+        fix += ", or quantise it with `mien-server models quantize`"
+    raise LoadError(f"precision {wanted} is set, but {weights} computes in {found}: {fix}")
+
+
+def _check_sides(weights: Path, graph: Graph, sides: Sequence[int]) -> None:
+    for side in sides:
+        if graph.height not in (0, side) or graph.width not in (0, side):
+            fixed = f"{graph.width or 'any'}x{graph.height or 'any'}"
+            raise LoadError(
+                f"{weights} takes images of {fixed} pixels only, not of {side}x{side}: a detector's"
+                " buckets must be that size, an embedder must take crops of 112x112"
+            )
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import onnxruntime
 
-from mien_server.backends.checkpoint import LoadError
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
+from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, thread_counts
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.interface import ArrayF32
 
 _CPU = "CPUExecutionProvider"
@@ -59,7 +59,7 @@ class CpuSessions:
         self._device = device
         with _file(model) as path:
             self._sessions = {
-                cores: _open(path, _options(cores), [_CPU]) for cores in session_sizes(device.cores)
+                cores: _open(path, _options(cores), [_CPU]) for cores in thread_counts(device.cores)
             }
         self.outputs: Sequence[str] = [each.name for each in self._sessions[1].get_outputs()]
 
@@ -88,7 +88,7 @@ class CudaSessions:
                 f" {device.name}: install onnxruntime-gpu in its place, or set kind: KIND_CPU"
             )
         # TF32 rounds to 10 bits: fp32 would not mean fp32.
-        cuda = (_CUDA, {"device_id": device.torch_device.index, "use_tf32": "0"})
+        cuda = (_CUDA, {"device_id": device.index, "use_tf32": "0"})
         with _file(model) as path:
             self._session = _open(path, _options(1), [cuda, _CPU])
         # Where CUDA's libraries are missing, onnxruntime says so in its log and goes on without.
@@ -103,14 +103,6 @@ class CudaSessions:
         """The session."""
         session: Session = self._session
         return session
-
-
-def session_sizes(cores: int) -> tuple[int, ...]:
-    """The powers of four below the number of cores, and that itself, ascending: 24 gives 1, 4, 16, 24."""
-    sizes = [1]
-    while sizes[-1] * 4 < cores:
-        sizes.append(sizes[-1] * 4)
-    return (*sizes, cores) if cores > 1 else (1,)
 
 
 def _options(cores: int) -> onnxruntime.SessionOptions:

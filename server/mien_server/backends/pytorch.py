@@ -8,23 +8,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mien_server.backends import memory
-from mien_server.backends.checkpoint import LoadError, check_finite, load_network
+from mien_server.backends.checkpoint import check_finite, load_network
 from mien_server.backends.cpu import CpuRunner
 from mien_server.backends.cuda import cuda_runner
 from mien_server.backends.devices import CpuDevice, CudaDevice
 from mien_server.backends.instance import LoadedInstance, Runner
 from mien_server.backends.network import PixelNetwork
 from mien_server.backends.precision import (
-    DTYPES,
     Precision,
+    ResolvedPrecision,
     cpu_multiplies_bf16,
     resolve_precision,
 )
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.interface import AnyFamily, Normalisation
 from mien_server.models.networks.folding import fold_batch_norms
 
 __all__ = ["LoadError", "Precision", "load"]
+
+DTYPES: dict[ResolvedPrecision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def load(
@@ -61,7 +70,7 @@ def load(
         LoadError: the file is not this network's, a weight is not a finite number, or the device cannot
             compute in `precision`.
     """
-    kind = device.torch_device.type
+    kind = "cuda" if isinstance(device, CudaDevice) else "cpu"
     resolved = resolve_precision(precision, kind, native_bf16=cpu_multiplies_bf16())
     network = load_network(family, weights)
     check_finite(network, f"{weights} is damaged, import the checkpoint again")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
+from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, gpu_count
 from mien_server.backends.precision import Precision
 from mien_server.evaluation.loaded import EvaluationError
 from mien_server.repository import golden as golden_file
@@ -198,7 +197,7 @@ def _device(config: ModelConfig, name: str | None, cores: int | None) -> AnyDevi
     if name == "cpu":
         return cpu
     if name is None:
-        gpus = [CudaDevice(index) for index in range(torch.cuda.device_count())]
+        gpus = [CudaDevice(index) for index in range(gpu_count())]
         return place(config.instance_groups, [cpu, *gpus])[0][0]
     kind, _, index = name.partition(":")
     if kind != "cuda" or not (index or "0").isdecimal():
@@ -228,6 +227,8 @@ def _run(instance: Instance, rows: Sequence[object]) -> None:
 def _memory(device: AnyDevice) -> int:
     """Bytes that this process holds on a device."""
     if isinstance(device, CudaDevice):
+        import torch
+
         return torch.cuda.memory_reserved(device.torch_device)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

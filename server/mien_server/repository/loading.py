@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mien_server.backends.pytorch import LoadError
+from mien_server.backends import memory
+from mien_server.backends.weights_file import LoadError
 from mien_server.errors import OperatorError, Unmet
 from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
@@ -87,7 +88,9 @@ def load_version(
                     check_golden(
                         golden, instance, rows, precision=instance.precision, device=device.name
                     )
+                instance.rest()
                 placed.append(PlacedInstance(instance, device.name, count))
+        memory.release()
         slot = scheduler.open_slot(config.name, version, config.batching, placed)
         undo.callback(scheduler.close_slot, slot)
         close = undo.pop_all().close

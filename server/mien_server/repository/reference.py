@@ -26,7 +26,10 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
     """
     # An ONNX graph computes in what it was exported in, and in nothing else.
     precision: Precision = "fp32" if config.backend == "pytorch" else "auto"
-    instance = load_instance(config, folder, CpuDevice(), precision=precision)
+    # By the backend that others are to agree with.
+    instance = load_instance(
+        config, folder, CpuDevice(), precision=precision, backend=config.backend
+    )
     try:
         if instance.precision != "fp32":
             return f"the weights are in {instance.precision}, not in fp32"

@@ -32,7 +32,8 @@ from mien_server.repository.golden import (
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import verify_version
 from mien_server.weights.progress import Progress
-from mien_server.weights.write.quantise_graph import export, quantise_graph
+from mien_server.weights.write.graph import export
+from mien_server.weights.write.quantise_graph import quantise_graph
 from mien_server.weights.write.version_folder import turn, write_version
 
 _WEIGHTS = "model.onnx"
@@ -160,7 +161,7 @@ def _graph(config: ModelConfig, weights: Path) -> tuple[bytes, int]:
     """The model as a graph in float32, and the rows that it takes at once, 0 for any number."""
     if config.backend == "pytorch":
         network = fold_batch_norms(load_network(find_family(config.architecture), weights))
-        return export(network, CROP_SIDE), 0
+        return export(network, CROP_SIDE, CROP_SIDE, folded=True), 0
     graph = read_graph(weights)
     if graph.precision != "fp32":
         raise QuantiseError(f"{weights} computes in {graph.precision}; quantise the fp32 version")

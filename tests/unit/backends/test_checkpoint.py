@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien_server.backends import checkpoint
-from mien_server.backends.checkpoint import LoadError, check_finite, load_network
+from mien_server.backends.checkpoint import check_finite, load_network
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.families import find_family
 
 SFACE = find_family("sface")

@@ -15,12 +15,12 @@ from onnx import helper
 from torch import nn
 
 from mien_server.backends import onnx
-from mien_server.backends.checkpoint import LoadError
-from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
+from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, thread_counts
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.network import PixelNetwork
-from mien_server.backends.onnx_sessions import CpuSessions, CudaSessions, session_sizes
+from mien_server.backends.onnx_sessions import CpuSessions, CudaSessions
 from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
 from mien_server.models.roles import EmbedderOptions, EmbedderRow
@@ -171,7 +171,7 @@ def test_another_precision_is_refused(tmp_path: Path, precision: Precision) -> N
 def test_there_is_a_session_for_each_power_of_four_and_for_all_cores(
     cores: int, sizes: tuple[int, ...]
 ) -> None:
-    assert session_sizes(cores) == sizes
+    assert thread_counts(cores) == sizes
 
 
 def test_a_batch_runs_on_the_largest_session_within_its_grant() -> None:

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.onnx_graph import read_graph
+from mien_server.backends.weights_file import LoadError
 from tests import graphs
 
 

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16, resolve_precision
+from mien_server.backends.weights_file import LoadError
 
 
 @pytest.mark.parametrize(

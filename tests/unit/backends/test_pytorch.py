@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
 from mien_server.backends.pytorch import load
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
 from mien_server.models.roles import DetectorOptions, DetectorRow, EmbedderRow

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mien_server.backends.checkpoint import LoadError, load_network
+from mien_server.backends.checkpoint import load_network
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.detections import Detections
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32

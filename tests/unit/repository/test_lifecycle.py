@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mien_server.backends.pytorch import LoadError
+from mien_server.backends.weights_file import LoadError
 from mien_server.errors import ModelNotReady
 from mien_server.models.roles import EMBEDDER
 from mien_server.repository.config.pbtxt import ConfigError

@@ -27,14 +27,20 @@ from mien_server.scheduling.batching import BatchingPolicy
 
 __all__ = ["ConfigError", "InstanceGroup", "ModelConfig", "Warmup", "read_config"]
 
-Backend: TypeAlias = Literal["pytorch", "onnxruntime"]
+Backend: TypeAlias = Literal["pytorch", "onnxruntime", "openvino"]
 """What runs a model."""
 
-_PRECISIONS: dict[Backend, tuple[Precision, ...]] = {
-    "pytorch": ("auto", "fp32", "bf16", "fp16"),
-    "onnxruntime": ("auto", "fp32", "fp16", "int8"),
+_BACKENDS: tuple[Backend, ...] = ("pytorch", "onnxruntime", "openvino")
+_PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    ".safetensors": ("auto", "fp32", "bf16", "fp16"),
+    ".onnx": ("auto", "fp32", "fp16", "int8"),
 }
-_SUFFIXES: dict[Backend, str] = {"pytorch": ".safetensors", "onnxruntime": ".onnx"}
+_SUFFIXES: dict[Backend, tuple[str, ...]] = {
+    "pytorch": (".safetensors",),
+    "onnxruntime": (".onnx",),
+    "openvino": (".onnx", ".safetensors"),
+}
+"""What kinds of weights a backend runs; the first is what it expects."""
 _ONNX_PLATFORM = "onnxruntime_onnx"
 """Triton's older name for that backend."""
 
@@ -43,6 +49,7 @@ _CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
 _PARAMETERS = frozenset(
     {
         *("architecture", "precision", "channel_order", "mean", "scale", "license", "source"),
+        "cpu_backend",
         *QUEUE_PARAMETERS,
         *TRAFFIC_PARAMETERS,
     }
@@ -73,7 +80,8 @@ class ModelConfig:
 
     Attributes:
         name: the model's folder.
-        backend: what runs it.
+        backend: what runs it, on a GPU at least.
+        cpu_backend: what runs it on the processor.
         architecture: the family's name in `models.families`.
         role: the family's: what the model takes and gives.
         precision: what to compute in.
@@ -99,6 +107,7 @@ class ModelConfig:
     options: Any
     batching: BatchingPolicy
     instance_groups: tuple[InstanceGroup, ...]
+    cpu_backend: Backend = "openvino"
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     default_model_filename: str = "model.safetensors"
@@ -156,6 +165,7 @@ def _read_model(text: ConfigText) -> ModelConfig:
     check_fields(text, MODEL_FIELDS)
     name = text.model_name()
     backend = _backend(text)
+    filename = _filename(text, backend)
     parameters = Parameters(text, known_parameters())
     architecture = parameters.choice("architecture", sorted(families()))
     role = families()[architecture].role
@@ -170,16 +180,17 @@ def _read_model(text: ConfigText) -> ModelConfig:
     return ModelConfig(
         name=name,
         backend=backend,
+        cpu_backend=parameters.choice("cpu_backend", sorted({"openvino", backend}), "openvino"),
         architecture=architecture,
         role=role,
-        precision=parameters.choice("precision", _PRECISIONS[backend], "auto"),
+        precision=parameters.choice("precision", _PRECISIONS[Path(filename).suffix], "auto"),
         normalisation=_normalisation(parameters),
         options=options,
         batching=batching,
         instance_groups=_instance_groups(text),
         inputs=inputs,
         outputs=read_outputs(text, role),
-        default_model_filename=_filename(text, backend),
+        default_model_filename=filename,
         license=parameters.text("license", ""),
         source=parameters.text("source", ""),
         warmup=read_warmup(text, inputs, role.sides(options), batching.max_batch_size),
@@ -218,19 +229,20 @@ def _backend(text: ConfigText) -> Backend:
         )
     if platform and named not in ("", "onnxruntime"):
         raise text.error(("platform",), f"does not fit backend {named!r}; remove one of them")
-    for backend in _SUFFIXES:
+    for backend in _BACKENDS:
         if backend == (named or (platform and "onnxruntime")):
             return backend
-    raise text.error(("backend",), f'is {named!r}; must be "pytorch" or "onnxruntime"')
+    raise text.error(("backend",), f'is {named!r}; must be "pytorch", "onnxruntime" or "openvino"')
 
 
 def _filename(text: ConfigText, backend: Backend) -> str:
-    suffix = _SUFFIXES[backend]
-    filename: str = text.message.default_model_filename or f"model{suffix}"
-    if Path(filename).name != filename or not filename.endswith(suffix):
+    suffixes = _SUFFIXES[backend]
+    filename: str = text.message.default_model_filename or f"model{suffixes[0]}"
+    if Path(filename).name != filename or not filename.endswith(suffixes):
         raise text.error(
             ("default_model_filename",),
-            f"is {filename!r}; for backend {backend!r} it must be a {suffix} file in the version folder",
+            f"is {filename!r}; for backend {backend!r} it must be a {' or '.join(suffixes)} file in the"
+            " version folder",
         )
     return filename
 

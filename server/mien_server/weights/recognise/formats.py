@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mien_server.backends.checkpoint import LoadError
 from mien_server.backends.onnx_graph import read_graph
+from mien_server.backends.weights_file import LoadError
 from mien_server.weights.errors import WeightsError
 
 Contents: TypeAlias = Mapping[Any, Any] | onnx.ModelProto

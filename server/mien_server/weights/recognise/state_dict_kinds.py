@@ -6,7 +6,7 @@ To recognise another one, write a function like those here and add it to `STATE_
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mien_server.backends.checkpoint import first_names
+from mien_server.backends.weights_file import first_names
 from mien_server.models.interface import Normalisation
 from mien_server.models.iresnet import DIMENSIONS
 from mien_server.weights.errors import WeightsError

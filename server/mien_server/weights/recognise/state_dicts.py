@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mien_server.backends.checkpoint import differences, first_names
+from mien_server.backends.checkpoint import differences
+from mien_server.backends.weights_file import first_names
 from mien_server.models.families import find_family
 from mien_server.weights.errors import WeightsError
 

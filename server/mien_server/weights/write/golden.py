@@ -1,8 +1,10 @@
-"""Gives a new version folder its golden file."""
+"""Gives a new version folder what is made from its weights: its graph and its golden file."""
 
 import shutil
 from pathlib import Path
 
+from mien_server.backends.openvino import GRAPH
+from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.golden import FILENAME
@@ -10,11 +12,14 @@ from mien_server.repository.manifest import verify_version
 from mien_server.repository.reference import write_golden
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
+from mien_server.weights.write.graph import write_graph
 from mien_server.weights.write.version_folder import turn, write_version
 
 
 def add_golden(model: Path, staging: Path, progress: Progress) -> None:
-    """Runs new weights once in float32 and writes down what they answer; says so if that cannot be.
+    """Writes the graph of new weights, if their network can have one, and the golden file.
+
+    For that it runs them once in float32 and writes down what they answer; it says so if that cannot be.
 
     Args:
         model: the model's folder, with its config.pbtxt.
@@ -29,7 +34,7 @@ def add_golden(model: Path, staging: Path, progress: Progress) -> None:
 
 
 def renew_golden(repository: Path, folder: Path, weights: str, progress: Progress) -> None:
-    """Makes the golden file of a version that is there, in place of the one that it may have.
+    """Makes the graph and the golden file of a version that is there, in place of those that it may have.
 
     The version folder is replaced in one rename; its weights, their source and their licence stay.
 
@@ -58,7 +63,7 @@ def _renew(repository: Path, folder: Path, weights: str, progress: Progress) -> 
 
         def fill(into: Path) -> None:
             for name in manifest.files:
-                if name != FILENAME:
+                if name not in (FILENAME, GRAPH):
                     shutil.copy2(folder / name, into / name)
             if reason := _write(model, into):
                 raise WeightsError(f"no golden file can be made: {reason}")
@@ -73,7 +78,10 @@ def _renew(repository: Path, folder: Path, weights: str, progress: Progress) -> 
 
 
 def _write(model: Path, staging: Path) -> str:
-    """Writes the golden file, and returns why there is none, or ""."""
+    """Writes the graph and the golden file; returns "", or why there is no golden file."""
     config = read_config(model / CONFIG)
     assert isinstance(config, ModelConfig)  # noqa: S101 - an ensemble has no weights
+    weights = staging / config.default_model_filename
+    if weights.suffix == ".safetensors":
+        write_graph(find_family(config.architecture), weights)
     return write_golden(config, staging)

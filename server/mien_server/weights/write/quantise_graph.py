@@ -8,13 +8,11 @@ signed and symmetric, activations unsigned), everything between them in float32.
 import contextlib
 import io
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime
-import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -22,7 +20,6 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from torch import nn
 
 from mien_server.backends.onnx_prelu import replace_prelu
 from mien_server.models.interface import ArrayF32
@@ -34,35 +31,6 @@ _PERCENTILE = 99.999
 docs/backends.md has the figures.
 """
 _ERRORS_ONLY = 3
-_OPSET = 17
-
-
-def export(network: nn.Module, side: int) -> bytes:
-    """A network, [N, 3, side, side] to one output, as an ONNX graph of any batch size.
-
-    Args:
-        network: in eval mode.
-        side: of its input.
-    """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        torch.inference_mode(),
-    ):
-        path = Path(folder) / "model.onnx"
-        # The exporter that replaces this one needs a package of its own and makes the same graph.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, 3, side, side),),
-            path,
-            dynamo=False,
-            input_names=["pixels"],
-            output_names=["embedding"],
-            dynamic_axes={"pixels": {0: "n"}, "embedding": {0: "n"}},
-            opset_version=_OPSET,
-        )
-        return path.read_bytes()
 
 
 def quantise_graph(model: bytes, pixels: ArrayF32, batch: int) -> bytes:
