@@ -27,7 +27,7 @@ BLOCKS = {
 def _network(blocks: tuple[int, ...]) -> "IResNet":
     from mien_server.models.networks.iresnet import IResNet
 
-    return IResNet(blocks)
+    return IResNet(blocks, DIMENSIONS)
 
 
 FAMILIES: tuple[AnyFamily, ...] = tuple(

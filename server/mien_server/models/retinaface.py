@@ -142,13 +142,13 @@ class RetinaFaceFamily:
 def _mobilenet() -> "RetinaFace":
     from mien_server.models.networks.retinaface import MobileNet025, RetinaFace
 
-    return RetinaFace(MobileNet025(), width=64, slope=0.1)
+    return RetinaFace(MobileNet025(), width=64, slope=0.1, anchors=ANCHORS_PER_CELL)
 
 
 def _resnet() -> "RetinaFace":
     from mien_server.models.networks.retinaface import ResNet50, RetinaFace
 
-    return RetinaFace(ResNet50(), width=256, slope=0.0)
+    return RetinaFace(ResNet50(), width=256, slope=0.0, anchors=ANCHORS_PER_CELL)
 
 
 FAMILIES: tuple[AnyFamily, ...] = (

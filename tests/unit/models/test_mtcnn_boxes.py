@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mien_server.models.interface import ArrayF32
-from mien_server.models.mtcnn import (
+from mien_server.models.mtcnn_boxes import (
     Candidates,
     calibrate,
     join,

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mien_server.models.iresnet import DIMENSIONS
-
 WIDTHS = (64, 128, 256, 512)
 FINAL_SIDE = 7
 """A crop of 112 pixels, halved by each of the four layers."""
@@ -47,15 +45,16 @@ class _Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """An aligned face to a vector of 512 numbers, not normalised.
+    """An aligned face to a vector, which is not normalised.
 
     Args:
         blocks: residual blocks of each of the four layers.
+        dimensions: of the vector.
     """
 
     FOLDABLE = (("conv1", "bn1"), ("fc", "features"))
 
-    def __init__(self, blocks: Sequence[int]) -> None:
+    def __init__(self, blocks: Sequence[int], dimensions: int) -> None:
         super().__init__()
         self.conv1 = _conv(3, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
@@ -65,8 +64,8 @@ class IResNet(nn.Module):
         self.layer3 = self._layer(WIDTHS[1], WIDTHS[2], blocks[2])
         self.layer4 = self._layer(WIDTHS[2], WIDTHS[3], blocks[3])
         self.bn2 = nn.BatchNorm2d(WIDTHS[3])
-        self.fc = nn.Linear(WIDTHS[3] * FINAL_SIDE**2, DIMENSIONS)
-        self.features = nn.BatchNorm1d(DIMENSIONS)
+        self.fc = nn.Linear(WIDTHS[3] * FINAL_SIDE**2, dimensions)
+        self.features = nn.BatchNorm1d(dimensions)
 
     @staticmethod
     def _layer(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
@@ -74,7 +73,7 @@ class IResNet(nn.Module):
         return nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, 112, 112], RGB in [-1, 1], to [N, 512]."""
+        """[N, 3, 112, 112], RGB in [-1, 1], to [N, dimensions]."""
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.bn2(x).flatten(1)

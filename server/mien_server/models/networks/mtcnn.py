@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mien_server.models.interface import ArrayF32
-from mien_server.models.mtcnn import (
+from mien_server.models.mtcnn_boxes import (
     Candidates,
     calibrate,
     join,

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from torch import Tensor, nn
 
-from mien_server.models.retinaface import ANCHORS_PER_CELL
-
 
 def _conv(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
@@ -173,12 +171,12 @@ class SSH(nn.Module):
 
 
 class _Head(nn.Module):
-    """One 1x1 convolution that says `values` numbers about each prior of a map."""
+    """One 1x1 convolution that says `values` numbers about each of a cell's anchors."""
 
-    def __init__(self, width: int, values: int) -> None:
+    def __init__(self, width: int, anchors: int, values: int) -> None:
         super().__init__()
         self.values = values
-        self.conv1x1 = nn.Conv2d(width, ANCHORS_PER_CELL * values, 1)
+        self.conv1x1 = nn.Conv2d(width, anchors * values, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width, h, w] to [N, h * w * anchors, values], row by row."""
@@ -193,18 +191,21 @@ class RetinaFace(nn.Module):
         body: the backbone; its `widths` are those of its three maps.
         width: channels of the pyramid.
         slope: LeakyReLU's in the pyramid and the context modules; 0 is a plain ReLU.
+        anchors: how many there are in each cell of a map.
     """
 
-    def __init__(self, body: MobileNet025 | ResNet50, *, width: int, slope: float) -> None:
+    def __init__(
+        self, body: MobileNet025 | ResNet50, *, width: int, slope: float, anchors: int
+    ) -> None:
         super().__init__()
         self.body = body
         self.fpn = FPN(body.widths, width, slope=slope)
         self.ssh1 = SSH(width, slope=slope)
         self.ssh2 = SSH(width, slope=slope)
         self.ssh3 = SSH(width, slope=slope)
-        self.ClassHead = nn.ModuleList(_Head(width, 2) for _ in range(3))
-        self.BboxHead = nn.ModuleList(_Head(width, 4) for _ in range(3))
-        self.LandmarkHead = nn.ModuleList(_Head(width, 10) for _ in range(3))
+        self.ClassHead = nn.ModuleList(_Head(width, anchors, 2) for _ in range(3))
+        self.BboxHead = nn.ModuleList(_Head(width, anchors, 4) for _ in range(3))
+        self.LandmarkHead = nn.ModuleList(_Head(width, anchors, 10) for _ in range(3))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the network.
