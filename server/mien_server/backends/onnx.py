@@ -9,8 +9,14 @@ import numpy as np
 
 from mien_server.backends import memory
 from mien_server.backends.devices import CpuDevice, CudaDevice
-from mien_server.backends.graph_rows import Layout, arrange, probe, probe_pictures, run_rows
-from mien_server.backends.instance import LoadedInstance
+from mien_server.backends.instance import (
+    Layout,
+    LoadedInstance,
+    arrange,
+    probe,
+    probe_pictures,
+    run_rows,
+)
 from mien_server.backends.onnx_graph import check_fits, read_graph
 from mien_server.backends.onnx_sessions import CpuSessions, CudaSessions, Sessions, first_line
 from mien_server.backends.precision import Precision

@@ -14,8 +14,15 @@ import numpy as np
 
 from mien_server.backends import memory
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
-from mien_server.backends.graph_rows import Layout, arrange, probe, probe_pictures, run_rows
-from mien_server.backends.instance import Computes, LoadedInstance
+from mien_server.backends.instance import (
+    Computes,
+    Layout,
+    LoadedInstance,
+    arrange,
+    probe,
+    probe_pictures,
+    run_rows,
+)
 from mien_server.backends.openvino_models import (
     CompiledModels,
     metadata,

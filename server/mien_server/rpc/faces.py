@@ -1,18 +1,207 @@
 """mien.v1.FaceService: a request's message in, the pipeline's answer out."""
 
+import numpy as np
+
 from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.errors import InvalidRequest, Reason
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.types import FacePolicy
-from mien_server.rpc.calls import Context, bounded_call
-from mien_server.rpc.messages import (
-    detect_response,
-    embed_response,
-    face_selection,
-    image_source,
-    model_ref,
-    subject_source,
-    verify_response,
+from mien_server.pipeline.types import (
+    AlignedFace,
+    Comparison,
+    Embedding,
+    EncodedImage,
+    Face,
+    FacePolicy,
+    FaceSelection,
+    ImageSource,
+    ModelIdentity,
+    ModelRef,
+    PhotoFaces,
+    RawPixels,
 )
+from mien_server.rpc.calls import Context, bounded_call
+
+_POLICIES = {
+    face_pb2.FACE_POLICY_LARGEST: FacePolicy.LARGEST,
+    face_pb2.FACE_POLICY_CENTER_LARGEST: FacePolicy.CENTER_LARGEST,
+    face_pb2.FACE_POLICY_ALL: FacePolicy.ALL,
+    face_pb2.FACE_POLICY_REQUIRE_ONE: FacePolicy.REQUIRE_ONE,
+}
+
+
+def image_source(image: face_pb2.Image, path: str) -> ImageSource:
+    """The source that an `Image` names, which stands at `path` in the request.
+
+    Raises:
+        InvalidRequest: none is set.
+    """
+    match image.WhichOneof("source"):
+        case "encoded":
+            return EncodedImage(image.encoded)
+        case "pixels":
+            return _raw_pixels(image.pixels)
+        case "aligned_face":
+            return _aligned_face(image.aligned_face, f"{path}.aligned_face")
+        case _:
+            raise _unset(path, "encoded, pixels or aligned_face")
+
+
+def _raw_pixels(pixels: face_pb2.Pixels) -> RawPixels:
+    return RawPixels(pixels.height, pixels.width, pixels.data)
+
+
+def _aligned_face(face: face_pb2.AlignedFace, path: str) -> AlignedFace:
+    match face.WhichOneof("crop"):
+        case "encoded":
+            return AlignedFace(EncodedImage(face.encoded))
+        case "pixels":
+            return AlignedFace(_raw_pixels(face.pixels))
+        case _:
+            raise _unset(path, "encoded or pixels")
+
+
+def subject_source(subject: face_pb2.Subject, path: str) -> ImageSource | Embedding:
+    """One side of a comparison: a picture, or an embedding with values [d] float32.
+
+    Raises:
+        InvalidRequest: none is set.
+    """
+    match subject.WhichOneof("subject"):
+        case "image":
+            return image_source(subject.image, f"{path}.image")
+        case "embedding":
+            given = subject.embedding
+            return Embedding(
+                values=np.fromiter(given.values, np.float32, count=len(given.values)),
+                norm=given.norm,
+                model=ModelIdentity(given.model.name, given.model.version, given.model.fingerprint),
+            )
+        case _:
+            raise _unset(path, "image or embedding")
+
+
+def _unset(path: str, choices: str) -> InvalidRequest:
+    return InvalidRequest(
+        Reason.INVALID_REQUEST, f"{path} is not set; set {choices} in it.", field=path
+    )
+
+
+def model_ref(ref: face_pb2.ModelRef, path: str) -> ModelRef:
+    """The model that a `ModelRef` names, which stands at `path` in the request.
+
+    Raises:
+        InvalidRequest: a negative version.
+    """
+    if ref.version < 0:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            f"{path}.version is {ref.version}; use 1 or more, or 0 for the highest that is ready.",
+            field=f"{path}.version",
+        )
+    return ModelRef(ref.name, ref.version)
+
+
+def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> FaceSelection:
+    """The selection that a request asks for, `default` standing for the unspecified policy.
+
+    Raises:
+        InvalidRequest: a policy that this server does not know.
+    """
+    policy = default
+    if selection.policy != face_pb2.FACE_POLICY_UNSPECIFIED:
+        known = _POLICIES.get(selection.policy)
+        if known is None:
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                f"selection.policy {selection.policy} is unknown; use one of"
+                f" {', '.join(_POLICIES.values())}.",
+                field="selection.policy",
+            )
+        policy = known
+    return FaceSelection(
+        policy,
+        min_score=selection.min_score if selection.HasField("min_score") else None,
+        min_face_size=selection.min_face_size if selection.HasField("min_face_size") else None,
+        max_faces=selection.max_faces if selection.HasField("max_faces") else None,
+    )
+
+
+def detect_response(found: PhotoFaces) -> face_pb2.DetectResponse:
+    """The answer of Detect."""
+    return face_pb2.DetectResponse(
+        faces=[_face(face, (found.width, found.height)) for face in found.faces],
+        detector=_optional_identity(found.detector),
+        image_width=found.width,
+        image_height=found.height,
+    )
+
+
+def embed_response(found: PhotoFaces) -> face_pb2.EmbedResponse:
+    """The answer of Embed."""
+    return face_pb2.EmbedResponse(
+        faces=[_face(face, (found.width, found.height)) for face in found.faces],
+        detector=_optional_identity(found.detector),
+        embedder=_optional_identity(found.embedder),
+        image_width=found.width,
+        image_height=found.height,
+    )
+
+
+def verify_response(compared: Comparison) -> face_pb2.VerifyResponse:
+    """The answer of Verify."""
+    return face_pb2.VerifyResponse(
+        similarity=compared.similarity,
+        threshold=compared.threshold,
+        threshold_source=(
+            face_pb2.THRESHOLD_SOURCE_REQUEST
+            if compared.threshold_from_request
+            else face_pb2.THRESHOLD_SOURCE_MODEL
+        ),
+        matched=compared.matched,
+        face_a=_face(compared.face_a, compared.size_a),
+        face_b=_face(compared.face_b, compared.size_b),
+        detector=_optional_identity(compared.detector),
+        embedder=_identity(compared.embedder),
+    )
+
+
+def _face(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
+    message = face_pb2.Face(score=face.score)
+    if face.box is not None:
+        x1, y1, x2, y2 = face.box.tolist()
+        message.box.CopyFrom(face_pb2.Box(x1=x1, y1=y1, x2=x2, y2=y2))
+        if size is not None:
+            w, h = size
+            message.box_normalized.CopyFrom(
+                face_pb2.Box(x1=x1 / w, y1=y1 / h, x2=x2 / w, y2=y2 / h)
+            )
+    if face.landmarks is not None:
+        points = [face_pb2.Point(x=x, y=y) for x, y in face.landmarks.tolist()]
+        left_eye, right_eye, nose, left_mouth, right_mouth = points
+        message.landmarks.CopyFrom(
+            face_pb2.Landmarks(
+                left_eye=left_eye,
+                right_eye=right_eye,
+                nose=nose,
+                left_mouth=left_mouth,
+                right_mouth=right_mouth,
+            )
+        )
+    if face.embedding is not None:
+        message.embedding.norm = face.embedding.norm
+        message.embedding.values.extend(face.embedding.values.tolist())
+        message.embedding.model.CopyFrom(_identity(face.embedding.model))
+    return message
+
+
+def _identity(model: ModelIdentity) -> face_pb2.ModelIdentity:
+    return face_pb2.ModelIdentity(
+        name=model.name, version=model.version, fingerprint=model.fingerprint
+    )
+
+
+def _optional_identity(model: ModelIdentity | None) -> face_pb2.ModelIdentity | None:
+    return None if model is None else _identity(model)
 
 
 class FaceService(face_pb2_grpc.FaceServiceServicer):

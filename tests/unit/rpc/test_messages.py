@@ -17,7 +17,7 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
-from mien_server.rpc.messages import (
+from mien_server.rpc.faces import (
     detect_response,
     embed_response,
     face_selection,
