@@ -25,9 +25,9 @@ CHECK = Check(
     bound=0.999,
     problem="",
     side=112,
-    speeds=(Speed(1, 0.5), Speed(4, 0.8)),
-    loaded_bytes=3 << 20,
-    running_bytes=1 << 20,
+    speeds=(Speed(1, 0.0123456), Speed(4, 0.8)),
+    loaded_bytes=3000 << 20,
+    running_bytes=1000 << 20,
 )
 
 
@@ -50,6 +50,15 @@ def test_a_version_is_measured_by_batch_size(repository: Path) -> None:
     assert (check.cosines, check.passed) == ((), True)
     assert check.problem.startswith("this version has no golden file: `mien-server models check")
     assert check.running_bytes >= 0
+
+
+def test_the_speed_of_a_detector_is_that_on_its_smallest_canvas(repository: Path) -> None:
+    config = repository / "bright" / "config.pbtxt"
+    text = config.read_text().replace("max_batch_size: 4", "max_batch_size: 1")
+    config.write_text(text.replace('string_value: "64"', 'string_value: "64, 128"'))
+    target = find_target([repository], "bright", None)
+    assert target.config.sides == (64, 128)
+    assert check_version(target, device="cpu").side == 64
 
 
 def test_golden_files_are_used_if_they_are_for_these_pixels(repository: Path) -> None:
@@ -130,10 +139,10 @@ def test_report_for_machines() -> None:
     document = check_document(CHECK)
     assert document["cosine"] == {"min": 0.9991, "median": 0.9995, "bound": 0.999}
     assert document["speeds"] == [
-        {"rows": 1, "milliseconds": 500.0, "rows_per_second": 2.0},
+        {"rows": 1, "milliseconds": 12.346, "rows_per_second": 81.0},
         {"rows": 4, "milliseconds": 800.0, "rows_per_second": 5.0},
     ]
-    assert document["memory"] == {"loaded_bytes": 3 << 20, "running_bytes": 1 << 20}
+    assert document["memory"] == {"loaded_bytes": 3000 << 20, "running_bytes": 1000 << 20}
     assert document["passed"] is True
     unknown = check_document(replace(CHECK, cosines=(), problem="none"))
     assert (unknown["passed"], unknown["cosine"], unknown["problem"]) == (None, None, "none")
@@ -143,14 +152,14 @@ def test_report_for_people() -> None:
     first, cosine, memory, blank, speed, head, one, four = check_text(CHECK).splitlines()
     assert first == "colours version 3, bf16 on cpu, 2 cores"
     assert cosine == "cosine to fp32   min 0.999100, median 0.999500 (bound 0.999): passed"
-    assert memory == "memory           3 MiB loaded, 1 MiB more while it ran"
+    assert memory == "memory           3000 MiB loaded, 1000 MiB more while it ran"
     assert (blank, speed) == (
         "",
         "speed with pictures of 112 pixels a side, from pixels to results",
     )
     assert [line.split() for line in (head, one, four)] == [
         ["rows", "ms", "rows/s"],
-        ["1", "500.00", "2.0"],
+        ["1", "12.35", "81.0"],
         ["4", "800.00", "5.0"],
     ]
     assert ": FAILED" in check_text(replace(CHECK, cosines=(0.5,)))

@@ -2,12 +2,18 @@
 
 import asyncio
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.evaluation.loaded import run_all
+from mien_server.evaluation.loaded import EvaluationError, load_models, run_all
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import EMBEDDER
+from mien_server.pipeline.types import ModelRef
 from mien_server.scheduling.errors import QueueFull, RowFailed
+from mien_server.settings import Settings
 
 
 async def double(number: int) -> int:
@@ -75,3 +81,35 @@ def test_only_some_are_in_the_pipeline_at_the_same_time() -> None:
 
     run_all(range(200), work, label="counting")
     assert most == 32
+
+
+def test_models_are_loaded_for_the_block_only(small_models: Path) -> None:
+    before = set(threading.enumerate())
+    settings = Settings(model_repository=(small_models,), default_embedder="another")
+    with load_models(settings, {EMBEDDER: ModelRef("colours", 1)}) as loaded:
+        (model,) = loaded.models.values()
+        assert (model.name, model.version) == ("colours", 1)
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ("ref", "role", "problem"),
+    [
+        (ModelRef("nobody"), EMBEDDER, "nobody"),
+        (ModelRef("colours", 7), EMBEDDER, "7"),
+        (
+            ModelRef("bright"),
+            EMBEDDER,
+            "'bright' is a detector, where an embedding model is needed",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_named(
+    small_models: Path, ref: ModelRef, role: AnyRole, problem: str
+) -> None:
+    before = set(threading.enumerate())
+    settings = Settings(model_repository=(small_models,))
+    with pytest.raises(EvaluationError, match=problem), load_models(settings, {role: ref}):
+        pass
+    assert set(threading.enumerate()) <= before

@@ -1,14 +1,13 @@
 """Labelled pairs through a small embedder: the figures, what is left out, and how it is reported."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from mien_server.evaluation.loaded import EvaluationError, LoadedModels, load_models
+from mien_server.evaluation.loaded import EvaluationError, LoadedModels
 from mien_server.evaluation.metrics import FARS, rates_at
 from mien_server.evaluation.pairs import Pairs, Picture
 from mien_server.evaluation.reports import (
@@ -19,9 +18,6 @@ from mien_server.evaluation.reports import (
     verification_title,
 )
 from mien_server.evaluation.verification import Failure, Verification, verify_pairs
-from mien_server.models.roles import EMBEDDER
-from mien_server.pipeline.types import ModelRef
-from mien_server.settings import Settings
 from tests import graphs
 from tests.unit.evaluation.conftest import THRESHOLD
 
@@ -203,11 +199,3 @@ def test_only_the_first_failures_are_shown(
     assert lines[-1] == "  9.png: why"
     lines = verification_text(loaded, pairs, replace(found, failures=failures[:1])).splitlines()
     assert lines[-3:] == ["", "1 picture failed", "  0.png: why"]
-
-
-def test_a_model_that_is_not_there_is_named(small_models: Path) -> None:
-    with (
-        pytest.raises(EvaluationError, match="nobody"),
-        load_models(Settings(model_repository=(small_models,)), {EMBEDDER: ModelRef("nobody")}),
-    ):
-        pass

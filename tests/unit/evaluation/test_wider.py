@@ -149,3 +149,11 @@ def test_subsets_that_are_wrong_say_so(images: Path, content: str, problem: str)
     (images.parent / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"wider_easy_val\.mat is not one of"):
         _read(images.parent, subsets=images.parent / "empty")
+
+
+def test_labels_that_cannot_be_read_are_named(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"none\.txt cannot be read: .*No such file"):
+        read_wider(tmp_path / "none.txt", images)
+    (tmp_path / "latin.txt").write_bytes(b"\xe4.jpg\n0\n")
+    with pytest.raises(DatasetError, match=r"latin\.txt cannot be read: .*codec"):
+        read_wider(tmp_path / "latin.txt", images)
