@@ -47,14 +47,18 @@ def python_of(name: str) -> Path:
         CannotRun: pip could not install it.
     """
     folder = CACHE / "environments" / name
-    wanted = "\n".join((sys.version, *ENVIRONMENTS[name], (ROOT / "constraints.txt").read_text()))
+    names = {re.split(r"[\[=<>]", wanted)[0] for wanted in ENVIRONMENTS[name]}
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in constraints if line.partition("==")[0] in names]
+    # Pins of what the project alone uses are no reason to make it again.
+    description = "\n".join((sys.version, *ENVIRONMENTS[name], *pins))
 
     def make(partial: Path) -> None:
         _run([sys.executable, "-m", "venv", str(partial)])
         install = ["-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
         _run([str(partial / "bin" / "python"), *install, *ENVIRONMENTS[name]])
 
-    _once(folder, wanted, make)
+    _once(folder, description, make)
     return folder / "bin" / "python"
 
 
