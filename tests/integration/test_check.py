@@ -18,12 +18,15 @@ from mien_server.backends.precision import Precision
 from mien_server.commands.main import main
 from mien_server.commands.models import PRECISIONS
 from mien_server.engine import build_engine
+from mien_server.models.families import find_family
+from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest
 from mien_server.repository.versions import State, VersionStatus
 from mien_server.settings import Settings
 from mien_server.weights.progress import Progress
+from mien_server.weights.write.graph import write_graph
 from mien_server.weights.write.version_folder import turn
 
 WEIGHTS = "model.safetensors"
@@ -59,6 +62,9 @@ def _perturb(folder: Path, tensor: str, share: float) -> None:
     noise = torch.randn(state[tensor].shape, generator=torch.Generator().manual_seed(0))
     state[tensor] += share * state[tensor].std() * noise
     save_file(state, path)
+    config = read_config(folder.parent / "config.pbtxt")
+    assert isinstance(config, ModelConfig)
+    write_graph(find_family(config.architecture), path)
     _describe_again(folder)
 
 
