@@ -187,6 +187,8 @@ class Dispatcher:
     def finish(self, assignment: Assignment, now: float) -> list[Settlement]:
         """Takes back an executor whose batch is done, and settles the batch's requests."""
         self._give_back(assignment, now)
+        if assignment.cores:
+            assignment.device.company.end(_calls_in(assignment.batch), now)
         slot, run, batch = assignment.slot, assignment.run, assignment.batch
         if not run.died:
             slot.deaths = 0
@@ -196,6 +198,7 @@ class Dispatcher:
         if run.clean:
             seconds, units = now - assignment.started, assignment.cores or 1
             slot.estimate.learn(batch.rows, batch.shape, seconds, now, units=units)
+            slot.costs.learn(units, batch.rows, batch.shape, seconds, now)
         settled: list[Settlement] = []
         offset = 0
         for part in batch.parts:
@@ -256,6 +259,11 @@ class Dispatcher:
         name = device.device.name
         return [slot for slot in self.slots if len(slot.queue) and name in slot.share]
 
+    def _next_calls(self, device: DeviceState) -> list[float]:
+        """When the calls came in that are next in the queues of a device."""
+        heads = [slot.queue.head() for slot in self._slots_of(device)]
+        return [head.arrived for head in heads if head is not None]
+
     def _urgency(
         self, slot: SlotState, device: DeviceState
     ) -> tuple[int, int, float, float, float]:
@@ -309,9 +317,12 @@ class Dispatcher:
         slot.running[index] += 1
         cores = 0
         if device.device.cores:
-            # All free cores for a lone batch; an even share where other executors would find work too.
+            # Of all free cores if it is the only one; of an even share where others would find work too.
             sharers = min(device.idle, 1 + self.batches_waiting(device))
-            cores = max(1, device.free_cores // sharers)
+            most = max(1, device.free_cores // sharers)
+            company = device.company
+            company.begin(_calls_in(batch), self._next_calls(device))
+            cores = slot.costs.choose(most, batch.rows, batch.shape, company.often, now)
             device.free_cores -= cores
         device.idle -= 1
         rows = [row for part in batch.parts for row in part.request.rows[part.start : part.stop]]
@@ -378,3 +389,8 @@ class Dispatcher:
             settled.append(Settlement(slot, request, outcome))
         in_turn = slot.order.settled(request, answer)
         return settled + [Settlement(slot, *answered) for answered in in_turn]
+
+
+def _calls_in(batch: Batch) -> frozenset[float]:
+    """When the calls came in whose rows a batch has."""
+    return frozenset(part.request.arrived for part in batch.parts)

@@ -8,6 +8,7 @@ from math import ceil
 from weakref import ref
 
 from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.cores import Company, CoreCosts
 from mien_server.scheduling.interface import Completion, Device, PlacedInstance
 from mien_server.scheduling.queue import Request, SlotQueue
 from mien_server.scheduling.statistics import ComputeEstimate, SlotStatistics
@@ -66,6 +67,7 @@ class DeviceState:
         idle: executors without a batch.
         free_cores: cores that no batch has been granted.
         fair_floor: the least share of the device that a slot with work waiting has had; never falls.
+        company: how often calls on it have others beside them.
     """
 
     def __init__(self, device: Device) -> None:
@@ -73,6 +75,7 @@ class DeviceState:
         self.idle = device.executors
         self.free_cores = device.cores
         self.fair_floor = 0.0
+        self.company = Company()
 
     @property
     def capacity(self) -> int:
@@ -88,6 +91,7 @@ class SlotState:
     Attributes:
         queue: the requests that wait.
         estimate: how long batches take.
+        costs: what they take on so many cores.
         statistics: what was done.
         running: batches under way, per placed instance.
         held: requests accepted and not yet settled.
@@ -114,6 +118,7 @@ class SlotState:
         self.instances = tuple(instances)
         self.queue = SlotQueue()
         self.estimate = ComputeEstimate()
+        self.costs = CoreCosts()
         self.statistics = SlotStatistics()
         self.running = [0] * len(self.instances)
         self.held = 0

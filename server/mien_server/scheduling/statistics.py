@@ -148,11 +148,15 @@ class ComputeEstimate:
 
     Two figures each: `typical`, a moving average, for planning ahead; and `fastest`, which falls at once
     and rises slowly, for refusing what cannot be done in time. One batch alone refuses nothing: it may
-    have been the unlucky one. What no batch has confirmed for ten seconds is forgotten, so that a slow
-    spell cannot make a slot refuse work for good.
+    have been the unlucky one. What no batch has confirmed for a while is forgotten, so that a slow spell
+    cannot make a slot refuse work for good.
+
+    Args:
+        memory: seconds until then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float = _FORGET_AFTER) -> None:
+        self._memory = memory
         self._seen: dict[Hashable, dict[int, _Seen]] = {}
         self._row_cost = 0.0
         self._row_cost_at = float("-inf")
@@ -165,7 +169,7 @@ class ComputeEstimate:
             self._forget_shapes(now)
         sizes = self._seen.setdefault(shape, {})
         seen = sizes.get(rows)
-        if seen is None or now - seen.at > _FORGET_AFTER:
+        if seen is None or now - seen.at > self._memory:
             sizes[rows] = _Seen(seconds, seconds, now)
         else:
             seen.typical += _WEIGHT * (seconds - seen.typical)
@@ -174,7 +178,7 @@ class ComputeEstimate:
             seen.at = now
             seen.confirmed = True
         cost = seconds * units / rows
-        if now - self._row_cost_at > _FORGET_AFTER:
+        if now - self._row_cost_at > self._memory:
             self._row_cost = cost
         else:
             self._row_cost += _WEIGHT * (cost - self._row_cost)
@@ -201,7 +205,7 @@ class ComputeEstimate:
 
     def row_cost(self, now: float) -> float:
         """Seconds of one core (or executor) that a row costs in the batches of late; 0 if unknown."""
-        return self._row_cost if now - self._row_cost_at <= _FORGET_AFTER else 0.0
+        return self._row_cost if now - self._row_cost_at <= self._memory else 0.0
 
     def _forget_shapes(self, now: float) -> None:
         """Drops the shapes that have not come for long, since callers may choose shapes freely."""
@@ -209,7 +213,7 @@ class ComputeEstimate:
 
     def _known(self, shape: Hashable, now: float) -> dict[int, _Seen]:
         sizes = self._seen.get(shape, {})
-        return {size: seen for size, seen in sizes.items() if now - seen.at <= _FORGET_AFTER}
+        return {size: seen for size, seen in sizes.items() if now - seen.at <= self._memory}
 
 
 def with_headroom(seconds: float) -> float:
