@@ -14,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mien_server.backends.openvino import GRAPH
+from mien_server.backends.openvino_models import multiplies_bf16
 from mien_server.backends.precision import Precision
 from mien_server.commands.main import main
 from mien_server.commands.models import PRECISIONS
 from mien_server.engine import build_engine
 from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
+from mien_server.repository.golden import BOUNDS
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.manifest import FILENAME as MANIFEST
 from mien_server.repository.manifest import describe, read_manifest, write_manifest
@@ -141,7 +144,7 @@ def test_a_version_without_golden_file_serves_and_check_says_how_to_make_one(
     status, report = _check(capsys, repository, "sface", "--make-golden")
     assert (status, report["passed"], report["problem"]) == (0, True, "")
     manifest = read_manifest(folder)
-    assert set(manifest.files) == {WEIGHTS, GOLDEN}
+    assert set(manifest.files) == {WEIGHTS, GRAPH, GOLDEN}
     assert manifest.source == "a test" != source
     assert (folder / WEIGHTS).read_bytes() == weights
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".1")]
@@ -203,17 +206,18 @@ def test_check_reports_cosine_speed_and_memory(
     config.write_text(config.read_text().replace("max_batch_size: 1", "max_batch_size: 4"))
     status, report = _check(capsys, repository, "sface", "--precision", "bf16", "--cpu-cores", "1")
     assert status == 0
+    precision = "bf16" if multiplies_bf16() else "fp32"  # OpenVINO emulates no bfloat16
     named = {key: report[key] for key in ("model", "version", "device", "cores", "precision")}
     assert named == {
         "model": "sface",
         "version": 1,
         "device": "cpu",
         "cores": 1,
-        "precision": "bf16",
+        "precision": precision,
     }
     cosine = report["cosine"]
-    assert 0.999 <= cosine["min"] <= cosine["median"] < 1
-    assert cosine["bound"] == 0.999
+    assert BOUNDS[precision] <= cosine["min"] <= cosine["median"] <= 1
+    assert cosine["bound"] == BOUNDS[precision]
     assert [speed["rows"] for speed in report["speeds"]] == [1, 2, 4]
     for speed in report["speeds"]:
         rate = 1000 * speed["rows"] / speed["milliseconds"]

@@ -6,6 +6,7 @@ the other file, which so is one for all backends.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from mien_server.backends.precision import Precision, resolve_precision
 from mien_server.backends.weights_file import LoadError
 from mien_server.models.interface import AnyFamily, ArrayF32, ImageU8, Normalisation
 from mien_server.models.roles import EMBEDDER
+
+_log = logging.getLogger(__name__)
 
 GRAPH = "graph.onnx"
 """The file beside a version's weights that says what their network computes."""
@@ -202,6 +205,8 @@ def _resolved(precision: Precision, family: AnyFamily) -> Computes:
         return "bf16" if family.role is EMBEDDER and multiplies_bf16() else "fp32"
     resolved = resolve_precision(precision, "cpu", native_bf16=True)
     if resolved == "bf16" and not multiplies_bf16():
+        # OpenVINO would compute in float32 without a word.
+        _log.warning("this processor does not multiply bfloat16: precision is fp32 instead of bf16")
         return "fp32"
     return resolved
 
