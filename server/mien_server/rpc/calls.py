@@ -99,6 +99,9 @@ def record_fault(
 TIMING_REQUEST_KEY = "mien-timing"
 TIMING_KEY = "server-timing"
 
+LONGEST_SECONDS = 86_400.0
+"""The longest deadline that a call gets, whatever it asks for."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -130,6 +133,8 @@ async def bounded(call: Call, context: Context, default_deadline: float) -> Asyn
     remaining = cast(float | None, context.time_remaining())
     if remaining is None:
         remaining = default_deadline
+    # gRPC lets a caller ask for ten thousand years, which no clock here can wait for.
+    remaining = min(remaining, LONGEST_SECONDS)
     call.deadline = call.arrived + remaining
     try:
         async with asyncio.timeout_at(call.deadline) as limit:

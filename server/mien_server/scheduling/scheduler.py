@@ -44,6 +44,10 @@ class Desk:
         self.settled = threading.Condition(self.lock)
         self.timer_sleeps_until: float | None = None
 
+    def seconds_until(self, moment: float) -> float:
+        """How long a thread may wait for a moment, which may have passed or be farther off than threads can wait."""
+        return min(max(0.0, moment - self.clock()), threading.TIMEOUT_MAX)
+
     def wake_for(self, slot: SlotState) -> None:
         """Wakes those who have to do with a request that a slot has accepted. Needs the lock."""
         for device in slot.share:
@@ -270,7 +274,7 @@ class Scheduler:
                     if decision.device.idle and dispatcher.batches_waiting(decision.device):
                         desk.work[device_name].notify()
                 elif not settled:
-                    wait = None if decision is None else max(0.0, decision - desk.clock())
+                    wait = None if decision is None else desk.seconds_until(decision)
                     desk.work[device_name].wait(wait)
                 if settled:
                     desk.settled.notify_all()
@@ -306,5 +310,5 @@ class Scheduler:
                     desk.settled.notify_all()
                 else:
                     until = desk.timer_sleeps_until = dispatcher.next_expiry()
-                    desk.timer.wait(None if until is None else max(0.0, until - desk.clock()))
+                    desk.timer.wait(None if until is None else desk.seconds_until(until))
             desk.deliver(settled)

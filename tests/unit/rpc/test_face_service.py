@@ -22,7 +22,7 @@ from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Rea
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
-from mien_server.rpc.calls import Admission
+from mien_server.rpc.calls import LONGEST_SECONDS, Admission
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.server import SERVICE, ListenError, RpcServer
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
@@ -269,8 +269,10 @@ async def test_deadline_of_the_caller_reaches_the_pipeline() -> None:
     async with serving(script, deadline=7) as running:
         await running.faces.Detect(PHOTO, timeout=50)
         await running.faces.Detect(PHOTO)
+        await running.faces.Detect(PHOTO, timeout=10_000_000)
     assert 40 < seen[0] < 51
     assert seen[1] == pytest.approx(7)
+    assert seen[2] == LONGEST_SECONDS
 
 
 async def test_call_without_a_deadline_ends_at_the_servers() -> None:

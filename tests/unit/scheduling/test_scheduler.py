@@ -69,6 +69,18 @@ def test_an_executor_that_leaves_work_behind_wakes_another(scheduler: Scheduler)
     assert all(future.result(timeout=LONG) for future in futures)
 
 
+def test_a_deadline_beyond_all_clocks_leaves_the_timer_alive(scheduler: Scheduler) -> None:
+    gate = busy(scheduler)
+    slot = opened(scheduler, Echo())
+    far = slot.submit(Work(rows=["far"], deadline=1e12))
+    time.sleep(0.05)  # the timer has looked at it
+    near = slot.submit(Work(rows=["near"], deadline=time.monotonic() + 0.05))
+    with pytest.raises(Expired):
+        near.result(timeout=LONG)
+    gate.open.set()
+    assert far.result(timeout=LONG).results == [("answer", "far")]
+
+
 def test_a_nearer_deadline_wakes_the_timer(scheduler: Scheduler) -> None:
     gate = busy(scheduler)
     slot = opened(scheduler, Echo())
