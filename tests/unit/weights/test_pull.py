@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trustme
 
 from mien_server.models.families import find_family
 from mien_server.repository.manifest import read_manifest
@@ -343,6 +345,29 @@ def test_redirects_are_followed_but_only_to_encrypted_addresses(
         fetch("/file")
     with pytest.raises(FetchError, match="answered 302"):
         fetch("/round")
+
+
+def test_encryption_is_not_given_up_by_a_redirect(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+    encrypted = f"https://127.0.0.1:{site.server_port}"
+    site.files["/a.pth"] = data = b"of a site that is known"
+    site.redirects |= {"/moved": f"{encrypted}/a.pth", "/plain": f"{site.url}/a.pth"}
+
+    def fetch(path: str) -> Path:
+        return download(
+            f"{encrypted}{path}", sha256(data), tmp_path / path[1:], Progress(io.StringIO())
+        )
+
+    assert fetch("/moved").read_bytes() == data
+    with pytest.raises(FetchError, match=f"{encrypted}/plain redirects to .* not encrypted"):
+        fetch("/plain")
 
 
 def test_error_of_the_site_is_passed_on(site: Site, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def network(slopes: ArrayF32, batch: int | str = "n", side: int = 16) -> bytes:
 
 
 def run(model: bytes, pixels: ArrayF32) -> ArrayF32:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the server runs int8
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     found: ArrayF32 = session.run(None, {session.get_inputs()[0].name: pixels})[0]
     return found
 

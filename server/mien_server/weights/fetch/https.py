@@ -100,8 +100,9 @@ def _transfer(url: str, partial: Path, limit: int, progress: Progress, name: str
     if have:
         headers["Range"] = f"bytes={have}-"
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - `check_url` has seen it
+    opener = urllib.request.build_opener(_CheckedRedirects)
     try:
-        response: http.client.HTTPResponse = _OPENER.open(request, timeout=_TIMEOUT_S)
+        response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
@@ -158,6 +159,3 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         if check_url(newurl).scheme != "https" and req.type == "https":
             raise FetchError(f"{shown(req.full_url)} redirects to an address that is not encrypted")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_OPENER = urllib.request.build_opener(_CheckedRedirects)
