@@ -1,4 +1,4 @@
-"""SCRFD graphs of the shapes that InsightFace publishes, through the onnxruntime backend."""
+"""SCRFD graphs of the shapes that InsightFace publishes, through onnxruntime and OpenVINO."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from mien_server.backends import onnx
+from mien_server.backends import onnx, openvino
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.weights_file import LoadError
@@ -63,8 +63,8 @@ def scrfd(
     return graphs.model(nodes, weights, inputs={"canvas": [batch, 3, "h", "w"]}, outputs=outputs)
 
 
-def load(graph: onnx_format.ModelProto, folder: Path) -> LoadedInstance:
-    return onnx.load(
+def load(graph: onnx_format.ModelProto, folder: Path, by: Any = onnx) -> LoadedInstance:
+    instance: LoadedInstance = by.load(
         find_family("scrfd"),
         graphs.save(graph, folder),
         normalisation=INPUT,
@@ -74,6 +74,7 @@ def load(graph: onnx_format.ModelProto, folder: Path) -> LoadedInstance:
         sides=(SIDE,),
         max_batch_size=4,
     )
+    return instance
 
 
 def detect(instance: LoadedInstance, greys: list[int]) -> list[Detections]:
@@ -90,11 +91,12 @@ GRAPHS = {
 }
 
 
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=list(GRAPHS))
 def test_known_faces_are_found_on_each_canvas(
-    tmp_path: Path, graph: onnx_format.ModelProto
+    tmp_path: Path, by: Any, graph: onnx_format.ModelProto
 ) -> None:
-    bright, dark, again, dim = detect(load(graph, tmp_path), [255, 0, 255, 220])
+    bright, dark, again, dim = detect(load(graph, tmp_path, by), [255, 0, 255, 220])
 
     assert len(dark.scores) == 0
     for found in (bright, again):

@@ -202,7 +202,9 @@ def _only_model(repository: Path, found: list[_Checkpoint]) -> str:
 def _fitting(wanted: AnyConfig, kinds: list[Recognised]) -> Recognised | None:
     if not isinstance(wanted, ModelConfig):
         return None
-    settings = (wanted.architecture, wanted.backend)
+    # OpenVINO runs either kind of file, and the name says which one the model wants.
+    onnx = wanted.default_model_filename.endswith(".onnx")
+    settings = (wanted.architecture, "onnxruntime" if onnx else "pytorch")
     return next((k for k in kinds if (k.architecture, k.backend) == settings), None)
 
 

@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from mien_server.backends import onnx
+from mien_server.backends import onnx, openvino
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError, thread_counts
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.network import PixelNetwork
@@ -38,8 +38,9 @@ def load(
     sides: Sequence[int] = (112,),
     cores: int = 2,
     normalisation: Normalisation = BGR,
+    by: Any = onnx,
 ) -> LoadedInstance:
-    return onnx.load(
+    instance: LoadedInstance = by.load(
         find_family(architecture),
         graphs.save(graph, folder),
         normalisation=normalisation,
@@ -49,6 +50,7 @@ def load(
         sides=sides,
         max_batch_size=8,
     )
+    return instance
 
 
 def answers(instance: LoadedInstance, images: ImageU8) -> ArrayF32:
@@ -63,10 +65,13 @@ def expected(images: ImageU8, how: Normalisation = BGR) -> ArrayF32:
     return graphs.embeddings(pixels.transpose(0, 3, 1, 2).astype(np.float32))
 
 
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_pixels_are_normalised_and_run(tmp_path: Path, images: ImageU8, order: str) -> None:
+def test_pixels_are_normalised_and_run(
+    tmp_path: Path, by: Any, images: ImageU8, order: str
+) -> None:
     how = Normalisation("RGB" if order == "RGB" else "BGR", (104.0, 117.0, 123.0), 1 / 64)
-    instance = load(graphs.embedder(), tmp_path, normalisation=how)
+    instance = load(graphs.embedder(), tmp_path, by=by, normalisation=how)
     np.testing.assert_allclose(answers(instance, images), expected(images, how), atol=1e-5)
 
 
@@ -113,38 +118,45 @@ GRAPHS = {
 }
 
 
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=list(GRAPHS))
 @pytest.mark.parametrize("count", [1, 3, 4, 6])
 def test_any_number_of_rows_gets_the_same_answers_from_any_graph(
-    tmp_path: Path, images: ImageU8, graph: onnx_format.ModelProto, count: int
+    tmp_path: Path, by: Any, images: ImageU8, graph: onnx_format.ModelProto, count: int
 ) -> None:
-    instance = load(graph, tmp_path)
+    instance = load(graph, tmp_path, by=by)
     np.testing.assert_allclose(
         answers(instance, images[:count]), expected(images[:count]), atol=1e-5
     )
 
 
-def test_rows_that_would_change_one_another_run_singly(tmp_path: Path, images: ImageU8) -> None:
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+def test_rows_that_would_change_one_another_run_singly(
+    tmp_path: Path, by: Any, images: ImageU8
+) -> None:
     graph = graphs.embedder(tail=mean_of_the_batch(), half=np.array(0.5, np.float32))
-    instance = load(graph, tmp_path)
+    instance = load(graph, tmp_path, by=by)
     np.testing.assert_allclose(answers(instance, images), expected(images) / 2, atol=1e-5)
 
 
-def test_a_graph_of_four_rows_without_outputs_for_each_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+def test_a_graph_of_four_rows_without_outputs_for_each_is_refused(tmp_path: Path, by: Any) -> None:
     graph = graphs.embedder(4, tail=reshape(), output=[32], shape=np.array([32], np.int64))
     with pytest.raises(LoadError, match="takes 4 images at once, but gives no outputs for each"):
-        load(graph, tmp_path)
+        load(graph, tmp_path, by=by)
 
 
-def test_a_graph_of_one_size_serves_that_size_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+def test_a_graph_of_one_size_serves_that_size_only(tmp_path: Path, by: Any) -> None:
     with pytest.raises(LoadError, match="takes images of 112x112 pixels only, not of 128x128"):
-        load(graphs.embedder(), tmp_path, sides=(112, 128))
+        load(graphs.embedder(), tmp_path, by=by, sides=(112, 128))
 
 
-def test_outputs_of_another_family_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+def test_outputs_of_another_family_are_refused(tmp_path: Path, by: Any) -> None:
     problem = r"'scrfd': for an image of 112 pixels it gives \[8\], but SCRFD with landmarks gives"
     with pytest.raises(LoadError, match=problem):
-        load(graphs.embedder(), tmp_path, architecture="scrfd")
+        load(graphs.embedder(), tmp_path, by=by, architecture="scrfd")
 
 
 def test_what_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
@@ -153,15 +165,25 @@ def test_what_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
         load(graphs.embedder(tail=tail), tmp_path)
 
 
+def test_what_openvino_cannot_run_may_be_for_another_backend(tmp_path: Path) -> None:
+    tail = [helper.make_node("NoSuchOperator", ["vector"], ["embedding"])]
+    with pytest.raises(openvino.Unsupported, match=r"model\.onnx: OpenVINO.*NoSuchOperator"):
+        load(graphs.embedder(tail=tail), tmp_path, by=openvino)
+
+
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
-def test_precision_is_what_the_graph_computes_in(tmp_path: Path, precision: Precision) -> None:
-    assert load(graphs.embedder(), tmp_path, precision=precision).precision == "fp32"
+def test_precision_is_what_the_graph_computes_in(
+    tmp_path: Path, by: Any, precision: Precision
+) -> None:
+    assert load(graphs.embedder(), tmp_path, by=by, precision=precision).precision == "fp32"
 
 
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
-def test_another_precision_is_refused(tmp_path: Path, precision: Precision) -> None:
+def test_another_precision_is_refused(tmp_path: Path, by: Any, precision: Precision) -> None:
     with pytest.raises(LoadError, match=f"{precision} is set, but .* computes in fp32: set"):
-        load(graphs.embedder(), tmp_path, precision=precision)
+        load(graphs.embedder(), tmp_path, by=by, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +232,9 @@ def threads_of_this_process() -> set[str]:
     return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
-def test_several_threads_run_it_at_once(tmp_path: Path, images: ImageU8) -> None:
-    instance = load(graphs.embedder(), tmp_path)
+@pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+def test_several_threads_run_it_at_once(tmp_path: Path, by: Any, images: ImageU8) -> None:
+    instance = load(graphs.embedder(), tmp_path, by=by)
     start = threading.Barrier(4)
 
     def work(index: int) -> ArrayF32:

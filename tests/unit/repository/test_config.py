@@ -41,6 +41,36 @@ def test_shortest_embedder_has_the_documented_defaults(read: Read, embedder: str
     assert config.wanted_versions([1, 3, 2]) == (3,)
 
 
+@pytest.mark.parametrize(
+    ("named", "more", "backends", "filename"),
+    [
+        ("pytorch", "", ("pytorch", "openvino"), "model.safetensors"),
+        ("pytorch", "pytorch", ("pytorch", "pytorch"), "model.safetensors"),
+        ("pytorch", "openvino", ("pytorch", "openvino"), "model.safetensors"),
+        ("onnxruntime", "", ("onnxruntime", "openvino"), "model.onnx"),
+        ("onnxruntime", "onnxruntime", ("onnxruntime", "onnxruntime"), "model.onnx"),
+        ("openvino", "", ("openvino", "openvino"), "model.onnx"),
+    ],
+)
+def test_on_the_processor_openvino_runs_a_model_unless_cpu_backend_says_otherwise(
+    read: Read, embedder: str, named: str, more: str, backends: tuple[str, str], filename: str
+) -> None:
+    text = embedder.replace('backend: "pytorch"', f'backend: "{named}"')
+    if more:
+        text += f'parameters {{ key: "cpu_backend" value {{ string_value: "{more}" }} }}\n'
+    config = read(text)
+    assert (config.backend, config.cpu_backend) == backends
+    assert config.default_model_filename == filename
+
+
+def test_openvino_takes_either_kind_of_weights(read: Read, embedder: str) -> None:
+    text = embedder.replace(
+        'backend: "pytorch"', 'backend: "openvino" default_model_filename: "model.safetensors"'
+    )
+    bf16 = text + 'parameters { key: "precision" value { string_value: "bf16" } }\n'
+    assert read(bf16).precision == "bf16"
+
+
 def test_detector_has_buckets_and_thresholds(read: Read, detector: str) -> None:
     more = """
 parameters { key: "score_threshold" value { string_value: "0.7" } }
