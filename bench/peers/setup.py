@@ -24,15 +24,16 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mien
 GRAPHS = CACHE / "graphs"
 TRITON = CACHE / "triton"
 
-_NETWORKS = ("numpy", "opencv-python-headless", "simplejpeg", "openvino>=2026.4,<2027")
+_NETWORKS = ("numpy", "opencv-python-headless", "simplejpeg", "openvino")
 _SERVER = (*_NETWORKS, "grpcio", "grpcio-status", "googleapis-common-protos", "protobuf")
 ENVIRONMENTS = {
     "threads": (*_SERVER, "onnxruntime"),
     "litserve": (*_SERVER, "litserve==0.2.19"),
     "ray": (*_SERVER, "ray[serve]==2.60.0"),
-    "triton": (*_NETWORKS, "torch==2.13.0"),
+    # With NumPy 2, the Python backend of this Triton takes every array for an empty one.
+    "triton": ("numpy<2", "openvino", "torch==2.13.0"),
 }
-"""What pip installs for whom; the project's constraints.txt pins what it names, too."""
+"""What pip installs for whom, at the versions of the project's constraints.txt where it has no own."""
 _TRITON_WHEELS = ("nvidia-pytriton==0.7.0", "tritonclient==2.41.1")
 
 
@@ -47,16 +48,17 @@ def python_of(name: str) -> Path:
         CannotRun: pip could not install it.
     """
     folder = CACHE / "environments" / name
-    names = {re.split(r"[\[=<>]", wanted)[0] for wanted in ENVIRONMENTS[name]}
+    wanted = ENVIRONMENTS[name]
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [line for line in constraints if line.partition("==")[0] in names]
-    # Pins of what the project alone uses are no reason to make it again.
-    description = "\n".join((sys.version, *ENVIRONMENTS[name], *pins))
+    pins = [line for line in constraints if line.partition("==")[0] in wanted]
+    description = "\n".join((sys.version, *wanted, *pins))
 
     def make(partial: Path) -> None:
         _run([sys.executable, "-m", "venv", str(partial)])
-        install = ["-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
-        _run([str(partial / "bin" / "python"), *install, *ENVIRONMENTS[name]])
+        limits = partial / "constraints.txt"
+        limits.write_text("\n".join(pins) + "\n")
+        install = ["-m", "pip", "install", "--quiet", "-c", str(limits)]
+        _run([str(partial / "bin" / "python"), *install, *wanted])
 
     _once(folder, description, make)
     return folder / "bin" / "python"

@@ -1,6 +1,7 @@
 """A real Triton with the embedders in its Python backend, and perf_analyzer, which drives it and mien."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -53,18 +54,18 @@ def triton_running(logs: Path) -> Iterator[tuple[str, psutil.Process]]:
         CannotRun: it cannot be had here, or it did not start.
     """
     server, _ = triton_programs()
-    python = python_of("triton")
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
-        _write_models(repository, python)
+        _write_models(repository)
         ports = {name: free_port() for name in ("grpc", "http", "metrics")}
         command = [str(server / "bin" / "tritonserver"), f"--model-repository={repository}"]
         command += [f"--backend-directory={server / 'backends'}"]
         command += [f"--{name}-port={port}" for name, port in ports.items()]
         command += [f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")]
-        # The backend's stub embeds an interpreter: the one whose packages it will import.
+        # The backend's stub embeds an interpreter that takes itself for the first of that name on PATH, and
+        # minds no PYTHONPATH; bench it finds in the working folder.
         home = {
-            "PYTHONHOME": sys.base_prefix,
+            "PATH": os.pathsep.join((str(python_of("triton").parent), os.environ["PATH"])),
             "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
         }
         address, log = f"127.0.0.1:{ports['grpc']}", logs / "triton.log"
@@ -73,15 +74,13 @@ def triton_running(logs: Path) -> Iterator[tuple[str, psutil.Process]]:
             yield address, process
 
 
-def _write_models(repository: Path, python: Path) -> None:
-    find = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    found = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True)
-    shared = {"packages": found.stdout.strip(), "bench": str(ROOT), "graphs": str(GRAPHS)}
+def _write_models(repository: Path) -> None:
     for network, dimensions in DIMENSIONS.items():
         for engine in ENGINES:
             name = f"{network}_{engine}"
             text = _CONFIG.format(name=name, dimensions=dimensions, cores=psutil.cpu_count())
-            for key, value in {**shared, "network": network, "engine": engine}.items():
+            given = {"graphs": str(GRAPHS), "network": network, "engine": engine}
+            for key, value in given.items():
                 text += f'parameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}\n'
             (repository / name / "1").mkdir(parents=True)
             (repository / name / "config.pbtxt").write_text(text)

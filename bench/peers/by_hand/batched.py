@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.peers.by_hand import faces
+from bench.peers.by_hand.arrays import Floats
 from bench.peers.by_hand.openvino_networks import OpenVinoNetworks
 
 BATCH = 4
@@ -17,7 +18,7 @@ class Embedded(NamedTuple):
 
     photo: faces.Photo
     face: faces.Face
-    vector: faces.Floats
+    vector: Floats
 
 
 class BatchedFaces:

@@ -6,22 +6,20 @@ formats, EXIF, limits, checks.
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.floating[Any]]
+from bench.peers.by_hand.arrays import CROP, Floats, Pixels
 
 cv2.setNumThreads(1)  # the callers are parallel already
 
 FILL = (123, 117, 104)  # the detector's mean, RGB
 ENOUGH = 1024  # pixels of the long side that a reduced photo keeps
 MIN_SIZE = 10  # pixels of a face's shorter side
-CROP = 112
 TEMPLATE = np.array([38.2946, 73.5318, 56.0252, 41.5493, 70.7299]) + 1j * np.array(
     [51.6963, 51.5014, 71.7366, 92.3655, 92.2041]
 )

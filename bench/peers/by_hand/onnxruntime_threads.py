@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from bench.peers.by_hand import faces
+from bench.peers.by_hand.arrays import Floats, Pixels
 from bench.peers.by_hand.service import serve
 
 NORMALISATIONS = {
@@ -38,19 +38,19 @@ class OnnxNetworks:
         files["retinaface"] = f"retinaface-{canvas}.onnx"
         self.sessions = {name: session(graphs / file) for name, file in files.items()}
 
-    def run(self, name: str, batch: faces.Pixels) -> list[faces.Floats]:
+    def run(self, name: str, batch: Pixels) -> list[Floats]:
         if name == "retinaface":
             batch = batch[..., ::-1]  # BGR
         mean, scale = NORMALISATIONS[name]
         pixels = np.ascontiguousarray((batch - mean).transpose(0, 3, 1, 2)) * scale
-        outputs: list[faces.Floats] = self.sessions[name].run(None, {"pixels": pixels})
+        outputs: list[Floats] = self.sessions[name].run(None, {"pixels": pixels})
         return outputs
 
-    def detect(self, canvas: faces.Pixels) -> tuple[faces.Floats, faces.Floats, faces.Floats]:
+    def detect(self, canvas: Pixels) -> tuple[Floats, Floats, Floats]:
         loc, conf, points = self.run("retinaface", canvas)
         return loc[0], conf[0], points[0]
 
-    def embed(self, crops: faces.Pixels, name: str) -> faces.Floats:
+    def embed(self, crops: Pixels, name: str) -> Floats:
         return self.run(name, crops)[0]
 
 

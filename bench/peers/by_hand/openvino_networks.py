@@ -12,7 +12,7 @@ import numpy as np
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
-from bench.peers.by_hand.faces import CROP, Floats, Pixels
+from bench.peers.by_hand.arrays import CROP, Floats, Pixels
 
 core = ov.Core()
 

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 
 from bench.peers.by_hand import faces
+from bench.peers.by_hand.arrays import CROP, Floats, Pixels
 from mien.v1 import face_pb2 as pb
 from mien.v1.face_pb2_grpc import FaceServiceServicer, add_FaceServiceServicer_to_server
 
@@ -24,16 +25,16 @@ MAX_BYTES = 32 << 20
 class Networks(Protocol):
     """A detector for one canvas, and embedders by name."""
 
-    def detect(self, canvas: faces.Pixels) -> tuple[faces.Floats, faces.Floats, faces.Floats]:
+    def detect(self, canvas: Pixels) -> tuple[Floats, Floats, Floats]:
         """[1, side, side, 3] RGB to [P, 4], [P, 2] and [P, 10]."""
         ...
 
-    def embed(self, crops: faces.Pixels, name: str) -> faces.Floats:
+    def embed(self, crops: Pixels, name: str) -> Floats:
         """[n, 112, 112, 3] RGB to [n, d]."""
         ...
 
 
-def to_face(photo: faces.Photo, face: faces.Face, vector: faces.Floats | None = None) -> pb.Face:
+def to_face(photo: faces.Photo, face: faces.Face, vector: Floats | None = None) -> pb.Face:
     scale = photo.width / photo.pixels.shape[1]
     x1, y1, x2, y2 = (face.box * scale).tolist()
     size = (photo.width, photo.height)
@@ -48,7 +49,7 @@ def to_face(photo: faces.Photo, face: faces.Face, vector: faces.Floats | None = 
     )
 
 
-def to_embedding(vector: faces.Floats) -> pb.Embedding:
+def to_embedding(vector: Floats) -> pb.Embedding:
     norm = float(np.linalg.norm(vector))
     return pb.Embedding(values=vector / norm, norm=norm)
 
@@ -81,7 +82,7 @@ class ByHand(FaceServiceServicer):
         if request.image.WhichOneof("source") != "aligned_face":
             return pb.EmbedResponse(faces=[self.largest(request.image, context)])
         data = request.image.aligned_face.pixels.data
-        crop = np.frombuffer(data, np.uint8).reshape(1, faces.CROP, faces.CROP, 3)
+        crop = np.frombuffer(data, np.uint8).reshape(1, CROP, CROP, 3)
         vector = self.networks.embed(crop, request.embedder.name or "sface")[0]
         return pb.EmbedResponse(faces=[pb.Face(embedding=to_embedding(vector))])
 

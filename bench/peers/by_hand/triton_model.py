@@ -1,13 +1,13 @@
 """An embedder in Triton's Python backend: `model.py` of every model of the Triton peer.
 
-The config's parameters say where the packages are, which engine runs and what file. An instance is a process
-of one thread; Triton batches, and there are as many instances as cores.
+The config's parameters say which engine runs which network. An instance is a process of one thread; Triton
+batches, and there are as many instances as cores.
 """
 
 import json
-import sys
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as triton
 
 
@@ -17,13 +17,10 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         given = {key: value["string_value"] for key, value in parameters.items()}
-        sys.path[:0] = [given["packages"], given["bench"]]
         load = load_torch if given["engine"] == "torch" else load_openvino
         self.run = load(given)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        import numpy as np
-
         inputs = [triton.get_input_tensor_by_name(r, "face").as_numpy() for r in requests]
         vectors = self.run(np.concatenate(inputs) if len(inputs) > 1 else inputs[0])
         ends = np.cumsum([len(rows) for rows in inputs])[:-1]
