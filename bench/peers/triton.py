@@ -4,7 +4,6 @@ import csv
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time

@@ -45,7 +45,7 @@ class Desk:
         self.timer_sleeps_until: float | None = None
 
     def seconds_until(self, moment: float) -> float:
-        """How long a thread may wait for a moment: one that has passed, and one farther off than threads wait."""
+        """How long a thread may wait for a moment, which may have passed, or be farther off than it can wait."""
         return min(max(0.0, moment - self.clock()), threading.TIMEOUT_MAX)
 
     def wake_for(self, slot: SlotState) -> None:
