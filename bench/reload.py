@@ -19,12 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tritonclient.grpc import InferenceServerClient
 
 import mien
 from bench.report import machine, percentile, table
+from mien_server.backends.weights_file import GRAPH
 from mien_server.repository.manifest import describe, write_manifest
+from mien_server.weights.write.version_folder import write_tensors
 from tools.local_server import LocalServer, local_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +77,8 @@ def variants(repository: Path, folder: Path) -> list[Path]:
         variant.mkdir()
         state = load_file(repository / MODEL / "1" / "model.safetensors")
         state = {key: value * factor if value.ndim == 4 else value for key, value in state.items()}
-        save_file(state, variant / "model.safetensors")
+        write_tensors(variant / "model.safetensors", state)
+        shutil.copy(repository / MODEL / "1" / GRAPH, variant)  # the tensors stand where they stood
         facts = describe(
             variant, source="bench", license_="", created=datetime.now(UTC), importer="bench.reload"
         )

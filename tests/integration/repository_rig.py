@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from mien_server.backends.weights_file import GRAPH
 from mien_server.engine import build_engine
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.types import (
@@ -26,6 +27,7 @@ from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.settings import Settings
+from mien_server.weights.write.version_folder import write_tensors
 
 SECONDS = 60
 LARGEST = FaceSelection(FacePolicy.LARGEST)
@@ -92,7 +94,8 @@ def write_variant(source: Path, folder: Path, factor: float) -> Path:
     state = load_file(source / "model.safetensors")
     state = {key: value * factor if value.ndim == 4 else value for key, value in state.items()}
     folder.mkdir()
-    save_file(state, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", state)
+    shutil.copy(source / GRAPH, folder)  # the tensors stand where they stood
     facts = describe(folder, source="", license_="", created=datetime.now(UTC), importer="pytest")
     write_manifest(folder, facts)
     return folder

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mien_server.backends.openvino import GRAPH
 from mien_server.backends.openvino_models import multiplies_bf16
 from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import GRAPH
 from mien_server.commands.main import main
 from mien_server.commands.models import PRECISIONS
 from mien_server.engine import build_engine

@@ -32,14 +32,11 @@ from mien_server.backends.openvino_models import (
     take_pixels,
 )
 from mien_server.backends.precision import Precision, resolve_precision
-from mien_server.backends.weights_file import LoadError
+from mien_server.backends.weights_file import GRAPH, LoadError
 from mien_server.models.interface import AnyFamily, ArrayF32, ImageU8, Normalisation
 from mien_server.models.roles import EMBEDDER
 
 _log = logging.getLogger(__name__)
-
-GRAPH = "graph.onnx"
-"""The file beside a version's weights that says what their network computes."""
 
 ARCHITECTURE, HEADER = "mien.architecture", "mien.weights_header"
 """What a graph says of itself: whose it is, and the sha256 of its weights' safetensors header."""

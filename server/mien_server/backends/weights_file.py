@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mien_server.errors import OperatorError
 
+GRAPH = "graph.onnx"
+"""The file beside a version's weights that says what their network computes, for backend openvino."""
+
 _NAMES_SHOWN = 8
 _MAX_BYTES = 1 << 30
 """The largest public face network has 0.26 GB."""

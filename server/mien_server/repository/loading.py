@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mien_server.backends import memory
-from mien_server.backends.weights_file import LoadError
+from mien_server.backends.weights_file import GRAPH, LoadError
 from mien_server.errors import OperatorError, Unmet
 from mien_server.repository.config.model import ModelConfig, Warmup
 from mien_server.repository.folders import stamp_of_version
@@ -74,6 +74,7 @@ def load_version(
             manifest = verify_version(folder, root, config.default_model_filename, stop_if_asked)
             if current and _still_holds(current, config, manifest):
                 return current
+            _check_graph(folder, manifest)
             golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
             placed = []
             for device, count in place(config.instance_groups, devices):
@@ -202,6 +203,19 @@ def _still_holds(current: LoadedVersion, config: ModelConfig, manifest: Manifest
     model = current.model
     same = current.files == manifest.files and config.runs_like(model.config)
     return same and not model.slot.broken
+
+
+def _check_graph(folder: Path, manifest: Manifest) -> None:
+    """Refuses a graph that no manifest vouches for: of the weights that were here before, most likely.
+
+    Raises:
+        ManifestError: there is one.
+    """
+    if GRAPH not in manifest.files and (folder / GRAPH).exists():
+        raise ManifestError(
+            f"{folder / GRAPH} is not in the manifest: remove it, or let"
+            f" `mien-server models check {folder.parent.name} --make-golden` make one for these weights"
+        )
 
 
 def _golden_of(folder: Path, config: ModelConfig) -> Golden | None:

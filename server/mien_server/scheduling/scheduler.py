@@ -45,7 +45,7 @@ class Desk:
         self.timer_sleeps_until: float | None = None
 
     def seconds_until(self, moment: float) -> float:
-        """How long a thread may wait for a moment, which may have passed, or be farther off than it can wait."""
+        """How long a thread may wait for a moment, which may have passed or be too far off to wait for."""
         return min(max(0.0, moment - self.clock()), threading.TIMEOUT_MAX)
 
     def wake_for(self, slot: SlotState) -> None:

@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from mien_server.backends import openvino, pytorch
 from mien_server.backends.devices import CpuDevice, CudaDevice, DeviceError
 from mien_server.backends.instance import LoadedInstance
-from mien_server.backends.openvino import GRAPH
 from mien_server.backends.openvino_models import multiplies_bf16
 from mien_server.backends.precision import Precision
-from mien_server.backends.weights_file import LoadError
+from mien_server.backends.weights_file import GRAPH, LoadError
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
 from mien_server.models.roles import DetectorOptions, DetectorRow

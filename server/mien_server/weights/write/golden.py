@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from mien_server.backends.openvino import GRAPH
+from mien_server.backends.weights_file import GRAPH
 from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG

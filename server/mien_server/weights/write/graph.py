@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mien_server.backends.checkpoint import check_finite, load_network
-from mien_server.backends.openvino import ARCHITECTURE, GRAPH, HEADER, header_digest
+from mien_server.backends.openvino import ARCHITECTURE, HEADER, header_digest
+from mien_server.backends.weights_file import GRAPH
 from mien_server.models.interface import AnyFamily
 
 _OPSET = 17
