@@ -37,7 +37,7 @@ class CallRecord:
         self._metrics = metrics
         self._kind = kind
         self._method = method
-        self._code = grpc.StatusCode.OK
+        self._ended = False
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -45,11 +45,12 @@ class CallRecord:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if self._ended:
+            return
         if isinstance(error, asyncio.CancelledError):
-            self._code = grpc.StatusCode.CANCELLED
-        elif error and self._code is grpc.StatusCode.OK:
-            self._code = grpc.StatusCode.UNKNOWN
-        self._metrics.handled(self._kind, self._method, self._code.name, self._seconds())
+            self._end(grpc.StatusCode.CANCELLED)
+        else:
+            self._end(grpc.StatusCode.UNKNOWN if error else grpc.StatusCode.OK)
 
     def answered(self) -> None:
         """Logs that the call was answered."""
@@ -62,8 +63,13 @@ class CallRecord:
     def failed(self, error: Exception) -> Fault:
         """Counts and logs an error that ends the call, and says what the caller is told of it."""
         fault = record_fault(error, self._metrics, self._method, self._facts())
-        self._code = fault.code
+        # The call ends here for the metrics: whoever has seen the answer must find it counted.
+        self._end(fault.code)
         return fault
+
+    def _end(self, code: grpc.StatusCode) -> None:
+        self._ended = True
+        self._metrics.handled(self._kind, self._method, code.name, self._seconds())
 
     def _facts(self) -> dict[str, object]:
         return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}

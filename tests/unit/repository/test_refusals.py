@@ -135,3 +135,11 @@ def test_what_becomes_of_files_after_their_check_is_the_reason(
         repository = open_repository(names=("sface",))
     assert reason(repository, "sface", 1) == f"{folder} {said}"
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_graph_that_no_manifest_vouches_for_is_refused(root: Path, open_repository: Open) -> None:
+    folder = add_version(root, "sface", 1)
+    (folder / "graph.onnx").write_bytes(b"of other weights")
+    reason_of = reason(open_repository(), "sface", 1)
+    assert "graph.onnx is not in the manifest: remove it, or let" in reason_of
+    assert "`mien-server models check sface --make-golden`" in reason_of
