@@ -381,6 +381,7 @@ def test_error_of_the_site_is_passed_on(site: Site, tmp_path: Path) -> None:
         ("http://example.com/a.pth", "0" * 64, "is not encrypted: use https"),
         ("https://example.com/a.pth?k=secret", None, r"example\.com/a\.pth needs --sha256"),
         ("https://me:secret@example.com/a.pth", "0" * 64, "has credentials in it"),
+        ("https://secret@example.com/a.pth", "0" * 64, "has credentials in it"),
         ("https:///a.pth", "0" * 64, "is no https address"),
         ("https://[::1/a.pth", "0" * 64, "is no address"),
         ("file:///etc/passwd", "0" * 64, "is no source: hf:owner/name"),
