@@ -52,7 +52,7 @@ def test_precisions_of_each_backend(read: Read, embedder: str, backend: str, val
     [
         ('platform: "tensorrt_plan"', "", r'platform: is .*must be "onnxruntime_onnx"'),
         (PYTORCH + ' platform: "onnxruntime_onnx"', "", "platform: does not fit backend 'pytorch'"),
-        ('backend: "onnx"', "", 'backend: is .*must be "pytorch" or "onnxruntime"'),
+        ('backend: "onnx"', "", 'backend: is .*must be "pytorch", "onnxruntime" or "openvino"'),
         (PYTORCH, precision("int8"), "precision: is 'int8'; must be one of auto, fp32, bf16, fp16"),
         ('backend: "onnxruntime"', precision("bf16"), "must be one of auto, fp32, fp16, int8"),
         (PYTORCH, 'default_model_filename: "m.onnx"', "'pytorch' it must be a .safetensors file"),
