@@ -1,9 +1,9 @@
-"""The two backends side by side: the same networks, random weights, in every precision that each has.
+"""The backends side by side: the same networks, random weights, in every precision that each has.
 
 Rows a second of one core, as an executor has under load, and of one picture alone with all cores. A
-single core's time is that of the thread, so that other work on the machine counts less. Rows are uint8
-pictures: normalising is part of it, the families' post-processing is not. The best of some rounds counts,
-in which the candidates take turns.
+single core's time is the processor time of the process, so that other work on the machine counts less. Rows
+are uint8 pictures: normalising is part of it, the families' post-processing is not. The best of some rounds
+counts, in which the candidates take turns.
 
     python -m bench.backends [--rounds 6] [--networks sface iresnet50] [--batch-sizes 1 4]
 """
@@ -19,9 +19,10 @@ import numpy as np
 import onnxruntime
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from bench.report import machine, table
-from mien_server.backends import onnx, pytorch
+from mien_server.backends import onnx, openvino, pytorch
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
@@ -29,13 +30,17 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
-from mien_server.weights.write.graph import export
+from mien_server.weights.write.graph import export, write_graph
 from mien_server.weights.write.quantise_graph import quantise_graph
 
 NETWORKS = ["sface", "iresnet50", "retinaface_mobilenet0.25"]
 SIDES = {DETECTOR: 640, EMBEDDER: 112}
 INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
-COLUMNS = ("pytorch fp32", "pytorch bf16", "onnxruntime fp32", "onnxruntime int8")
+COLUMNS = (
+    *("pytorch fp32", "pytorch bf16", "openvino fp32", "openvino bf16", "openvino int8"),
+    *("onnxruntime fp32", "onnxruntime int8"),
+)
+BACKENDS = {"pytorch": pytorch, "openvino": openvino, "onnxruntime": onnx}
 
 
 def rows(side: int, count: int) -> list[EmbedderRow]:
@@ -50,20 +55,29 @@ def instances(
     family = find_family(architecture)
     side = SIDES[family.role]
     network = family.network()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(
+                module, nn.PReLU
+            ):  # slopes that are all the same would be another network
+                module.weight.uniform_(0.1, 0.4)
     weights, graph, quantised = (folder / name for name in ("w.safetensors", "g.onnx", "q.onnx"))
     save_file(network.state_dict(), weights)
+    write_graph(family, weights)
     graph.write_bytes(export(fold_batch_norms(network), side, side, folded=True))
-    files: dict[str, tuple[Path, Precision]] = {"pytorch fp32": (weights, "fp32")}
+    files: dict[str, tuple[Path, Precision]] = {
+        "pytorch fp32": (weights, "fp32"),
+        "openvino fp32": (weights, "fp32"),
+        "onnxruntime fp32": (graph, "fp32"),
+    }
     if cpu_multiplies_bf16():
-        files["pytorch bf16"] = (weights, "bf16")
-    files["onnxruntime fp32"] = (graph, "fp32")
+        files |= {"pytorch bf16": (weights, "bf16"), "openvino bf16": (weights, "bf16")}
     if family.role is EMBEDDER:
         pixels = onnx.normalise([row.image for row in rows(side, 1)], INPUT)
         quantised.write_bytes(quantise_graph(graph.read_bytes(), pixels, 0))
-        files["onnxruntime int8"] = (quantised, "int8")
+        files |= dict.fromkeys(("openvino int8", "onnxruntime int8"), (quantised, "int8"))
     for name, (path, precision) in files.items():
-        load = onnx.load if path.suffix == ".onnx" else pytorch.load
-        instance = load(
+        instance = BACKENDS[name.split()[0]].load(
             family,
             path,
             normalisation=INPUT,
@@ -79,8 +93,8 @@ def instances(
 def seconds_of(
     instance: LoadedInstance, device: CpuDevice, batch: list[EmbedderRow], cores: int
 ) -> float:
-    """What one batch takes: of its thread on one core, else by the clock on the wall."""
-    clock = time.thread_time if cores == 1 else time.perf_counter
+    """What one batch takes: of the processor on one core, else by the clock on the wall."""
+    clock = time.process_time if cores == 1 else time.perf_counter
     device.begin(cores)
     started = clock()
     instance.compute(instance.collate(batch))
