@@ -7,8 +7,8 @@ Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mien_server.models.embedder import EmbedderFamily
 from mien_server.models.interface import AnyFamily
+from mien_server.models.roles import EmbedderFamily
 
 if TYPE_CHECKING:
     from mien_server.models.networks.iresnet import IResNet

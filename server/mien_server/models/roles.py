@@ -4,9 +4,9 @@ Everything that the server must know of a kind of model is said here. Elsewhere 
 needs a model of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from mien_server.models import portraits
 from mien_server.models.detections import Detections
 from mien_server.models.interface import (
     CROP_SIDE,
+    AnyFamily,
     ArrayF32,
     ImageU8,
+    NoNetwork,
     Parameters,
     Role,
     TensorSpec,
@@ -345,3 +347,51 @@ def _nearest(face: ArrayF32, found: ArrayF32) -> float:
         ).astype(np.float64)
 
     return float(cosines(seen(face[None]), seen(found)).max())
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class EmbedderFamily:
+    """A network whose only output [N, dimensions] is the embedding: `interface.Family` of embedders."""
+
+    role = EMBEDDER
+
+    def __init__(self, name: str, build: Callable[[], "nn.Module"]) -> None:
+        self.name = name
+        self._build = build
+
+    def network(self) -> "nn.Module":
+        """A new network with random weights, in eval mode.
+
+        Raises:
+            NoNetwork: it is a family of ONNX graphs.
+        """
+        return self._build().eval()
+
+    def arrange(self, shapes: Sequence[tuple[int, ...]], side: int) -> Sequence[int]:  # noqa: ARG002
+        """The only output there is.
+
+        Raises:
+            ValueError: there are several, or it is no vector.
+        """
+        if [len(shape) for shape in shapes] != [1]:
+            raise ValueError("an embedder gives one output, [dimensions]")
+        return (0,)
+
+    def results(
+        self,
+        outputs: Sequence[ArrayF32],
+        rows: Sequence[EmbedderRow],
+        options: EmbedderOptions,  # noqa: ARG002 - vectors are compared later
+    ) -> list[ArrayF32]:
+        """Each row's vector [dimensions] float32, as the network gave it: not normalised."""
+        return [vector for vector, _ in zip(outputs[0], rows, strict=True)]
+
+
+def _graphs_only() -> NoReturn:
+    raise NoNetwork("any embedder's graph, of whatever layers")
+
+
+FAMILIES: tuple[AnyFamily, ...] = (EmbedderFamily("embedder", _graphs_only),)

@@ -5,8 +5,8 @@ Zhong et al., "SFace: Sigmoid-Constrained Hypersphere Loss for Robust Face Recog
 
 from typing import TYPE_CHECKING
 
-from mien_server.models.embedder import EmbedderFamily
 from mien_server.models.interface import AnyFamily
+from mien_server.models.roles import EmbedderFamily
 
 if TYPE_CHECKING:
     from mien_server.models.networks.sface import SFace

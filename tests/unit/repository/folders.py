@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mien_server.errors import MienError, Reason, Unmet
-from mien_server.models.embedder import EmbedderFamily
 from mien_server.models.families import families
-from mien_server.models.roles import EmbedderRow
+from mien_server.models.roles import EmbedderFamily, EmbedderRow
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.loader import Loader
 from mien_server.repository.manifest import describe, write_manifest
