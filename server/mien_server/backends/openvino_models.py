@@ -162,12 +162,12 @@ class _Copy:
             request = self._compiled.create_infer_request()
         try:
             request.set_input_tensor(openvino.Tensor(pixels, shared_memory=True))
-            request.infer()
+            request.infer(share_outputs=True)
         except Exception:
             # Whatever runs next in a compiled model in which something failed may fail likewise.
             self._compile()
             raise
-        # The request's own outputs are overwritten by its next run.
+        # Copied, because the request's own outputs are overwritten by its next run.
         outputs = [np.array(tensor.data, np.float32) for tensor in request.output_tensors]
         idle.append(request)
         return outputs

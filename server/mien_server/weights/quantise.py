@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from google.protobuf import text_format
 
-from mien_server.backends import onnx
+from mien_server.backends import onnx, openvino
 from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.onnx_graph import read_graph
@@ -195,7 +195,7 @@ def _compared(config: ModelConfig, quantised: bytes, golden: Golden) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / "int8.onnx"
         weights.write_bytes(quantised)
-        instance = onnx.load(
+        instance = openvino.load(
             find_family(config.architecture),
             weights,
             normalisation=config.normalisation,
