@@ -195,11 +195,11 @@ class Measurement:
                     )
 
     async def _open_loops(self, servers: Sequence[Server]) -> None:
-        for share in (*OPEN_LOADS, None):
+        for share in OPEN_LOADS:
             for server in servers:
                 if self._is_late():
                     return
-                name = MIEN_LOAD if share is None else f"{share:.0%} of its own peak"
+                name = MIEN_LOAD if share is None else f"{share * 100:.0f} % of its own peak"
                 peak = self.results.peak(MIEN if share is None else server.name)
                 rate = peak * (0.8 if share is None else share)
                 if not rate:
