@@ -72,7 +72,7 @@ def write(results: Results, out: Path, docs: Path | None) -> None:
     """Prints the tables and writes all files."""
     tables = markdown(results)
     print(tables)
-    picture = draw(results.closed[EMBED.key], EMBED.title, EMBED.unit)
+    picture = draw(results.closed.get(EMBED.key, []), EMBED.title, EMBED.unit)
     (out / "peers.md").write_text(tables)
     (out / "peers.json").write_text(as_json(results))
     (out / "peers.svg").write_text(picture)

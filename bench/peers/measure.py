@@ -79,10 +79,10 @@ class Results:
         missing: what was not run, and why.
     """
 
-    closed: dict[str, list[Cell]] = field(default_factory=lambda: defaultdict(list))
+    closed: dict[str, list[Cell]] = field(default_factory=dict)
     opened: list[Cell] = field(default_factory=list)
-    analysed: dict[str, list[Cell]] = field(default_factory=lambda: defaultdict(list))
-    agreement: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    analysed: dict[str, list[Cell]] = field(default_factory=dict)
+    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     def miss(self, what: str) -> None:
@@ -93,8 +93,8 @@ class Results:
 
     def peak(self, server: str) -> float:
         """The server's best rate in Embed's closed loops, by the medians of its rounds; 0 if it has none."""
-        rates = defaultdict(list)
-        for cell in self.closed[EMBED.key]:
+        rates: dict[str, list[float]] = defaultdict(list)
+        for cell in self.closed.get(EMBED.key, ()):
             if cell.server == server:
                 rates[cell.load].append(cell.rate)
         return max((statistics.median(rounds) for rounds in rates.values()), default=0.0)
@@ -171,7 +171,7 @@ class Measurement:
             except (CallFailed, AnswersDiffer) as error:
                 self.results.miss(f"{server.name}: {error} ({workload.title})")
                 continue
-            self.results.agreement[workload.key][server.name] = worst
+            self.results.agreement.setdefault(workload.key, {})[server.name] = worst
             agreed.append(server)
         return agreed
 
@@ -190,16 +190,16 @@ class Measurement:
                             steady(callers, plan.cell),
                             warm_up=plan.warm_up,
                         )
-                    self.results.closed[workload.key].append(
+                    self.results.closed.setdefault(workload.key, []).append(
                         _cell(server, str(callers), load, cores[0])
                     )
 
     async def _open_loops(self, servers: Sequence[Server]) -> None:
-        for share in (*OPEN_LOADS, None):
+        for share in OPEN_LOADS:
             for server in servers:
                 if self._is_late():
                     return
-                name = MIEN_LOAD if share is None else f"{share:.0%} of its own peak"
+                name = MIEN_LOAD if share is None else f"{share * 100:.0f} % of its own peak"
                 peak = self.results.peak(MIEN if share is None else server.name)
                 rate = peak * (0.8 if share is None else share)
                 if not rate:
@@ -231,7 +231,7 @@ class Measurement:
                             found = analyse(address, model, callers, self._plan.analysis_seconds)
                             taken = cpu_seconds(root) - taken
                             resume(mien.process)
-                            self.results.analysed[network].append(
+                            self.results.analysed.setdefault(network, []).append(
                                 Cell(name, str(callers), *found, taken / (time.monotonic() - began))
                             )
 
@@ -241,7 +241,7 @@ class Measurement:
         for name, target in list(targets.items()):
             vectors = [infer(*target[:2], crop) for crop in crops()]
             worst = min(cosine(a, b) for a, b in zip(expected, vectors, strict=True))
-            self.results.agreement[f"perf_analyzer, {network}"][name] = worst
+            self.results.agreement.setdefault(f"perf_analyzer, {network}", {})[name] = worst
             if not worst >= self._least:
                 self.results.miss(f"{name}: {network} agrees with mien's by {worst:.4f} only")
                 del targets[name]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from bench.peers.workloads import EMBED, WORKLOADS, Workload
 
 ALL_CALLERS = (1, 2, 4, 8, 16, 32)
-OPEN_LOADS = (0.5, 0.8, 1.2)
+OPEN_LOADS = (0.5, 0.8, None, 1.2)
+"""Shares of a server's own peak; None: 80 % of mien's, where all get the same rate."""
 _OPEN_LENGTH = 2.5
 _ANALYSIS_LENGTH = 2.5
 _SETTLING = 0.3
@@ -52,7 +53,7 @@ class Plan:
     def cell(self) -> float:
         """Seconds of a closed loop."""
         closed = sum(len(self.callers(w)) * self.rounds(w) for w in self.workloads) * self.servers
-        opened = _OPEN_LENGTH * (len(OPEN_LOADS) + 1) * self.servers * (EMBED in self.workloads)
+        opened = _OPEN_LENGTH * len(OPEN_LOADS) * self.servers * (EMBED in self.workloads)
         analysed = _ANALYSIS_LENGTH * len(self.analysed_callers()) * 6 * self.analyse
         seconds = self.minutes * 60 * (1 - _STARTS) / (closed + opened + analysed)
         return min(_LONGEST, seconds)

@@ -32,7 +32,7 @@ def markdown(results: Results, *, heading: str = "###") -> str:
         parts += [f"{heading} Embed of JPEG portraits, open loop", open_table(results.opened)]
     parts.append("Agreement with mien's answers, at worst: " + _agreements(results) + ".")
     if results.missing:
-        parts += ["Not run:\n", "\n".join(f"- {what}" for what in results.missing)]
+        parts += ["Not run:", "\n".join(f"- {what}" for what in results.missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
