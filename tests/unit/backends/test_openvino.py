@@ -129,7 +129,7 @@ def test_neither_neighbours_nor_cores_change_an_answer(
 
 @pytest.mark.parametrize("architecture", ["sface", "iresnet18"])
 def test_a_verdict_does_not_depend_on_what_runs_beside_it(folder: Path, architecture: str) -> None:
-    """The similarity of a pair moves by at most 5e-4, whatever batches its faces are in (docs/backends.md)."""
+    """The similarity of a pair moves by at most 5e-4, whatever batches its faces are in: docs/backends.md."""
     device = CpuDevice(2)
     instance = load(folder, architecture, precision="auto", device=device)
     images = pictures(9)
