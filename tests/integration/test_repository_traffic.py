@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mien_server.pipeline.mirroring import MOST_WAITING
 from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef
 from mien_server.repository.traffic import ShadowStatistics
+from mien_server.weights.write.version_folder import write_tensors
 from tests.integration.repository_rig import (
     LARGEST,
     SECONDS,
@@ -186,14 +187,11 @@ async def test_retired_shadow_finishes_its_copies_and_is_freed(
     embedder_root: Path, crops: list[bytes]
 ) -> None:
     with shadowed(embedder_root, "sface", 1.0) as rig:
-        for _ in range(3):
+        for number in range(1, 4):
             await rig.embed(crops[0], aligned=True)
             state = load_file(embedder_root / "sface" / "1" / "model.safetensors")
-            save_file(
-                state,
-                embedder_root / "sface" / "2" / "model.safetensors",
-                {"copy": str(time.time())},
-            )
+            state["fc.weight"] *= 1 + 1e-6 * number
+            write_tensors(embedder_root / "sface" / "2" / "model.safetensors", state)
             seal(embedder_root / "sface" / "2")
             await asyncio.wrap_future(rig.loader.load("sface"))
             assert await asyncio.to_thread(rig.catalogue.drained, SECONDS)
