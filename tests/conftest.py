@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = pytest.StashKey[Path]()
 # torch's threads would else wait for each other by spinning, and tests share the processor's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import it without the server, too
 
 LaunchServer = Callable[..., AbstractContextManager[LocalServer]]
 

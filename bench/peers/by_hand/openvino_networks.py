@@ -4,11 +4,16 @@ Tuned: uint8 pixels go in as they are and the graph normalises them; a dynamic b
 where the processor multiplies in it and float32 for the detector, whose landmarks bfloat16 would move.
 """
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Its converter, which nothing here needs, would report its use.
+sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+
 import openvino as ov
 from openvino.preprocess import PrePostProcessor
 

@@ -3,7 +3,7 @@
 `import openvino` also imports its model converter, and that alone sends an event to its makers' analytics,
 asking nobody, and writes an identifier into the home folder. Nothing else of the package reports anything,
 and nothing here needs the converter; without it the import takes a fifth of the time, too. Import openvino
-from here only. tests/integration/test_openvino_is_quiet.py watches what it does.
+from here only. tests/integration/test_no_telemetry.py watches what it does.
 """
 
 import sys

@@ -78,6 +78,8 @@ class CoreCosts:
             company: how often calls have company; then core-seconds count, and else seconds.
             now: the time.
         """
+        if most == 1:
+            return 1
         choices = _choices(most)
         seconds = {cores: self._seconds(cores, rows, shape, now) for cores in choices}
         unknown = [cores for cores in choices if not seconds[cores]]
@@ -104,4 +106,4 @@ def _choices(most: int) -> list[int]:
     choices = [1]
     while choices[-1] * 4 < most:
         choices.append(choices[-1] * 4)
-    return choices if most == 1 else [*choices, most]
+    return [*choices, most]

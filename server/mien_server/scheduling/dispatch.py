@@ -187,7 +187,7 @@ class Dispatcher:
     def finish(self, assignment: Assignment, now: float) -> list[Settlement]:
         """Takes back an executor whose batch is done, and settles the batch's requests."""
         self._give_back(assignment, now)
-        if assignment.cores:
+        if assignment.device.device.cores > 1:
             assignment.device.company.end(_calls_in(assignment.batch), now)
         slot, run, batch = assignment.slot, assignment.run, assignment.batch
         if not run.died:
@@ -198,7 +198,8 @@ class Dispatcher:
         if run.clean:
             seconds, units = now - assignment.started, assignment.cores or 1
             slot.estimate.learn(batch.rows, batch.shape, seconds, now, units=units)
-            slot.costs.learn(units, batch.rows, batch.shape, seconds, now)
+            if assignment.device.device.cores > 1:
+                slot.costs.learn(units, batch.rows, batch.shape, seconds, now)
         settled: list[Settlement] = []
         offset = 0
         for part in batch.parts:
@@ -315,15 +316,15 @@ class Dispatcher:
                 slot.statistics.queue.add(now - part.request.queued)
         index = slot.free_runs(device.device.name)[0]
         slot.running[index] += 1
-        cores = 0
-        if device.device.cores:
+        cores = min(1, device.device.cores)
+        if device.device.cores > 1:
             # Of all free cores if it is the only one; of an even share where others would find work too.
             sharers = min(device.idle, 1 + self.batches_waiting(device))
             most = max(1, device.free_cores // sharers)
             company = device.company
             company.begin(_calls_in(batch), self._next_calls(device))
             cores = slot.costs.choose(most, batch.rows, batch.shape, company.often, now)
-            device.free_cores -= cores
+        device.free_cores -= cores
         device.idle -= 1
         rows = [row for part in batch.parts for row in part.request.rows[part.start : part.stop]]
         run = BatchRun(str(slot), slot.instances[index].instance, rows)

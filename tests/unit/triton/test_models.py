@@ -20,6 +20,7 @@ from tests.unit.triton.triton_world import (
     mean_colour,
     photos,
     refusal,
+    serving,
 )
 
 
@@ -133,20 +134,17 @@ async def test_overrides_and_repository_names_are_refused_by_name(running: Runni
     assert running.world.loads == []
 
 
-async def test_questions_are_answered_while_the_models_load_and_while_they_drain(
-    running: Running,
-) -> None:
-    running.admission._state = "loading"
-    await running.server.set_ready(False)
-    for _ in range(2):
-        assert await running.client.is_server_live()
-        assert not await running.client.is_server_ready()
-        assert await running.client.is_model_ready("vectors")
-        assert (await running.client.get_model_repository_index()).models
-        assert (await running.client.get_inference_statistics()).model_stats
-        code, _ = await refusal(running.client.infer("vectors", crops((1, 1, 1))))
-        assert code == "UNAVAILABLE"
-        await running.admission.drain(1)
+async def test_questions_are_answered_while_the_models_load_and_while_they_drain() -> None:
+    async with serving(loading=True) as running:
+        for _ in range(2):
+            assert await running.client.is_server_live()
+            assert not await running.client.is_server_ready()
+            assert await running.client.is_model_ready("vectors")
+            assert (await running.client.get_model_repository_index()).models
+            assert (await running.client.get_inference_statistics()).model_stats
+            code, _ = await refusal(running.client.infer("vectors", crops((1, 1, 1))))
+            assert code == "UNAVAILABLE"
+            await running.admission.drain(1)
 
 
 async def test_health_knows_the_service_too(running: Running) -> None:

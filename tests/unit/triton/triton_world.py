@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -209,7 +210,9 @@ class World:
 
     def unload(self, name: str) -> Any:
         self.loads.append(f"unload {name}")
-        return self.pool._finishing.submit(lambda: None)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
     async def embed(self, image: EncodedImage, *, call: Call, **options: Any) -> PhotoFaces:
         self.calls.append(call)
@@ -286,8 +289,8 @@ async def refusal(call: Any) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Running]:
-    """A server of two models, `vectors` and `finder`, ready; and clients of it."""
+async def serving(*, loading: bool = False) -> AsyncIterator[Running]:
+    """A server of two models, `vectors` and `finder`, ready unless `loading`; and clients of it."""
     world = World()
     world.add("vectors", EMBEDDER, Scripted(mean_colour))
     world.add("finder", DETECTOR, Scripted(as_many_faces_as_red))
@@ -314,8 +317,9 @@ async def serving() -> AsyncIterator[Running]:
     )
     faces = FaceService(pipeline, default_deadline=30)
     await server.start(faces, inference=service, reflect=True)
-    admission.open()
-    await server.set_ready(True)
+    if not loading:
+        admission.open()
+        await server.set_ready(True)
     running = Running(world, server, admission, registry)
     yield running
     await running.client.close()

@@ -1,10 +1,12 @@
-"""OpenVINO reports to nobody: its package would, from the moment that it is imported."""
+"""OpenVINO and onnxruntime report to nobody: each would, left to itself."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-_RUN = """
+import pytest
+
+_OPENVINO = """
 import os, socket, subprocess, sys
 from pathlib import Path
 
@@ -45,9 +47,37 @@ print([os.readlink(each) for each in held if each.is_socket()])
 """
 
 
-def test_nothing_is_sent_started_or_written(model_repository_path: Path, tmp_path: Path) -> None:
+_ONNXRUNTIME = """
+import os, sys
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.backends.onnx_sessions import CpuSessions
+
+edge = helper.make_tensor_value_info
+graph = helper.make_graph(
+    [helper.make_node("Relu", ["x"], ["y"])],
+    "graph",
+    [edge("x", TensorProto.FLOAT, [1])],
+    [edge("y", TensorProto.FLOAT, [1])],
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+CpuSessions(model.SerializeToString(), CpuDevice())
+print([])
+held = [Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+print([os.readlink(each) for each in held if each.is_socket()])
+"""
+
+
+@pytest.mark.parametrize("program", [_OPENVINO, _ONNXRUNTIME], ids=["openvino", "onnxruntime"])
+def test_nothing_is_sent_started_or_written(
+    model_repository_path: Path, tmp_path: Path, program: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _RUN, model_repository_path],
+        [sys.executable, "-c", program, model_repository_path],
         capture_output=True,
         text=True,
         timeout=120,
