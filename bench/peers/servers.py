@@ -140,7 +140,11 @@ def started(command: list[str], log: Path, environment: dict[str, str]) -> Itera
     with (
         log.open("wb") as sink,
         subprocess.Popen(
-            command, stdout=sink, stderr=sink, cwd=ROOT, env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", **environment}
+            command,
+            stdout=sink,
+            stderr=sink,
+            cwd=ROOT,
+            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", **environment},
         ) as popen,
     ):
         process = psutil.Process(popen.pid)
