@@ -14,10 +14,10 @@ import numpy as np
 # Its converter, which nothing here needs, would report its use.
 sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
 
-import openvino as ov
-from openvino.preprocess import PrePostProcessor
+import openvino as ov  # noqa: E402
+from openvino.preprocess import PrePostProcessor  # noqa: E402
 
-from bench.peers.by_hand.arrays import CROP, Floats, Pixels
+from bench.peers.by_hand.arrays import CROP, Floats, Pixels  # noqa: E402
 
 core = ov.Core()
 

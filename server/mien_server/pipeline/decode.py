@@ -1,50 +1,60 @@
 """From a file to upright RGB pixels.
 
-Pillow decodes everything. It is strict where OpenCV is lenient: a truncated file is an error, not a half
-grey picture; CMYK, palettes, 16 bit and alpha come out right. Milliseconds from file to RGB array, this
-module (Pillow 13) against OpenCV 4.14, which gives equal pixels; two cores with AVX-512, other work beside:
+JPEGs are decoded by libjpeg-turbo through simplejpeg, everything else by Pillow, and also any JPEG that
+simplejpeg does not like: so Pillow alone decides what is refused. It is strict where OpenCV is lenient: a
+truncated file is an error, not a half grey picture; CMYK, palettes, 16 bit and alpha come out right. Where
+both can decode a JPEG they give equal pixels (tested). Milliseconds from file to RGB array, by
+`bench/decoding.py` on an EPYC with AVX2:
 
-    ===================  =======  =======
-    file                 here     OpenCV
-    ===================  =======  =======
-    JPEG 716x900             2.9      2.1
-    PNG 716x900             14.7     12.4
-    WebP 716x900             8.4      7.2
-    TIFF LZW 716x900         6.8      6.7
-    JPEG 4000x3000            57       38
-    the same at 1/2         32.6     25.9
-    the same at 1/4         26.1     22.5
-    WebP 4000x3000           208      102
-    ===================  =======  =======
+    ===================  =======  ========  =======  =======
+    file                 here     at least  Pillow   OpenCV
+                                  1024 px
+    ===================  =======  ========  =======  =======
+    JPEG 716x900             2.8       2.8      3.8      2.7
+    PNG 716x900             19.0      18.9     18.7     16.6
+    WebP 716x900            11.6      12.4     11.1      9.3
+    JPEG 4000x3000          36.1      24.3    144.2     66.7
+    WebP 4000x3000         333.3     363.4    389.6    160.2
+    ===================  =======  ========  =======  =======
 
-Both release the interpreter: on idle cores two threads decode 1.4 to 2 times as much as one, with either.
-Large JPEGs, where OpenCV gains most, are decoded at reduced scale. So one strict decoder is enough. At its
-peak it holds 7 bytes for each pixel of the photo, for WebP about 20.
+All release the interpreter. At its peak simplejpeg holds 3 bytes for each pixel of the photo, Pillow 7, for
+WebP about 20.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
+import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.pipeline.headers import OpenedImage, broken, open_image
+from mien_server.pipeline.headers import broken, open_image
 from mien_server.pipeline.types import EncodedImage, ImageU8, Limits, RawPixels
 
 _ORIENTATION_TAG = 0x0112
 
 _BAND_BYTES = 256 * 1024
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_MIRROR, _UPSIDE_DOWN = 1, 0  # cv2.flip's codes
+_UPRIGHT: Mapping[int, Callable[[ImageU8], Any]] = MappingProxyType(
+    {
+        2: lambda pixels: cv2.flip(pixels, _MIRROR),
+        3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+        4: lambda pixels: cv2.flip(pixels, _UPSIDE_DOWN),
+        5: cv2.transpose,
+        6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+        7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+        8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    }
+)
+"""How pixels of each EXIF orientation are turned."""
 
+_JPEG = {"JPEG", "MPO"}
+_TURBO_MODES = {"RGB", "L"}
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -72,44 +82,61 @@ def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None
         enough: as `decode` has it.
 
     Raises:
-        InvalidRequest: as `open_image`, `decode` and `check_pixels` do.
+        InvalidRequest: as `decode` and `check_pixels` do.
     """
     if isinstance(source, RawPixels):
         return check_pixels(source, limits)
-    return decode(open_image(source, limits), enough=enough)
+    return decode(source, limits, enough=enough)
 
 
-def decode(opened: OpenedImage, *, enough: int | None = None) -> Photo:
-    """Decodes a file whose header has been accepted: upright, RGB, 8 bit.
+def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -> Photo:
+    """Decodes a file once its header has been accepted: upright, RGB, 8 bit.
 
     Alpha is blended onto black, 16 bit keeps the upper 8, CMYK is converted without its profile.
 
     Args:
-        opened: from `headers.open_image`; used up by this call.
         enough: a JPEG is decoded at 1/2, 1/4 or 1/8 while its long side keeps at least so many pixels
             (libjpeg's scaled inverse DCT, an average over each square). None: at full size.
 
     Raises:
-        InvalidRequest: INVALID_IMAGE for a truncated or damaged file; UNSUPPORTED_FORMAT for a colour
-            mode that is no photo (32-bit integers, floats, Lab).
+        InvalidRequest: as `open_image` does; INVALID_IMAGE for a truncated or damaged file;
+            UNSUPPORTED_FORMAT for a colour mode that is no photo (32-bit integers, floats, Lab).
     """
-    image: Image.Image = opened
+    image = open_image(source, limits)
     kind = image.format or ""
+    width, height = image.size
+    reduction = 1
     try:
-        width, height = image.size
-        reduction = _draft(image, enough) if enough is not None else 1
-        image.load()
+        if enough is not None and kind in _JPEG:
+            reduction = _reduction(width, height, enough)
+        pixels = None
+        if kind in _JPEG and image.mode in _TURBO_MODES:
+            pixels = _turbo(source.data, width // reduction, height // reduction)
+        if pixels is None:
+            image.draft(None, (width // reduction, height // reduction))
+            if image.size == (width, height):
+                reduction = 1
+            image.load()
+            pixels = _packed(_to_rgb(image))
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
     except (InvalidRequest, MemoryError):
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they stumble over
         raise broken(kind, error) from error
     if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+        pixels = np.asarray(_UPRIGHT[orientation](pixels), np.uint8)
         if orientation >= 5:
             width, height = height, width
-    return Photo(_packed(rgb), width, height, reduction)
+    return Photo(pixels, width, height, reduction)
+
+
+def _turbo(data: bytes, width: int, height: int) -> ImageU8 | None:
+    """A JPEG's pixels, at the least scale that keeps so many; None if anything about it is odd."""
+    try:
+        pixels: ImageU8 = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+    except ValueError:
+        return None
+    return pixels
 
 
 def check_pixels(raw: RawPixels, limits: Limits) -> Photo:
@@ -137,14 +164,10 @@ def check_pixels(raw: RawPixels, limits: Limits) -> Photo:
     return Photo(np.frombuffer(raw.data, np.uint8).reshape(height, width, 3), width, height)
 
 
-def _draft(image: Image.Image, enough: int) -> int:
-    """Asks libjpeg for a smaller picture; returns the reduction, 1 for other formats."""
-    width, height = image.size
+def _reduction(width: int, height: int, enough: int) -> int:
+    """By how much a JPEG of this size may be reduced: 8, 4, 2 or 1."""
     long_side, short_side = max(width, height), min(width, height)
-    fitting = (f for f in (8, 4, 2) if long_side // f >= enough and short_side >= f)
-    factor = next(fitting, 1)
-    image.draft(None, (width // factor, height // factor))
-    return factor if image.size != (width, height) else 1
+    return next((f for f in (8, 4, 2) if long_side // f >= enough and short_side >= f), 1)
 
 
 def _orientation(image: Image.Image) -> int:

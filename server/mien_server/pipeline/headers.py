@@ -8,7 +8,6 @@ import io
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NewType
 
 from PIL import (
     BmpImagePlugin,
@@ -167,12 +166,8 @@ _ISO_BRANDS = {
 }
 
 
-OpenedImage = NewType("OpenedImage", Image.Image)
-"""A file whose header has been read and found acceptable. Pillow decodes no pixel of it before `load()`."""
-
-
-def open_image(source: EncodedImage, limits: Limits) -> OpenedImage:
-    """Recognises the file by its content and reads its header.
+def open_image(source: EncodedImage, limits: Limits) -> Image.Image:
+    """Recognises the file by its content and reads its header. No pixel is decoded before `load()`.
 
     Raises:
         InvalidRequest: INVALID_IMAGE for an empty, unrecognised or broken file; UNSUPPORTED_FORMAT for a
@@ -203,7 +198,7 @@ def open_image(source: EncodedImage, limits: Limits) -> OpenedImage:
             f" {limits.max_image_pixels:,} are allowed. Send it scaled down.",
         )
     _refuse_what_is_no_photo(kind, image, limits)
-    return OpenedImage(image)
+    return image
 
 
 def broken(kind: str, error: Exception) -> InvalidRequest:

@@ -1,15 +1,16 @@
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.pipeline.decode import Photo, check_pixels, decode
-from mien_server.pipeline.headers import open_image
 from mien_server.pipeline.types import EncodedImage, Limits, RawPixels
 
 Encode = Callable[..., bytes]
@@ -21,7 +22,7 @@ ORIENTATION = 0x0112
 
 
 def decoded(data: bytes, enough: int | None = None) -> Photo:
-    return decode(open_image(EncodedImage(data), LIMITS), enough=enough)
+    return decode(EncodedImage(data), LIMITS, enough=enough)
 
 
 def worst(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
@@ -75,6 +76,42 @@ def test_jpeg_equals_opencv(progressive: bool, encode: Encode, portrait: Image.I
     data = encode(portrait, "JPEG", quality=90, progressive=progressive)
     reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert worst(decoded(data).pixels, np.asarray(reference, np.uint8)) <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+def test_either_decoder_gives_the_same_pixels_of_a_jpeg(
+    mode: str,
+    subsampling: int,
+    options: dict[str, Any],
+    encode: Encode,
+    portrait: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = portrait.convert(mode).crop((0, 0, 333, 417))
+    data = encode(odd, "JPEG", quality=85, subsampling=subsampling, **options)
+    for enough in (None, 200, 100, 50):
+        fast = decoded(data, enough)
+        with monkeypatch.context() as patch:
+            patch.setattr(simplejpeg, "decode_jpeg", refuse)
+            slow = decoded(data, enough)
+        assert fast.reduction == slow.reduction
+        assert worst(fast.pixels, slow.pixels) == 0
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError("it looks odd")
+
+
+def test_a_jpeg_with_stray_bytes_in_it_is_decoded_as_pillow_does(
+    encode: Encode, portrait: Image.Image
+) -> None:
+    data = encode(portrait, "JPEG", quality=85)
+    odd = data.replace(b"\xff\xda", b"\x00\x00\x00\xff\xda", 1)
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(odd)
+    assert worst(decoded(odd).pixels, decoded(data).pixels) == 0
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

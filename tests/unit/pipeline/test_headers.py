@@ -22,7 +22,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def refusal(data: bytes, limits: Limits = LIMITS) -> InvalidRequest:
     image = EncodedImage(data)
     with pytest.raises(InvalidRequest) as caught, at("a"), at("image"), at(image.part):
-        decode(open_image(image, limits))
+        decode(image, limits)
     return caught.value
 
 
@@ -117,7 +117,7 @@ def test_a_header_of_50000_x_50000_is_refused_before_decoding(png_chunk: Chunk) 
 def test_one_pixel_above_the_limit_is_refused_in_every_format(kind: str, encode: Encode) -> None:
     data = encode(Image.new("RGB", (101, 100)), kind)
     at_limit = Limits(max_image_pixels=10_100)
-    assert decode(open_image(EncodedImage(data), at_limit)).pixels.shape == (100, 101, 3)
+    assert decode(EncodedImage(data), at_limit).pixels.shape == (100, 101, 3)
     assert refusal(data, Limits(max_image_pixels=10_099)).reason is Reason.IMAGE_TOO_LARGE
 
 
@@ -138,7 +138,7 @@ def test_animations_and_pages_are_refused(kind: str, encode: Encode) -> None:
 def test_a_jpeg_with_a_second_picture_is_a_photo(encode: Encode, gradient: Image.Image) -> None:
     preview = Image.new("RGB", (20, 20), "red")
     data = encode(gradient, "MPO", save_all=True, append_images=[preview])
-    photo = decode(open_image(EncodedImage(data), LIMITS))
+    photo = decode(EncodedImage(data), LIMITS)
     assert (photo.width, photo.height) == gradient.size
 
 
@@ -164,7 +164,7 @@ def test_a_png_that_inflates_far_beyond_its_size_costs_nothing(
     bomb = b"".join(squeezer.compress(bytes(1 << 20)) for _ in range(256)) + squeezer.flush()
     data = png_header(png_chunk, 16, 16) + png_chunk(b"IDAT", bomb) + png_chunk(b"IEND", b"")
     # 256 MiB of zeros: the first 16 rows are the picture, the rest is never inflated.
-    assert not decode(open_image(EncodedImage(data), LIMITS)).pixels.any()
+    assert not decode(EncodedImage(data), LIMITS).pixels.any()
 
 
 def test_a_png_whose_text_inflates_far_beyond_its_size_is_refused(
@@ -219,7 +219,7 @@ def test_large_metadata_is_no_pile(encode: Encode, gradient: Image.Image) -> Non
     jpeg = encode(gradient, "JPEG", progressive=True)
     segment = b"\xff\xe1" + struct.pack(">H", 60_002) + b"\xff" * 60_000
     data = jpeg[:2] + segment * 20 + jpeg[2:]
-    assert decode(open_image(EncodedImage(data), LIMITS)).width == gradient.width
+    assert decode(EncodedImage(data), LIMITS).width == gradient.width
 
 
 def test_opening_decodes_no_pixel(encode: Encode, portrait: Image.Image) -> None:
@@ -232,5 +232,5 @@ def test_opening_decodes_no_pixel(encode: Encode, portrait: Image.Image) -> None
 def test_broken_exif_does_not_spoil_a_photo(encode: Encode, gradient: Image.Image) -> None:
     for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage", b"Exif\0\0"):
         data = encode(gradient, "JPEG", exif=exif)
-        photo = decode(open_image(EncodedImage(data), LIMITS))
+        photo = decode(EncodedImage(data), LIMITS)
         assert (photo.width, photo.height) == gradient.size
