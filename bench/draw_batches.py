@@ -30,6 +30,7 @@ class TwoCores:
     name = "cpu"
     executors = 2
     cores = 2
+    ahead = 0
 
     def begin(self, cores: int) -> None:
         """Nothing to set: nothing runs."""

@@ -27,6 +27,7 @@ class NoDevice:
     name = "cpu"
     executors = 1
     cores = 1
+    ahead = 0
 
     def begin(self, cores: int) -> None:
         """Nothing to set."""

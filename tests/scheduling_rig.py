@@ -13,6 +13,7 @@ class FakeDevice:
     name: str = "cpu"
     executors: int = 1
     cores: int = 1
+    ahead: int = 0
     grants: list[tuple[str, int]] = field(default_factory=list)
 
     def begin(self, cores: int) -> None:

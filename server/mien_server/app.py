@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+import uvloop
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
 from mien_server.backends import memory
@@ -50,7 +51,8 @@ def serve(settings: Settings) -> int:
     Raises:
         OperatorError: it cannot start.
     """
-    return asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> int:

@@ -31,7 +31,7 @@ class DeviceError(OperatorError):
 
 
 class CpuDevice:
-    """The processor, shared by one executor thread per core.
+    """The processor, shared by an executor thread per core and one more, whose batch waits for a core.
 
     Args:
         cores: the budget that all executors share, at least 1; None: `available_cores()`.
@@ -42,7 +42,8 @@ class CpuDevice:
             raise DeviceError(f"the CPU's core budget must be at least 1, not {cores}")
         self.name = "cpu"
         self.cores = available_cores() if cores is None else cores
-        self.executors = self.cores
+        self.ahead = 1
+        self.executors = self.cores + self.ahead
         self._batch = threading.local()
 
     @property
@@ -80,7 +81,7 @@ class CudaDevice:
             raise DeviceError(f"there is no cuda:{index}: {gpu_remedy()}")
         self.name = f"cuda:{index}"
         self.executors = executors
-        self.cores = 0
+        self.cores = self.ahead = 0
         self.index = index
 
     @property

@@ -162,13 +162,18 @@ class _Copy:
             request = self._compiled.create_infer_request()
         try:
             request.set_input_tensor(openvino.Tensor(pixels, shared_memory=True))
-            request.infer(share_outputs=True)
+            # In two steps: infer() would also make a dictionary of all outputs.
+            request.start_async()
+            request.wait()
         except Exception:
             # Whatever runs next in a compiled model in which something failed may fail likewise.
             self._compile()
             raise
         # Copied, because the request's own outputs are overwritten by its next run.
-        outputs = [np.array(tensor.data, np.float32) for tensor in request.output_tensors]
+        outputs = [
+            np.array(request.get_output_tensor(index).data, np.float32)
+            for index in range(len(self._compiled.outputs))
+        ]
         idle.append(request)
         return outputs
 

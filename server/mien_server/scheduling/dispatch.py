@@ -11,6 +11,7 @@ before those beyond it, then the nearer deadline, then the older call.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from mien_server.scheduling.admission import Admission
@@ -19,6 +20,7 @@ from mien_server.scheduling.batching import (
     Batch,
     BatchingPolicy,
     TimeoutAction,
+    at_most,
     form_batch,
     in_time,
 )
@@ -177,7 +179,7 @@ class Dispatcher:
         for slot in slots:
             if not slot.free_runs(device_name):
                 continue
-            decision = self._form(slot, now, settled)
+            decision = self._form(slot, device, now, settled)
             if isinstance(decision, Batch):
                 return self._assign(slot, device, decision, now), settled
             if decision is not None:
@@ -251,7 +253,7 @@ class Dispatcher:
     def batches_waiting(self, device: DeviceState) -> int:
         """About how many more batches the device could run now, if it had executors for them."""
         return sum(
-            min(len(slot.free_runs(device.device.name)), slot.batches_waiting())
+            min(len(slot.free_runs(device.device.name)), slot.batches_waiting(device))
             for slot in self._slots_of(device)
         )
 
@@ -278,7 +280,9 @@ class Dispatcher:
             head.arrived,
         )
 
-    def _form(self, slot: SlotState, now: float, settled: list[Settlement]) -> Batch | float | None:
+    def _form(
+        self, slot: SlotState, device: DeviceState, now: float, settled: list[Settlement]
+    ) -> Batch | float | None:
         """Forms a batch, after taking out what could not be done in time any more."""
 
         def typical(rows: int, shape: object) -> float:
@@ -302,6 +306,9 @@ class Dispatcher:
                 if part.request.deadline is not None and part.request.deadline < done_by[part.size]
             ]
             if not late:
+                if device.sharers > 1:
+                    most = ceil(slot.queue.rows / device.sharers)
+                    decision = at_most(decision, most, split=slot.policy.split_rows)
                 return in_time(decision, now, typical)
             for request in late:
                 settled += self._expire(
@@ -320,7 +327,7 @@ class Dispatcher:
         if device.device.cores > 1:
             # Of all free cores if it is the only one; of an even share where others would find work too.
             sharers = min(device.idle, 1 + self.batches_waiting(device))
-            most = max(1, device.free_cores // sharers)
+            most = max(1, min(device.free_cores, device.device.cores) // sharers)
             company = device.company
             company.begin(_calls_in(batch), self._next_calls(device))
             cores = slot.costs.choose(most, batch.rows, batch.shape, company.often, now)

@@ -31,11 +31,14 @@ class Device(Protocol):
         name: "cpu", "cuda:0".
         executors: how many threads run batches on it at the same time.
         cores: processor cores that those threads share, for "cpu"; 0 for a GPU.
+        ahead: cores that may be granted beyond those, so that a core which becomes free finds its next
+            batch there, and need not wait until a thread gets the interpreter and brings one.
     """
 
     name: str
     executors: int
     cores: int
+    ahead: int
 
     def begin(self, cores: int) -> None:
         """Called on the executor thread before each batch, with the number of cores granted to it."""

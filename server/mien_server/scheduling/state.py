@@ -73,9 +73,18 @@ class DeviceState:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.idle = device.executors
-        self.free_cores = device.cores
+        self.free_cores = device.cores + device.ahead
         self.fair_floor = 0.0
         self.company = Company()
+
+    @property
+    def sharers(self) -> int:
+        """Batches among which rows that wait are divided: as many as its cores run at once; 1 on a GPU.
+
+        A GPU is the faster a row, the more rows it has. A processor gains less by that than by having every
+        core at work.
+        """
+        return max(1, min(self.device.executors, self.device.cores))
 
     @property
     def capacity(self) -> int:
@@ -142,10 +151,12 @@ class SlotState:
             for _ in range(placed.count - self.running[index])
         ]
 
-    def batches_waiting(self) -> int:
+    def batches_waiting(self, device: DeviceState) -> int:
         """About how many batches the requests make that wait."""
         if not self.policy.combine:
             return len(self.queue)
+        if device.sharers > 1:
+            return self.queue.rows
         return ceil(self.queue.rows / self.policy.usual_batch_size)
 
 

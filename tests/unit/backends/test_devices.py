@@ -53,9 +53,9 @@ def test_a_thread_may_get_more_and_fewer_cores_from_batch_to_batch() -> None:
     assert seen == [2, 1, 2]
 
 
-def test_the_cpu_has_one_executor_per_core_of_its_budget() -> None:
+def test_the_cpu_has_an_executor_per_core_of_its_budget_and_one_more() -> None:
     device = CpuDevice(3)
-    assert (device.name, device.executors, device.cores) == ("cpu", 3, 3)
+    assert (device.name, device.executors, device.cores) == ("cpu", 4, 3)
     assert CpuDevice().cores == available_cores()
 
 

@@ -18,7 +18,7 @@ def test_a_lone_batch_gets_all_cores() -> None:
 
 
 def test_while_all_cores_are_granted_the_next_batch_waits_and_gathers_company() -> None:
-    lab = Lab(cpu(4))
+    lab = Lab(cpu(1))
     slot = lab.slot(max_batch_size=8)
     lab.submit_each(slot, [0])
     running = lab.taken()
@@ -53,10 +53,49 @@ def test_the_share_foresees_batches_of_the_preferred_size() -> None:
     assert [lab.taken().cores for _ in range(4)] == [1, 1, 1, 1]
 
 
-def test_the_share_foresees_no_more_batches_than_the_rows_fill() -> None:
+@pytest.mark.parametrize(
+    ("waiting", "batches"),
+    [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (5, [2, 1, 1, 1]), (8, [2, 2, 1, 1]), (64, [4] * 4)],
+)
+def test_rows_that_wait_are_spread_over_the_cores(waiting: int, batches: list[int]) -> None:
     lab = Lab(cpu(4))
-    lab.submit_each(lab.slot(max_batch_size=16, preferred_batch_sizes=(4,)), range(8))
-    assert [lab.taken().cores for _ in range(2)] == [2, 2]
+    lab.submit_each(lab.slot(max_batch_size=16, preferred_batch_sizes=(4,)), range(waiting))
+    taken = [lab.taken() for _ in batches]
+    assert [assignment.batch.rows for assignment in taken] == batches
+
+
+@pytest.mark.parametrize(("split", "batches"), [(True, [4, 2, 1, 1]), (False, [7, 1])])
+def test_the_rows_of_one_request_are_spread_only_if_they_may_be_split(
+    split: bool, batches: list[int]
+) -> None:
+    lab = Lab(cpu(2))
+    slot = lab.slot(max_batch_size=16, split_rows=split)
+    slot.submit(Work(rows=range(7)))
+    slot.submit(Work(rows=range(7, 8)))
+    found = []
+    while (batch := lab.take()) is not None:
+        found.append(batch.batch.rows)
+        lab.finish(batch)
+    assert found == batches
+
+
+def test_one_batch_more_than_cores_is_handed_out_ahead() -> None:
+    lab = Lab(FakeDevice("cpu", executors=3, cores=2, ahead=1))
+    slot = lab.slot(max_batch_size=1)
+    lab.submit_each(slot, range(4))
+    taken = [lab.taken() for _ in range(3)]
+    assert [assignment.cores for assignment in taken] == [1, 1, 1]
+    assert lab.take() is None
+    for assignment in taken:
+        lab.finish(assignment)
+    lab.finish(lab.taken())
+    lab.assert_empty()
+
+
+def test_a_lone_batch_gets_no_more_cores_than_there_are() -> None:
+    lab = Lab(FakeDevice("cpu", executors=3, cores=2, ahead=1))
+    lab.submit_each(lab.slot(), [0])
+    assert lab.taken().cores == 2
 
 
 def test_the_share_foresees_a_batch_of_each_request_that_is_not_combined() -> None:

@@ -131,7 +131,7 @@ class Lab:
             assert not any(state.running)
         for device in self.core.devices.values():
             assert device.idle == device.device.executors
-            assert device.free_cores == device.device.cores
+            assert device.free_cores == device.device.cores + device.device.ahead
         assert self.core.next_expiry() is None
 
     def _note(self, future: Future[Any]) -> None:
