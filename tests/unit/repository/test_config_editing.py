@@ -68,7 +68,7 @@ def test_a_field_is_changed_where_it_stands_and_comments_stay() -> None:
             "3",
             "instance_group: [{ count: 3 }, { count: 7 }]",
         ),
-        ("# count: 1\nname: 'count: 1'", COUNT[:1], "{}", "# count: 1\nname: 'count: 1'\n\ninstance_group {}\n"),
+        ("# count: 1", COUNT[:1], "{}", "# count: 1\n\ninstance_group {}\n"),
     ],
 )  # fmt: skip
 def test_a_field_is_set_however_the_file_is_laid_out(
