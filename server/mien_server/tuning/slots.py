@@ -32,7 +32,10 @@ _ROWS = 32
 """Different pictures, in turn."""
 _WARM_UP = 0.25
 """Share of a measurement that does not count."""
+_FIRST_LOADS = {4: 0.5, 16: 0.5}
+"""Callers and seconds before anything is measured: the first batch of each size takes longer."""
 _LONGEST_RETRY = 0.05
+"""Seconds. A refused caller tries again no later than that."""
 
 Variant = tuple[Backend, Computes]
 
@@ -176,9 +179,12 @@ def load_model(
             executors=executors,
             keep=keep,
         )
-        yield LoadedModel(
+        model = LoadedModel(
             candidates, refused, devices, side, engine, target, _rows(config, side), instances
         )
+        for backend, precision in instances:
+            model.visit(replace(own, backend=backend, precision=precision), _FIRST_LOADS)
+        yield model
 
 
 def _load(

@@ -18,7 +18,8 @@ _KEEP = 4
 _MOST_ROUNDS = 5
 _TURNS = 4
 """A measurement lasts until each caller could have had so many answers, the first of them unmeasured."""
-_SHORTEST = 0.1
+_SHORTEST = 0.2
+"""Seconds."""
 _TIED = 0.02
 """Rates that differ by no more than this share are the same: repeated rounds differ by as much."""
 _PROBE_CALLERS = 8

@@ -1,6 +1,5 @@
 """How time is divided between candidates and which one is chosen, on a machine that is made up."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -48,7 +47,7 @@ class Machine:
 
     now: float = 0.0
     visits: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    seconds: Counter[int] = field(default_factory=Counter)
+    seconds: dict[int, float] = field(default_factory=dict)
 
     def visit(self, peak: int, lengths: Mapping[int, float]) -> dict[int, Summary]:
         self.visits.append((peak, tuple(lengths)))
@@ -56,7 +55,7 @@ class Machine:
         for callers, seconds in lengths.items():
             rate = min(callers / 0.01, float(peak))
             self.now += seconds + callers / rate
-            self.seconds[peak] += seconds
+            self.seconds[peak] = self.seconds.get(peak, 0.0) + seconds
             latency = 1e3 * callers / rate
             found[callers] = summary(rate, latency, 1.2 * latency, int(rate * seconds))
         return found
@@ -136,7 +135,8 @@ def test_rounds_go_back_and_forth() -> None:
 
 
 def test_the_time_is_kept_and_what_it_was_too_short_for_is_told() -> None:
-    machine, told = Machine(), []
+    machine = Machine()
+    told: list[str] = []
     trials = sweep(
         list(range(50, 150)),
         machine.visit,
