@@ -14,7 +14,7 @@ from mien_server.tuning.sweep import Figures, Trial, winner
 
 _PACKAGES = ("mien", "numpy", "onnxruntime", "openvino", "torch")
 _HEADER = ("candidate", "callers", "rows/s", "p50 ms", "p99 ms", "measured s", "meets objective")
-_LEGEND = 400
+_LEGEND = 490
 """Pixels, for the names of candidates."""
 
 

@@ -189,7 +189,8 @@ def sweep(
         if rung == 1:  # rather all of them, and later rungs shorter
             share = max(share, min(left / 2, len(trials) * _takes(wanted, rate)))
         _run_rung(rung, field_, visit, wanted, rate, share, clock, say)
-        rate = max(rate, *(each.rate for trial in trials for each in trial.figures()))
+        reached = [each.rate for t in field_ if t.rung == rung for each in t.figures()]
+        rate = max(reached, default=rate) or rate / 2
     missed = sum(not trial.measurements for trial in trials)
     if missed:
         say(f"the time was too short for {missed} candidates: more --minutes would measure them")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mien_server.backends.instance import Computes
 from mien_server.repository.config.model import (
+    Backend,
     InstanceGroup,
     ModelConfig,
     parse_config,

@@ -153,6 +153,20 @@ def test_the_time_is_kept_and_what_it_was_too_short_for_is_told() -> None:
     assert best.measurements
 
 
+def test_measurements_become_longer_when_the_machine_becomes_slower() -> None:
+    machine = Machine()
+
+    def visit(peak: int, lengths: Mapping[int, float]) -> dict[int, Summary]:
+        return machine.visit(peak // 20 if machine.visits else peak, lengths)
+
+    trials = sweep(list(range(200, 220)), visit, objective_ms=200, seconds=120, clock=machine.clock)
+    best, _ = winner(trials, 200)
+    assert best.rung == 2
+    for each in best.measurements:
+        if each.rung == 2:
+            assert each.seconds >= 3 * each.callers / (best.candidate // 20)
+
+
 def test_no_time_at_all_still_measures_the_settings_as_they_are() -> None:
     machine = Machine()
     trials = sweep([100, 200], machine.visit, objective_ms=50, seconds=1e-3, clock=machine.clock)
