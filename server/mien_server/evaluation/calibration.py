@@ -26,8 +26,7 @@ def calibrate(config: Path, threshold: float, operations: Sequence[Operation], n
         note: what the comment says, in one line.
 
     Raises:
-        EvaluationError: the file cannot be read or written, or its parameters are laid out in a way that
-            cannot be edited.
+        EvaluationError: the file cannot be read or written, or has a parameter without a value.
     """
     table = ", ".join(
         f"{each.far:g}: {_rounded_up(each.threshold)}"
@@ -58,16 +57,9 @@ def check_editable(config: Path) -> None:
 
 def _edited(config: Path, values: dict[str, str], note: str) -> str:
     try:
-        text = ConfigText.read(config.resolve())
+        return with_parameters(ConfigText.read(config.resolve()), values, note).source
     except ConfigError as error:
         raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
-    try:
-        return with_parameters(text, values, note).source
-    except ConfigError as error:
-        written = "; ".join(f'{key} "{value}"' for key, value in values.items())
-        raise EvaluationError(
-            f"{config} is laid out in an unusual way, write by hand: {written}"
-        ) from error
 
 
 def with_parameters(text: ConfigText, values: Mapping[str, str], note: str) -> ConfigText:
