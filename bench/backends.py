@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench.report import machine, table
 from mien_server.backends import onnx, openvino, pytorch
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision, cpu_multiplies_bf16
+from mien_server.load.report import machine, table
 from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.networks.folding import fold_batch_norms

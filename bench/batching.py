@@ -10,8 +10,8 @@ import argparse
 import threading
 import time
 
-from bench.report import machine, percentile, table
 from bench.slots import crop, embedder_slot
+from mien_server.load.report import machine, percentile, table
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import Work
 from mien_server.scheduling.scheduler import Slot

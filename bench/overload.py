@@ -23,8 +23,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from bench.batching import closed_loop
-from bench.report import machine, percentile, table
 from bench.slots import CROP_BYTES, crop, embedder_slot
+from mien_server.load.report import machine, percentile, table
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import QueueFull
 from mien_server.scheduling.interface import Completion, Work

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from tritonclient.grpc import InferenceServerClient
 
 import mien
-from bench.report import machine, percentile, table
 from mien_server.backends.weights_file import GRAPH
+from mien_server.load.report import machine, percentile, table
 from mien_server.repository.manifest import describe, write_manifest
 from mien_server.weights.write.version_folder import write_tensors
 from tools.local_server import LocalServer, local_server

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from bench.report import machine, percentile, table
+from mien_server.load.report import machine, percentile, table
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import PlacedInstance, Work
 from mien_server.scheduling.scheduler import Scheduler

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 import mien
-from bench.report import machine, percentile, table
+from mien_server.load.report import machine, percentile, table
 from tools.local_server import free_port, local_server
 
 PHOTOS = sorted((Path(__file__).resolve().parent.parent / "samples").glob("*.jpg"))

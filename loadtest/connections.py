@@ -13,11 +13,11 @@ from typing import Protocol
 
 import grpc
 
-from loadtest.generator import Call, CallFailed
 from mien import StageTiming
 from mien.channel import channel_options
 from mien.errors import from_rpc_error
 from mien.timing import request_metadata, stages_of
+from mien_server.load.loops import Call, CallFailed
 
 _CONNECTIONS = 8
 _STAGES_EVERY = 16

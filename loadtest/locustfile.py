@@ -28,9 +28,9 @@ from locust.exception import StopUser  # noqa: E402
 from locust.runners import WorkerRunner  # noqa: E402
 
 import mien  # noqa: E402
-from loadtest.shapes import SHAPES, Shape, arrivals  # noqa: E402
 from loadtest.slo import ALL, broken_objectives, read_objectives  # noqa: E402
-from loadtest.tally import Tally, markdown  # noqa: E402
+from mien_server.load.shapes import SHAPES, Shape, arrivals  # noqa: E402
+from mien_server.load.tally import Tally, markdown  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 PHOTOS = {path.stem: path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))}

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from loadtest.shapes import SHAPES
 from loadtest.slo import read_objectives
+from mien_server.load.shapes import SHAPES
 from tools.local_server import PROGRAM, ServerFailed, free_port, local_server
 
 ROOT = Path(__file__).resolve().parent.parent

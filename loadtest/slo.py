@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.tally import Summary
+from mien_server.load.tally import Summary
 
 CALLS = ("Detect", "Embed", "Verify")
 ALL = "all"

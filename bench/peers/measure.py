@@ -28,8 +28,8 @@ from bench.peers.servers import (
 from bench.peers.setup import CannotRun
 from bench.peers.triton import DIMENSIONS, ENGINES, analyse, infer, triton_running
 from bench.peers.workloads import EMBED, AnswersDiffer, Workload, agreement, cosine, crops
-from loadtest.generator import CallFailed, Load, closed_loop, open_loop
-from loadtest.shapes import arrivals, steady
+from mien_server.load.loops import CallFailed, Load, closed_loop, open_loop
+from mien_server.load.shapes import arrivals, steady
 
 MIEN_LOAD = "80 % of mien's peak"
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from bench.peers.measure import Cell, Results
 from bench.peers.servers import MIEN
 from bench.peers.workloads import WORKLOADS
-from bench.report import machine, table
+from mien_server.load.report import machine, table
 
 _LEGEND = """\
 Each cell: answers a second, and in brackets the milliseconds of the 50th and the 99th percentile. The servers

@@ -14,7 +14,7 @@ import psutil
 from bench.peers.setup import GRAPHS, ROOT, CannotRun, python_of, repository_for
 from bench.peers.workloads import EMBED, Workload
 from loadtest.connections import Connection, GrpcConnection, HttpConnection, calls_of
-from loadtest.generator import Call, CallFailed
+from mien_server.load.loops import Call, CallFailed
 from tools.local_server import free_port, local_server
 
 MIEN = "mien"

@@ -4,8 +4,8 @@ from random import Random
 
 from bench.peers.workloads import EMBED
 from loadtest.connections import GrpcConnection, calls_of
-from loadtest.generator import closed_loop, open_loop
-from loadtest.shapes import arrivals, steady
+from mien_server.load.loops import closed_loop, open_loop
+from mien_server.load.shapes import arrivals, steady
 
 
 async def test_a_closed_and_an_open_loop_are_answered_without_failures(server_address: str) -> None:

@@ -2,22 +2,16 @@
 
 import math
 import os
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.metrics import Operation
+from mien_server.repository.config.editing import replace_text, with_parameter
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
 
 _MARK = "# calibrated"
 _DIGITS = 4
-
-_STRING = r'"(?:\\.|[^"\\\n])*"' + "|" + r"'(?:\\.|[^'\\\n])*'"
-_COMMENT = re.compile(rf"(?P<string>{_STRING})|#[^\n]*")
-_KEY = re.compile(rf"\bkey\s*:\s*(?P<key>{_STRING})")
-_VALUE = re.compile(rf"\bstring_value\s*:\s*(?P<value>{_STRING})")
 
 
 def calibrate(config: Path, threshold: float, operations: Sequence[Operation], note: str) -> None:
@@ -32,8 +26,7 @@ def calibrate(config: Path, threshold: float, operations: Sequence[Operation], n
         note: what the comment says, in one line.
 
     Raises:
-        EvaluationError: the file cannot be read or written, or its parameters are laid out in a way that
-            cannot be edited.
+        EvaluationError: the file cannot be read or written, or has a parameter without a value.
     """
     table = ", ".join(
         f"{each.far:g}: {_rounded_up(each.threshold)}"
@@ -44,12 +37,8 @@ def calibrate(config: Path, threshold: float, operations: Sequence[Operation], n
     if table:
         values["thresholds_by_far"] = table
     edited = _edited(config, values, note)
-    path = config.resolve()
     try:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(edited, encoding="utf-8")
-        shutil.copymode(path, partial)
-        partial.replace(path)
+        replace_text(config, edited)
     except OSError as error:
         raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
 
@@ -67,64 +56,30 @@ def check_editable(config: Path) -> None:
 
 
 def _edited(config: Path, values: dict[str, str], note: str) -> str:
-    path = config.resolve()
     try:
-        text = path.read_text(encoding="utf-8")
-        wanted = _parameters(path, text) | values
-    except (OSError, ConfigError, UnicodeDecodeError) as error:
+        return with_parameters(ConfigText.read(config.resolve()), values, note).source
+    except ConfigError as error:
         raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
-    edited = with_parameters(text, values, note)
-    if not _says(path, edited, wanted):
-        written = "; ".join(f'{key} "{value}"' for key, value in values.items())
-        raise EvaluationError(f"{config} is laid out in an unusual way, write by hand: {written}")
-    return edited
 
 
-def with_parameters(text: str, values: Mapping[str, str], note: str) -> str:
-    """The text of a config.pbtxt with some parameters set: changed where they stand, or added at its end.
+def with_parameters(text: ConfigText, values: Mapping[str, str], note: str) -> ConfigText:
+    """A config with some parameters set: changed where they stand, or added at its end.
 
     Args:
         values: the parameters' values, without characters that would have to be escaped.
         note: follows each of them as a comment, in place of an older such comment.
+
+    Raises:
+        ConfigError: a parameter stands there without a value.
     """
     comment = f"  {_MARK} {' '.join(note.split())}"
     for key, value in values.items():
-        span = _find(text, key)
-        if span is None:
-            text = text if text.endswith("\n") else f"{text}\n"
-            text += (
-                f'\nparameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}{comment}\n'
-            )
-        else:
-            start, end = span
-            rest, newline, below = text[end:].partition("\n")
-            rest = rest.split(_MARK)[0].rstrip()
-            text = f'{text[:start]}"{value}"{rest}{comment}{newline}{below}'
+        text = with_parameter(text, key, value)
+        _, end = text.find(("parameters", key, "string_value"))[0].span
+        rest, newline, below = text.source[end:].partition("\n")
+        rest = rest.split(_MARK)[0].rstrip()
+        text = ConfigText(text.path, f"{text.source[:end]}{rest}{comment}{newline}{below}")
     return text
-
-
-def _find(text: str, key: str) -> tuple[int, int] | None:
-    """Finds where the value of a parameter stands, quotes included."""
-    plain = _COMMENT.sub(lambda found: found["string"] or " " * len(found[0]), text)
-    keys = list(_KEY.finditer(plain))
-    for number, found in enumerate(keys):
-        if found["key"][1:-1] == key:
-            end = keys[number + 1].start() if number + 1 < len(keys) else len(plain)
-            value = _VALUE.search(plain, found.end(), end)
-            return value.span("value") if value else None
-    return None
-
-
-def _parameters(path: Path, text: str) -> dict[str, str]:
-    message = ConfigText(path, text).message
-    return {key: value.string_value for key, value in message.parameters.items()}
-
-
-def _says(path: Path, text: str, parameters: Mapping[str, str]) -> bool:
-    try:
-        return _parameters(path, text) == parameters
-    except ConfigError:
-        return False
 
 
 def _rounded_up(threshold: float) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.slo import Objective, broken_objectives, read_objectives
-from loadtest.tally import Summary, Tally
+from mien_server.load.tally import Summary, Tally
 
 
 def measured(milliseconds: float, *, failed: int = 0, seconds: float = 1.0) -> Summary:

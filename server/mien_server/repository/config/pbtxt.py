@@ -1,15 +1,15 @@
 """Reads protobuf text with Triton's schema and remembers on which line each field stands.
 
 `google.protobuf.text_format` reports lines only for syntax errors, and of a repeated map key the last
-wins in silence; the small syntax tree here is for what it does not say.
+wins in silence; the small syntax tree here is for what it does not say. `editing` changes texts by it.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf import text_encoding, text_format
 from tritonclient.grpc import model_config_pb2
@@ -50,13 +50,40 @@ class ConfigError(OperatorError):
         self.problem = problem
 
 
+Span: TypeAlias = tuple[int, int]
+"""Where something begins in a text, and where it has ended, in characters."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Node:
+class Node:
+    """One value of a field, as it stands in the text.
+
+    Attributes:
+        name: the field's. Of a map, whose entries have one child each, that of the child is the key.
+        line: counted from 1.
+        span: the value; a message with its brackets.
+        value: of a field that is no message, without quotes.
+        children: the fields of a message.
+        is_map_entry: whether it is a map's {key, value}.
+        whole: the field, from its name to its end. The values of one list have it in common.
+    """
+
     name: str
     line: int
+    span: Span
     value: str = ""
-    children: tuple["_Node", ...] = ()
+    children: tuple["Node", ...] = ()
     is_map_entry: bool = False
+    whole: Span = (0, 0)
+
+
+class _Token(NamedTuple):
+    """A mark, a word, or a string: a quote and then what it says; its line, and its place."""
+
+    text: str
+    line: int
+    start: int
+    end: int
 
 
 def field_name(path: FieldPath) -> str:
@@ -72,6 +99,7 @@ class ConfigText:
 
     Attributes:
         path: the file.
+        source: its text.
         message: Triton's `inference.ModelConfig`.
     """
 
@@ -82,13 +110,15 @@ class ConfigText:
             ConfigError: it is no protobuf text of Triton's schema, or names a map key twice.
         """
         self.path = path
+        self.source = text
         try:
             self.message: Any = text_format.Parse(text, model_config_pb2.ModelConfig())
         except text_format.ParseError as error:
             # The parser writes "line:column : " in front of its messages, which `ConfigError` does.
             problem = re.sub(r"^\d+:\d+ : ", "", str(error))
             raise ConfigError(path, error.GetLine() or 1, "", problem) from error
-        self._root = _Node("", 1, children=tuple(_fields(_tokens(text), "")))
+        children, _ = _fields(_tokens(text), "")
+        self._root = Node("", 1, (0, len(text)), children=children)
         self._refuse_repeated_keys(self._root)
 
     @classmethod
@@ -134,22 +164,26 @@ class ConfigText:
             path: the field.
             value: among several of that name, the one written so.
         """
-        found, line = [self._root], 1
+        for length in range(len(path), 0, -1):
+            if found := self.find(path[:length]):
+                return next((node for node in found if node.value == value), found[0]).line
+        return 1
+
+    def find(self, path: FieldPath) -> list[Node]:
+        """The values that stand at a path, in the order of the text; none if the field is not there."""
+        found = [self._root]
         for step in path:
             if isinstance(step, int):
                 found = found[step : step + 1]
             else:
                 found = [child for node in found for child in node.children if child.name == step]
-            if not found:
-                break
-            line = next((node for node in found if node.value == value), found[0]).line
-        return line
+        return found
 
     def error(self, path: FieldPath, problem: str, *, value: str = "") -> ConfigError:
         """The error that says so about this field."""
         return ConfigError(self.path, self.line(path, value=value), field_name(path), problem)
 
-    def _refuse_repeated_keys(self, node: _Node, within: FieldPath = ()) -> None:
+    def _refuse_repeated_keys(self, node: Node, within: FieldPath = ()) -> None:
         seen: set[FieldPath] = set()
         for child in node.children:
             if child.is_map_entry:
@@ -161,59 +195,65 @@ class ConfigText:
             self._refuse_repeated_keys(child, (*within, child.name))
 
 
-def _tokens(text: str) -> Iterator[tuple[str, int]]:
-    """Marks, words, and strings: a quote and then what they say. Strings side by side are one."""
+def _tokens(text: str) -> Iterator[_Token]:
+    """Marks, words and strings. Strings side by side are one."""
     for kind, run in groupby(_lexemes(text), key=lambda lexeme: lexeme[0]):
-        lexemes = list(run)
+        lexemes = [lexeme for _, lexeme in run]
         if kind == "string":
-            said = b"".join(text_encoding.CUnescape(part[1:-1]) for _, part, _ in lexemes)
-            yield _QUOTE + said.decode(errors="replace"), lexemes[0][2]
+            said = b"".join(text_encoding.CUnescape(part.text[1:-1]) for part in lexemes)
+            first = lexemes[0]._replace(end=lexemes[-1].end)
+            yield first._replace(text=_QUOTE + said.decode(errors="replace"))
         else:
-            yield from ((lexeme, line) for _, lexeme, line in lexemes)
+            yield from lexemes
 
 
-def _lexemes(text: str) -> Iterator[tuple[str | None, str, int]]:
-    """What stands in the text but for space and comments: its kind, itself and its line."""
+def _lexemes(text: str) -> Iterator[tuple[str | None, _Token]]:
+    """What stands in the text but for space and comments, as it is, and its kind."""
     line = 1
     for match in _TOKEN.finditer(text):
         if match.lastgroup != "space":
-            yield match.lastgroup, match.group(), line
+            yield match.lastgroup, _Token(match.group(), line, *match.span())
         line += match.group().count("\n")
 
 
-def _fields(tokens: Iterator[tuple[str, int]], end: str) -> Iterator[_Node]:
-    """The fields up to the closing mark. The text is known to be well formed."""
-    for mark, line in tokens:
-        if mark == end:
-            return
-        if mark not in ",;":
-            yield from _values(mark, line, tokens)
+def _fields(tokens: Iterator[_Token], end: str) -> tuple[tuple[Node, ...], int]:
+    """The fields up to the closing mark, and where that ends. The text is known to be well formed."""
+    nodes: list[Node] = []
+    for token in tokens:
+        if token.text == end:
+            return tuple(nodes), token.end
+        if token.text not in ",;":
+            nodes += _values(token, tokens)
+    return tuple(nodes), 0
 
 
-def _values(name: str, line: int, tokens: Iterator[tuple[str, int]]) -> Iterator[_Node]:
+def _values(name: _Token, tokens: Iterator[_Token]) -> list[Node]:
     """The values of one field: one, or several in brackets."""
-    depth = 0
-    for mark, at in tokens:
+    nodes: list[Node] = []
+    depth, end = 0, name.end
+    for mark, at, start, stop in tokens:
+        end, line = stop, at if depth else name.line
         if mark == "[":
             depth += 1
         elif mark == "]":
             depth -= 1
         elif mark in "{<":
-            children = tuple(_fields(tokens, "}" if mark == "{" else ">"))
-            yield _entry(_Node(name, at if depth else line, children=children))
+            children, end = _fields(tokens, "}" if mark == "{" else ">")
+            nodes.append(_entry(Node(name.text, line, (start, end), children=children)))
         elif mark not in ":,":
-            yield _Node(name, at if depth else line, value=mark.removeprefix(_QUOTE))
+            nodes.append(Node(name.text, line, (start, end), value=mark.removeprefix(_QUOTE)))
         else:
             continue
         if not depth:
-            return
+            break
+    return [replace(node, whole=(name.start, end)) for node in nodes]
 
 
-def _entry(node: _Node) -> _Node:
+def _entry(node: Node) -> Node:
     """A map's entry {key, value} as a node that has one child, named by the key."""
     fields = {child.name: child for child in node.children}
     if "key" not in fields:
         return node
     value = fields.get("value", fields["key"])
-    child = _Node(fields["key"].value, fields["key"].line, value.value, value.children)
-    return _Node(node.name, node.line, children=(child,), is_map_entry=True)
+    child = replace(value, name=fields["key"].value, line=fields["key"].line)
+    return replace(node, children=(child,), is_map_entry=True)

@@ -1,7 +1,8 @@
 """The load itself, on asyncio: a closed loop and an open one, over calls of any kind.
 
-bench sends its loads with this. locust, which people use, runs its users in its own way and shares the shapes
-and the statistics. `connections` has calls that cost the caller next to nothing.
+`mien-server tune` and bench send their loads with this. locust, which people use, runs its users in its own
+way and shares the shapes and the statistics. `loadtest/connections.py` has calls that cost the caller next to
+nothing.
 """
 
 import asyncio
@@ -10,11 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from loadtest.shapes import Shape
-from loadtest.tally import Tally
-from mien import StageTiming
+from mien_server.load.shapes import Shape
+from mien_server.load.tally import Stage, Tally
 
-Call = Callable[[int], Awaitable[Sequence[StageTiming]]]
+Call = Callable[[int], Awaitable[Sequence[Stage]]]
 """Makes the n-th call and gives the server's stages, if it was asked for them. Raises CallFailed."""
 
 _NEXT_LOOK = 0.05
@@ -95,14 +95,14 @@ async def open_loop(call: Call, dues: Iterable[float]) -> Load:
 
 async def _enter(
     tally: Tally,
-    call: Awaitable[Sequence[StageTiming]],
+    call: Awaitable[Sequence[Stage]],
     due: float,
     opens: float = float("-inf"),
     closes: float = float("inf"),
 ) -> None:
     """Waits for a call and enters it, if it ended while the window was open."""
     failure: str | None = None
-    stages: Sequence[StageTiming] = ()
+    stages: Sequence[Stage] = ()
     try:
         stages = await call
     except CallFailed as error:

@@ -4,7 +4,7 @@ from statistics import fmean, pvariance
 
 import pytest
 
-from loadtest.shapes import SHAPES, Shape, Stage, arrivals, ramp, soak, spike, steady
+from mien_server.load.shapes import SHAPES, Shape, Stage, arrivals, ramp, soak, spike, steady
 
 
 def test_a_level_goes_evenly_from_one_end_of_a_stage_to_the_other() -> None:

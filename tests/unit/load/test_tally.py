@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from loadtest.tally import Tally, markdown
 from mien import StageTiming
+from mien_server.load.tally import Tally, markdown
 
 
 def test_the_figures_of_a_tally() -> None:

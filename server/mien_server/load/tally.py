@@ -5,10 +5,26 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from bench.report import percentile, table
-from mien import StageTiming
+from mien_server.load.report import percentile, table
+
+
+class Stage(Protocol):
+    """One stage of a call, as whoever answered it tells: `mien.StageTiming` is one.
+
+    Attributes:
+        name: what was done: "detect.queue", "detect.compute".
+        milliseconds: how long it took, 0 or more.
+        batch: rows of the batch that it ran in; None where nothing was batched.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - see above
+    @property
+    def milliseconds(self) -> float: ...  # noqa: D102
+    @property
+    def batch(self) -> int | None: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -37,7 +53,7 @@ class Tally:
         ended: float,
         *,
         failure: str | None = None,
-        stages: Iterable[StageTiming] = (),
+        stages: Iterable[Stage] = (),
     ) -> None:
         """Enters one call: due and ended in seconds, why it failed, and the stages that it was told."""
         self.began, self.ended = min(self.began, due), max(self.ended, ended)

@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from loadtest.generator import CallFailed, closed_loop, open_loop
-from loadtest.shapes import Shape, Stage, steady
 from mien import StageTiming
+from mien_server.load.loops import CallFailed, closed_loop, open_loop
+from mien_server.load.shapes import Shape, Stage, steady
 
 
 class Calls:

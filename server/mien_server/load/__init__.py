@@ -1,0 +1,1 @@
+"""Load on anything that can be called: loops, shapes, statistics, and how they are shown."""
