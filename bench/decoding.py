@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from bench.report import machine, table
+from mien_server.load.report import machine, table
 from mien_server.pipeline.decode import decode
 from mien_server.pipeline.finding import ENOUGH_PIXELS, letterbox
 from mien_server.pipeline.types import EncodedImage, Limits

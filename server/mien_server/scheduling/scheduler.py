@@ -286,7 +286,7 @@ class Scheduler:
         device_name = assignment.device.device.name
         with self._desk.lock:
             settled = self._dispatcher.finish(assignment, self._desk.clock())
-            # Its cores and its instance are free: another executor may go on while this one tells the callers.
+            # Its cores and its instance are free: another executor may go on while this one tells callers.
             if self._dispatcher.batches_waiting(assignment.device):
                 self._desk.work[device_name].notify()
             self._desk.settled.notify_all()
