@@ -32,10 +32,8 @@ import simplejpeg
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.pipeline.headers import broken, open_image
+from mien_server.pipeline.headers import broken, exif_orientation, open_image
 from mien_server.pipeline.types import EncodedImage, ImageU8, Limits, RawPixels
-
-_ORIENTATION_TAG = 0x0112
 
 _BAND_BYTES = 256 * 1024
 
@@ -118,7 +116,8 @@ def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -
                 reduction = 1
             image.load()
             pixels = _packed(_to_rgb(image))
-        orientation = _orientation(image)
+        # After decoding: a PNG may carry its EXIF behind the pixels, and Pillow turns a TIFF itself.
+        orientation = exif_orientation(image)
     except (InvalidRequest, MemoryError):
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they stumble over
@@ -168,18 +167,6 @@ def _reduction(width: int, height: int, enough: int) -> int:
     """By how much a JPEG of this size may be reduced: 8, 4, 2 or 1."""
     long_side, short_side = max(width, height), min(width, height)
     return next((f for f in (8, 4, 2) if long_side // f >= enough and short_side >= f), 1)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, 1 to 8; 1 if there is none or it is broken.
-
-    Read after decoding: a PNG may carry its EXIF behind the pixels, and Pillow has by then turned a TIFF
-    itself.
-    """
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a photo with broken EXIF is still a photo
-        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,16 +20,30 @@ from PIL import (
 )
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.pipeline import quiet_tiff
 from mien_server.pipeline.types import EncodedImage, Limits
 
 MAX_JPEG_SEGMENTS = 4096
 MAX_JPEG_SCANS = 100
 MAX_PNG_CHUNKS = 20_000
 MAX_TIFF_VALUES = 100_000
+MAX_EXIF_SEGMENTS = 16
+MAX_EXIF_BYTES = MAX_EXIF_SEGMENTS * 65_536
+MAX_SIDE = 65_535
+"""Pixels, as in JPEG. A decoder's cost goes with the rows, too: 50 million rows of a pixel took 4 seconds."""
+MAX_SCANNED = 24
+"""How often a JPEG's scans may go over as many pixels as a photo may have. Progressive pictures have about 10
+scans, and a phone's file two or three pictures, most of them small."""
 
 # The markers after which Pillow reads no length: JPG, RST0..7, SOI, EOI, JPG0..13.
 BARE_JPEG_MARKERS = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
-_SOS = 0xDA
+_SOS, _APP1 = 0xDA, 0xE1
+_STRIP_LENGTHS, _TILE_LENGTHS = (
+    279,
+    325,
+)  # TIFF's tags with the lengths of the pieces that hold pixels
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3  # TIFF's type of a number of two bytes
 
 
 def check_structure(kind: str, data: bytes) -> None:
@@ -49,7 +63,7 @@ def check_structure(kind: str, data: bytes) -> None:
 
 
 def _jpeg(data: bytes) -> str | None:
-    steps, position = 0, 2
+    steps, position, exif = 0, 2, 0
     while (at := data.find(b"\xff", position)) >= 0 and at + 4 <= len(data):
         steps += at - position + 1
         if steps > MAX_JPEG_SEGMENTS:
@@ -57,17 +71,28 @@ def _jpeg(data: bytes) -> str | None:
         code = data[at + 1]
         if code == _SOS:
             break
+        if code == _APP1 and data.startswith(b"Exif", at + 4):
+            # Pillow joins them, each time copying all that came before.
+            exif += 1
+            if exif > MAX_EXIF_SEGMENTS:
+                return f"more than {MAX_EXIF_SEGMENTS} segments of EXIF"
         if code == 0xFF:
             position = at + 1
         elif code == 0 or code in BARE_JPEG_MARKERS:
             position = at + 2
         else:
             position = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    # Within a scan 0xFF is always followed by 0 or a restart marker, so this counts scans (and those of
-    # embedded thumbnails).
-    if data.count(bytes((0xFF, _SOS))) > MAX_JPEG_SCANS:
+    if _scans(data) > MAX_JPEG_SCANS:
         return f"more than {MAX_JPEG_SCANS} scans"
     return None
+
+
+def _scans(data: bytes) -> int:
+    """A JPEG's scans, with those of embedded pictures.
+
+    Within a scan 0xFF is always followed by 0 or a restart marker, so nothing else is counted.
+    """
+    return data.count(bytes((0xFF, _SOS)))
 
 
 def _png(data: bytes) -> str | None:
@@ -81,7 +106,10 @@ def _png(data: bytes) -> str | None:
 
 
 def _tiff(data: bytes) -> str | None:
-    """Checks the first directory: how many values its numeric tags hold."""
+    """Checks the first directory: how many values its numeric tags hold, and that pixels share no bytes.
+
+    A file whose strips are all the same few bytes is small, and takes as long to decode as an honest one.
+    """
     order = "little" if data[:2] == b"II" else "big"
 
     def number(at: int, size: int) -> int:
@@ -96,6 +124,12 @@ def _tiff(data: bytes) -> str | None:
         numeric = number(at + 2, 2) not in {1, 2, 6, 7}  # BYTE, ASCII, SBYTE, UNDEFINED: one object
         if numeric and number(at + 4, word) > MAX_TIFF_VALUES:
             return f"tag {number(at, 2)} has more than {MAX_TIFF_VALUES} values"
+        if number(at, 2) in (_STRIP_LENGTHS, _TILE_LENGTHS):
+            count, size = number(at + 4, word), 2 if number(at + 2, 2) == _SHORT else word
+            value = at + 4 + word
+            first = value if count * size <= word else number(value, word)
+            if sum(number(first + n * size, size) for n in range(count)) > len(data):
+                return "its strips or tiles share bytes, or are longer than the file"
     return None
 
 
@@ -118,6 +152,7 @@ _PLUGINS = (
 # between reading the header and decoding.
 Image.MAX_IMAGE_PIXELS = None
 
+quiet_tiff.silence()
 # What Pillow warns of is either an error here (truncation) or does not matter (odd metadata). The texts quote
 # the file, and Python would remember each of them for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -197,8 +232,34 @@ def open_image(source: EncodedImage, limits: Limits) -> Image.Image:
             f"The image has {width}x{height} = {width * height:,} pixels; at most"
             f" {limits.max_image_pixels:,} are allowed. Send it scaled down.",
         )
+    if max(width, height) > MAX_SIDE:
+        raise InvalidRequest(
+            Reason.IMAGE_TOO_LARGE,
+            f"The image has {width}x{height} pixels; a side may have at most {MAX_SIDE:,}."
+            " Send it scaled down.",
+        )
+    if kind == "JPEG" and width * height * _scans(data) > MAX_SCANNED * limits.max_image_pixels:
+        raise InvalidRequest(
+            Reason.IMAGE_TOO_LARGE,
+            f"The image has {width}x{height} pixels in {_scans(data)} scans, which is too many together."
+            " Save it again, as a baseline JPEG.",
+        )
     _refuse_what_is_no_photo(kind, image, limits)
     return image
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """What EXIF says of a photo's orientation, 1 to 8; 1 if it says nothing, or is broken or oversized.
+
+    A photo with broken EXIF is still a photo.
+    """
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if len(exif) > MAX_EXIF_BYTES or (exif and _tiff(exif) is not None):
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # whatever a parser of hostile bytes stumbles over
+        return 1
 
 
 def broken(kind: str, error: Exception) -> InvalidRequest:
