@@ -140,7 +140,7 @@ def test_a_large_face_has_one_crop_whatever_the_size_of_its_photo(
     scale: float, angle: float
 ) -> None:
     photo = scene(2400, 2400)
-    half = cv2.resize(photo, (1200, 1200), interpolation=cv2.INTER_AREA)
+    half = np.asarray(cv2.resize(photo, (1200, 1200), interpolation=cv2.INTER_AREA), np.uint8)
     face = moved(angle, scale, 211.3, 97.6)
     (crop,) = crop_faces(photo, face[None])
     # Pixel i covers [i, i + 1], so halving moves centres by a quarter of a new pixel.
