@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ImageU8 = NDArray[np.uint8]
 ArrayF32 = NDArray[np.float32]
 
-ALIGNMENT = "arcface-112-umeyama-bilinear"
+ALIGNMENT = "arcface-112-umeyama-halved-bilinear"
 """How crops are made (`pipeline/align.py`). Part of every embedder's fingerprint: change it when the
 crops change."""
 

@@ -106,13 +106,70 @@ def test_no_faces_give_no_crops() -> None:
     assert crop_faces(np.zeros((50, 50, 3), np.uint8), np.zeros((0, 5, 2), np.float32)) == []
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5, 6.0])
-def test_crops_equal_a_warp_of_the_whole_photo(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.99])
+def test_crops_of_small_faces_equal_a_warp_of_the_whole_photo(scale: float) -> None:
     photo = np.random.default_rng(3).integers(0, 256, (900, 1200, 3)).astype(np.uint8)
     faces = np.stack([moved(0.2, scale, 300, 200), moved(-1.2, scale, -30, 500)])
     for crop, matrix in zip(crop_faces(photo, faces), similarity(faces), strict=True):
         whole = cv2.warpAffine(photo, matrix, (112, 112), flags=cv2.INTER_LINEAR)
         assert np.abs(crop.astype(int) - whole).max() <= 1
+
+
+def test_a_face_smaller_than_the_crop_is_only_warped() -> None:
+    photo = np.random.default_rng(5).integers(0, 256, (60, 70, 3)).astype(np.uint8)
+    face = moved(0.1, 0.45, 8, 3)[None]
+    (crop,) = crop_faces(photo, face)
+    warped = cv2.warpAffine(photo, similarity(face)[0], (112, 112), flags=cv2.INTER_LINEAR)
+    assert (crop == warped).all()
+
+
+def scene(height: int, width: int) -> NDArray[np.uint8]:
+    """Coarse shapes under detail as fine as pixels, as photos have."""
+    random = np.random.default_rng(6)
+    coarse = random.uniform(0, 255, (height // 40, width // 40, 3)).astype(np.float32)
+    shapes = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    photo: NDArray[np.uint8] = (
+        (shapes + random.normal(0, 40, shapes.shape)).clip(0, 255).astype(np.uint8)
+    )
+    return photo
+
+
+@pytest.mark.parametrize("scale", [4.0, 5.3, 7.9, 17.0])
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+def test_a_large_face_has_one_crop_whatever_the_size_of_its_photo(
+    scale: float, angle: float
+) -> None:
+    photo = scene(2400, 2400)
+    half = np.asarray(cv2.resize(photo, (1200, 1200), interpolation=cv2.INTER_AREA), np.uint8)
+    face = moved(angle, scale, 211.3, 97.6)
+    (crop,) = crop_faces(photo, face[None])
+    # Pixel i covers [i, i + 1], so halving moves centres by a quarter of a new pixel.
+    (other,) = crop_faces(half, (face[None] + 0.5) / 2 - 0.5)
+    # Without smoothing it is 11 to 16 levels; what is left is where the squares begin.
+    assert np.abs(crop.astype(int) - other).mean() < 7
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.7, 4.0, 9.0])
+def test_smoothing_moves_nothing(scale: float) -> None:
+    # A slope is the same however it is averaged, but for half a level at each rounding.
+    columns = np.linspace(0, 255, 1600)
+    photo = np.stack([np.broadcast_to(columns, (1600, 1600))] * 3, axis=2).round().astype(np.uint8)
+    for face in (moved(0.4, scale, 300.4, 150.7), moved(-2.0, scale, 500.2, 1300.9)):
+        (crop,) = crop_faces(photo, face[None])
+        rows, xs = np.mgrid[:112, :112]
+        turn, shift = similarity(face[None])[0, :, :2], similarity(face[None])[0, :, 2]
+        where = (np.stack([xs, rows], axis=2) - shift) @ np.linalg.inv(turn).T
+        inside = ((where > 20) & (where < 1580)).all(axis=2)
+        expected = where[..., 0] * 255 / 1599
+        assert inside.mean() > 0.5
+        assert np.abs(crop[..., 0] - expected)[inside].max() < 2
+
+
+@pytest.mark.parametrize("side", [1, 3, 40, 113])
+def test_a_large_face_in_a_photo_that_shows_a_sliver_of_it(side: int) -> None:
+    (crop,) = crop_faces(np.full((side, side, 3), 90, np.uint8), moved(0, 30, -900, -1200)[None])
+    assert crop.shape == (112, 112, 3)
+    assert 0 < crop.max() <= 90
 
 
 def test_a_face_at_the_border_is_black_outside_the_photo() -> None:
