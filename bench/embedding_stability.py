@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from bench.report import machine, table
 from numpy.typing import NDArray
 
-from bench.report import machine, table
 from mien_server.backends import onnx, openvino
 from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice

@@ -101,10 +101,19 @@ def area(face: Face) -> float:
 
 
 def align(pixels: Pixels, landmarks: Floats) -> Pixels:
-    """The crop [112, 112, 3]: Umeyama's similarity, with points as complex numbers."""
+    """The crop [112, 112, 3]: Umeyama's similarity, with points as complex numbers.
+
+    A large face is halved first, as mien does it: sampled without that, crops alias, and answers differ.
+    """
     points = landmarks[:, 0] + 1j * landmarks[:, 1]
     p, q = points - points.mean(), TEMPLATE - TEMPLATE.mean()
     turn = (p.conj() * q).sum() / (np.abs(p) ** 2).sum()
     shift = TEMPLATE.mean() - turn * points.mean()
+    while abs(turn) <= 0.5 and min(pixels.shape[:2]) > 1:
+        height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
+        half = cv2.resize(
+            pixels[:height, :width], (width // 2, height // 2), interpolation=cv2.INTER_AREA
+        )
+        pixels, shift, turn = np.asarray(half, np.uint8), shift + turn * (0.5 + 0.5j), turn * 2
     matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
     return np.asarray(cv2.warpAffine(pixels, matrix, (CROP, CROP)), np.uint8)

@@ -1,4 +1,4 @@
-"""Small files that would cost a decoder more than any photo: each is refused by its structure, or harmless."""
+"""Small files that would cost a decoder more than a photo: each is refused by its structure, or harmless."""
 
 import io
 import struct
