@@ -20,7 +20,7 @@ def run_load(address: str, out: Path, seconds: int) -> subprocess.CompletedProce
 
 
 def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path: Path) -> None:
-    done = run_load(server_address, tmp_path, seconds=3)
+    done = run_load(server_address, tmp_path, seconds=6)
 
     assert done.returncode == 0, done.stdout + done.stderr
     report = (tmp_path / "loadtest.html").read_text()
@@ -29,7 +29,7 @@ def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path:
 
 
 def test_failures_are_counted_by_their_reason(tmp_path: Path) -> None:
-    done = run_load("127.0.0.1:9", tmp_path, seconds=2)
+    done = run_load("127.0.0.1:9", tmp_path, seconds=3)
 
     assert done.returncode != 0
     assert "SERVER_UNREACHABLE" in done.stdout + done.stderr
