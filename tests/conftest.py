@@ -1,5 +1,6 @@
 """What tests share: the sample portraits, a repository with real weights, and a real server."""
 
+import ctypes
 import gc
 import os
 import shutil
@@ -16,6 +17,7 @@ from tools.local_server import PROGRAM, LocalServer, local_server
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = pytest.StashKey[Path]()
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 # torch's threads would else wait for each other by spinning, and tests share the processor's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import it without the server, too
@@ -26,6 +28,18 @@ LaunchServer = Callable[..., AbstractContextManager[LocalServer]]
 def pytest_configure() -> None:
     """Ctrl-C can be tried whoever runs the tests: what a shell starts in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc use freed memory again instead of giving it back, page by page, to the system.
+
+    Tests make and drop weights of tens of megabytes many times over: most of what they cost was page faults.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pytest_collection_finish() -> None:

@@ -13,8 +13,8 @@ async def test_a_closed_and_an_open_loop_are_answered_without_failures(server_ad
     calls = calls_of(connection, EMBED.path, EMBED.requests)
     try:
         await calls(0)  # connects
-        closed = await closed_loop(calls, steady(4, 4.0))
-        dues = arrivals(steady(5, 2.0), Random(0))  # noqa: S311
+        closed = await closed_loop(calls, steady(4, 1.0))
+        dues = arrivals(steady(5, 1.0), Random(0))  # noqa: S311
         opened = await open_loop(calls, dues)
     finally:
         await connection.close()

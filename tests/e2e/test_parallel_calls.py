@@ -70,7 +70,7 @@ def mixed_work(calls: int, photos: int) -> list[Work]:
 Answer = mien.DetectResult | mien.EmbedResult | mien.VerifyResult
 
 
-@pytest.mark.parametrize("calls", [40, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("calls", [25, pytest.param(200, marks=pytest.mark.long)])
 def test_mixed_calls_of_eight_clients_equal_a_serial_run(
     server_address: str, photos: list[Photo], calls: int
 ) -> None:

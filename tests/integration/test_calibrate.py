@@ -18,6 +18,7 @@ from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.settings import Settings
+from tests.integration.repository_rig import lighten
 
 GENUINE, IMPOSTOR = 2, 13
 """Pairs among the six portraits."""
@@ -32,7 +33,7 @@ def repository(model_repository_path: Path, tmp_path: Path) -> Path:
         shutil.copytree(
             model_repository_path / name, tmp_path / name, ignore=shutil.ignore_patterns(".*")
         )
-    return tmp_path
+    return lighten(tmp_path)
 
 
 @pytest.fixture(scope="module")

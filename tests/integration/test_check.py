@@ -83,7 +83,8 @@ def _load(repository: Path, name: str) -> VersionStatus:
 
 def _check(capsys: pytest.CaptureFixture[str], repository: Path, *flags: str) -> tuple[int, Any]:
     capsys.readouterr()
-    status = main(["models", "check", "--json", "--model-repository", str(repository), *flags])
+    common = ["--json", "--cpu-cores", "1", "--model-repository", str(repository)]
+    status = main(["models", "check", *common, *flags])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -204,7 +205,7 @@ def test_check_reports_cosine_speed_and_memory(
 ) -> None:
     config = repository / "sface" / "config.pbtxt"
     config.write_text(config.read_text().replace("max_batch_size: 1", "max_batch_size: 4"))
-    status, report = _check(capsys, repository, "sface", "--precision", "bf16", "--cpu-cores", "1")
+    status, report = _check(capsys, repository, "sface", "--precision", "bf16")
     assert status == 0
     precision = "bf16" if multiplies_bf16() else "fp32"  # OpenVINO emulates no bfloat16
     named = {key: report[key] for key in ("model", "version", "device", "cores", "precision")}

@@ -31,6 +31,7 @@ from mien_server.pipeline.types import (
     PhotoFaces,
 )
 from mien_server.settings import Settings
+from tests.integration.repository_rig import lighten
 
 PEOPLE = {
     "Ann": ("person_a_1", "person_a_2"),
@@ -52,7 +53,7 @@ def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFac
         )
     config = folder / "sface" / "config.pbtxt"
     config.write_text(config.read_text().replace('string_value: "auto"', 'string_value: "fp32"'))
-    return folder
+    return lighten(folder)
 
 
 @pytest.fixture

@@ -19,19 +19,6 @@ from tools.local_server import PROGRAM, local_server
 Sample = Callable[[str], Path]
 
 
-def mien_server(*arguments: object, repository: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAM), *map(str, arguments), "--model-repository", str(repository)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={key: value for key, value in os.environ.items() if not key.startswith("MIEN_")},
-    )
-
-
 @pytest.fixture
 def repository(model_repository_path: Path, tmp_path: Path) -> Path:
     """The real models, which this test may add to."""
@@ -62,21 +49,19 @@ def refused(
 
 
 def test_imported_arcface_serves_beside_sface(
-    repository: Path, tmp_path: Path, sample: Sample
+    repository: Path, tmp_path: Path, sample: Sample, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = public_network("iresnet18")
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
 
-    done = mien_server(
-        "models", "import", "arcface", tmp_path / "backbone.pth", repository=repository
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert "'iresnet18' on backend 'pytorch', 187 tensors, 24,025,600 parameters" in done.stderr
-    assert "arcface version 1 is imported" in done.stderr
-    assert f"next: mien-server models check arcface --model-repository {repository}" in done.stderr
     flags = ["--model-repository", str(repository)]
+    assert main(["models", "import", "arcface", str(tmp_path / "backbone.pth"), *flags]) == 0
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "'iresnet18' on backend 'pytorch', 187 tensors, 24,025,600 parameters" in said.err
+    assert "arcface version 1 is imported" in said.err
+    assert f"next: mien-server models check arcface --model-repository {repository}" in said.err
     with (
         local_server(tmp_path / "server.log", flags=flags) as server,
         mien.Client(server.address, timeout=120) as client,

@@ -3,34 +3,27 @@
 import itertools
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
-from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.commands.main import main
-from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8
-from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DetectorRow, EmbedderRow
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.golden import PrecisionError, check_golden, read_golden
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import (
-    describe,
-    read_manifest,
-    verify_version,
-    write_manifest,
-)
+from mien_server.repository.manifest import read_manifest, verify_version
 from mien_server.weights.quantise import QuantiseError, quantise
-from mien_server.weights.write.graph import export
+from tests.small_models import PIXELS, add_model
+from tests.unit.weights.test_quantise_graph import SLOPES, network
 
 SIDE = 640
 
@@ -138,20 +131,11 @@ def test_a_face_alone_or_among_others_gives_the_same_answer(
 
 
 def test_a_model_on_onnxruntime_gets_it_as_its_next_version(
-    quantised: Path, calibration: Path, tmp_path: Path
+    calibration: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "models"
-    (root / "own" / "1").mkdir(parents=True)
-    config = (quantised / "sface-int8" / "config.pbtxt").read_text()
-    config = config.replace('"sface-int8"', '"own"').replace('"int8"', '"auto"')
-    (root / "own" / "config.pbtxt").write_text(config)
-    weights = quantised / "sface" / "1" / "model.safetensors"
-    network = fold_batch_norms(load_network(find_family("sface"), weights))
-    (root / "own" / "1" / "model.onnx").write_bytes(export(network, 112, 112, folded=True))
-    about = {"source": "exported", "license_": "", "importer": "pytest"}
-    write_manifest(
-        root / "own" / "1", describe(root / "own" / "1", created=datetime.now(UTC), **about)
-    )
+    graph = onnx.load_from_string(network(SLOPES["none above one"], side=112))
+    add_model(root, "own", graph, "embedder", PIXELS, dimensions=8)
 
     done = quantise(root, "own", calibration)
 

@@ -21,6 +21,7 @@ from tests.integration.repository_rig import (
     SECONDS,
     Rig,
     copy_repository,
+    lighten,
     open_rig,
     write_variant,
 )
@@ -30,13 +31,13 @@ from tests.unit.repository.folders import keep_versions, parameter, seal, traffi
 @pytest.fixture
 def detector_root(tmp_path: Path, model_repository_path: Path) -> Path:
     """A repository with retinaface alone."""
-    return copy_repository(model_repository_path, tmp_path / "repository", ["retinaface"])
+    return lighten(copy_repository(model_repository_path, tmp_path / "repository", ["retinaface"]))
 
 
 @pytest.fixture
 def embedder_root(tmp_path: Path, model_repository_path: Path) -> Path:
     """A repository with sface alone, which needs no detector to embed crops."""
-    return copy_repository(model_repository_path, tmp_path / "repository", ["sface"])
+    return lighten(copy_repository(model_repository_path, tmp_path / "repository", ["sface"]))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The commands of `mien-server` as a shell uses them: interrupted, and with an output that takes nothing."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,17 +29,22 @@ def evaluation(model_repository_path: Path, portraits: list[Path], tmp_path: Pat
 
 @pytest.fixture
 def commands(
-    evaluation: list[str], model_repository_path: Path, server_address: str
+    evaluation: list[str], model_repository_path: Path, server_address: str, tmp_path: Path
 ) -> dict[str, list[str]]:
-    """The commands that print what they have found."""
+    """The commands that print what they have found, `check` after batches of one row."""
+    shutil.copytree(model_repository_path / "retinaface", tmp_path / "models" / "retinaface")
+    config = tmp_path / "models" / "retinaface" / "config.pbtxt"
+    config.write_text(re.sub(r"(batch_size: )(\d+|\[ \d+ \])", r"\g<1>1", config.read_text()))
     return {
         "evaluate": evaluation,
         "check": [
             "models",
             "check",
             "retinaface",
+            "--cpu-cores",
+            "1",
             "--model-repository",
-            str(model_repository_path),
+            str(tmp_path / "models"),
         ],
         "health": ["health", "--address", server_address],
     }

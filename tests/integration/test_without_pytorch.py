@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mien import Client
 from tests.conftest import LaunchServer
+from tools.local_server import LocalServer
 
 
 def libraries(pid: int) -> str:
@@ -15,9 +16,9 @@ def libraries(pid: int) -> str:
 
 
 def test_default_models_answer_without_it(
-    launch_server: LaunchServer, sample: Callable[[str], Path]
+    server: LocalServer, sample: Callable[[str], Path]
 ) -> None:
-    with launch_server() as server, Client(server.address) as client:
+    with Client(server.address) as client:
         assert client.embed(sample("person_a_1")).faces
         loaded = libraries(server.process.pid)
         assert "libopenvino" in loaded

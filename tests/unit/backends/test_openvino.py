@@ -142,7 +142,7 @@ def test_a_verdict_does_not_depend_on_what_runs_beside_it(folder: Path, architec
     similarity = cosine(embedded(0, 1), embedded(1, 1))
     for cores in (1, 2):
         device.begin(cores)
-        for sizes in ((1, 2), (2, 3), (4, 8), (8, 1), (9, 9)):
+        for sizes in ((1, 2), (3, 9), (8, 4)):
             found = cosine(*(embedded(index, size) for index, size in enumerate(sizes)))
             assert found == pytest.approx(similarity, abs=5e-4)
 

@@ -55,9 +55,9 @@ def test_a_batch_does_not_change_a_result(
     load_instance: LoadInstance, images: ImageU8, architecture: str, precision: Precision
 ) -> None:
     instance = load_instance(architecture, precision)
-    alone = [_raw(instance, images[i : i + 1])[0] for i in range(len(images))]
+    alone = [_raw(instance, images[i : i + 1])[0] for i in range(3)]
     assert _cosine_distance(alone[0], alone[1]) > 5 * BATCH_DISTANCE[precision]
-    for size in (2, 3, 6):
+    for size in (2, 5):
         together = _raw(instance, images[:size])
         for single, batched in zip(alone, together, strict=False):
             assert _cosine_distance(single, batched) <= BATCH_DISTANCE[precision]

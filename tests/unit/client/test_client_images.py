@@ -166,6 +166,15 @@ def test_a_photo_that_leaves_no_room_for_the_rest_of_its_request_is_refused(
     assert peer.received == []
 
 
+def test_a_request_may_have_as_many_bytes_as_the_limit_says(call: Call, peer: Any) -> None:
+    # The photo, and the tag and the length, of four bytes, of its field and of its image's.
+    largest = MAX_MESSAGE_BYTES - 2 * (1 + 4)
+    call("detect", bytes(largest))
+    assert peer.received[0].request.ByteSize() == MAX_MESSAGE_BYTES
+    with pytest.raises(mien.InvalidRequest, match="the request is larger than"):
+        call("detect", bytes(largest + 1))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "larger"),
     [(17, 17, "a"), (10, 24, "b")],

@@ -58,7 +58,7 @@ def test_the_speed_of_a_detector_is_that_on_its_smallest_canvas(repository: Path
     config.write_text(text.replace('string_value: "64"', 'string_value: "64, 128"'))
     target = find_target([repository], "bright", None)
     assert target.config.sides == (64, 128)
-    assert check_version(target, device="cpu").side == 64
+    assert check_version(target, device="cpu", cores=1).side == 64
 
 
 def test_golden_files_are_used_if_they_are_for_these_pixels(repository: Path) -> None:
@@ -71,7 +71,7 @@ def test_golden_files_are_used_if_they_are_for_these_pixels(repository: Path) ->
     assert after.files["model.onnx"] == before.files["model.onnx"]
     assert after.files.keys() - before.files.keys() == {"golden.safetensors"}
 
-    check = check_version(find_target([repository], "colours", 1))
+    check = check_version(find_target([repository], "colours", 1), cores=1)
     assert check.cosines == pytest.approx([1] * len(check.cosines), abs=1e-5)
     assert len(check.cosines) > 1
     assert list(check.cosines) == sorted(check.cosines)
@@ -79,7 +79,7 @@ def test_golden_files_are_used_if_they_are_for_these_pixels(repository: Path) ->
 
     config = repository / "colours" / "config.pbtxt"
     config.write_text(config.read_text().replace('"RGB"', '"BGR"'))
-    check = check_version(find_target([repository], "colours", 1))
+    check = check_version(find_target([repository], "colours", 1), cores=1)
     assert check.cosines == ()
     assert "its golden file is for pixels prepared as RGB" in check.problem
 

@@ -52,17 +52,19 @@ def test_faces_of_photos_without_boxes_lower_the_recall() -> None:
 
 def _slowly(photos: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> float:
     """The protocol as its description reads: threshold by threshold, box by box."""
+    overlapping = [
+        [overlaps(box[None], faces)[0] for box in boxes] for boxes, _, faces, _ in photos
+    ]
     curve = []
     total = sum(int(counting.sum()) for *_, counting in photos)
     for step in range(1, STEPS + 1):
         threshold = 1 - step / STEPS
         proposals = hits = 0
-        for boxes, scores, faces, counting in photos:
+        for (_, scores, _, counting), shares_of in zip(photos, overlapping, strict=True):
             seen: set[int] = set()
-            for box, score in zip(boxes, scores, strict=True):
+            for shares, score in zip(shares_of, scores, strict=True):
                 if score < threshold:
                     continue
-                shares = overlaps(box[None], faces)[0]
                 best = int(shares.argmax())
                 if shares[best] >= 0.5 and not counting[best]:
                     continue

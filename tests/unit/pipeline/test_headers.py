@@ -7,7 +7,12 @@ from PIL import Image, JpegImagePlugin
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.pipeline.decode import decode
-from mien_server.pipeline.headers import BARE_JPEG_MARKERS, MAX_JPEG_SCANS, open_image
+from mien_server.pipeline.headers import (
+    BARE_JPEG_MARKERS,
+    MAX_JPEG_SCANS,
+    MAX_JPEG_SEGMENTS,
+    open_image,
+)
 from mien_server.pipeline.types import EncodedImage, Limits
 
 Encode = Callable[..., bytes]
@@ -185,6 +190,7 @@ def piles(encode: Encode, png_chunk: Chunk) -> dict[str, bytes]:
         "jpeg of comments": jpeg[:2] + b"\xff\xfe\0\2" * 400_000 + jpeg[2:],
         "jpeg of fill bytes": jpeg[:2] + b"\xff" * 1_600_000 + jpeg[2:],
         "jpeg of stray bytes": jpeg[:20] + b"\xff\xd0" * 800_000 + jpeg[20:],
+        "jpeg of stuffed zeros": jpeg[:2] + b"\xff\0" * 800_000 + jpeg[2:],
         "jpeg behind extension markers": jpeg[:2] + b"\xff\xf0" * 800_000 + jpeg[2:],
         "jpeg of scans": progressive[:-2] + scan * (MAX_JPEG_SCANS + 1) + b"\xff\xd9",
         "png of chunks": png[:33] + png_chunk(b"abCd", b"") * 100_000 + png[33:],
@@ -207,6 +213,13 @@ def test_as_many_scans_as_are_allowed_are_read(encode: Encode) -> None:
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     more = MAX_JPEG_SCANS - progressive.count(b"\xff\xda")
     data = progressive[:-2] + scan * more + b"\xff\xd9"
+    assert open_image(EncodedImage(data), LIMITS).size == (64, 64)
+
+
+@pytest.mark.parametrize("length", [b"\0\0", b"\0\1"])
+def test_a_segment_shorter_than_its_own_length_counts_as_one(encode: Encode, length: bytes) -> None:
+    jpeg = encode(Image.new("RGB", (64, 64), "red"), "JPEG")
+    data = jpeg[:2] + (b"\xff\xfe" + length) * (MAX_JPEG_SEGMENTS - 100) + jpeg[2:]
     assert open_image(EncodedImage(data), LIMITS).size == (64, 64)
 
 

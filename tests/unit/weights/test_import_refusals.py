@@ -6,8 +6,10 @@ import pickle
 import shutil
 import stat
 import struct
+import time
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.importer import ImportRefused, import_weights
 from mien_server.weights.progress import Progress
+from mien_server.weights.write.version_folder import turn
 from tests.unit.weights.conftest import CONFIGS, Import
 from tests.unit.weights.onnx_files import one_layer, saved, scrfd
 from tests.unit.weights.public_networks import shared_network
@@ -373,3 +376,31 @@ def test_variable_that_makes_torch_load_unsafe_has_no_effect(
     with pytest.raises(WeightsError, match=CODE):
         bring("retinaface", tmp_path / "weights")
     assert not trace_of(tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        ("sface", "says architecture 'sface' on backend 'pytorch'"),
+        ("face_embedding", "an ensemble"),
+    ],
+)
+def test_a_configuration_that_comes_while_it_waits_for_its_turn_is_heeded(
+    repository: Path, tmp_path: Path, other: str, problem: str
+) -> None:
+    torch.save(state(), tmp_path / "detector.pth")
+    model, said = repository / "mine", io.StringIO()
+    model.mkdir()
+    text = (CONFIGS / other / "config.pbtxt").read_text().replace(f'"{other}"', '"mine"', 1)
+    with ThreadPoolExecutor(1) as thread:
+        with turn(model, Progress(io.StringIO())):
+            done = thread.submit(
+                import_weights, repository, "mine", tmp_path / "detector.pth", Progress(said)
+            )
+            while "waiting for" not in said.getvalue():
+                assert not done.done()
+                time.sleep(0.01)
+            (model / "config.pbtxt").write_text(text)
+        with pytest.raises(ImportRefused, match=problem):
+            done.result(timeout=60)
+    assert {path.name for path in model.iterdir()} == {"config.pbtxt", ".install.lock"}
