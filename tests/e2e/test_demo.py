@@ -26,6 +26,7 @@ def run_demo(repository: Path, out: Path, *flags: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 def test_the_demo_tells_two_pairs_from_thirteen_and_draws_them(
     model_repository_path: Path, tmp_path: Path, portraits: list[Path]
 ) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,6 +21,7 @@ def run_load(address: str, out: Path, seconds: int) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.long
 def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path: Path) -> None:
     done = run_load(server_address, tmp_path, seconds=6)
 

@@ -268,6 +268,7 @@ print("killed", killed, "half", half, "left", sorted(path.name for path in model
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_leaves_no_half_version(repository: Path, cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(repository), str(cache)],

@@ -46,6 +46,7 @@ def repository(tmp_path: Path, model_repository_path: Path) -> Path:
     return copy_repository(model_repository_path, tmp_path / "repository")
 
 
+@pytest.mark.long
 def test_reloads_under_load_fail_no_call(repository: Path, portraits: list[Path]) -> None:
     reload_under_load(repository, portraits, 5)
 

@@ -46,7 +46,7 @@ def tune(repository: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> Tun
     """Tunes for a few seconds; exit status, output and messages."""
 
     def run(
-        slo: str, *flags: str, name: str = "colours", minutes: float = 0.05
+        slo: str, *flags: str, name: str = "colours", minutes: float = 0.02
     ) -> tuple[int, str, str]:
         where = ["--model-repository", str(repository), "--out", str(out), "--cpu-cores", "2"]
         status = main(["tune", name, "--slo-p99", slo, "--minutes", str(minutes), *where, *flags])

@@ -59,7 +59,6 @@ class Request(Future[Completion]):
         self.delayed = False
         self.taken = 0
         self.settled = False
-        self._timing: Timing | None = None
         self._results: list[Any] = [None] * len(work.rows)
         self._missing = len(work.rows)
         self._withdraw = withdraw
@@ -93,23 +92,12 @@ class Request(Future[Completion]):
         """Notes the results of rows `start`…; returns the completion once none is missing."""
         self._results[start : start + len(results)] = results
         self._missing -= len(results)
-        # Of several batches the first decides what the caller is told of the wait.
-        self._timing = timing if self._timing is None else _sum(self._timing, timing)
-        return Completion(self._results, self._timing) if self._missing == 0 else None
+        # Of several batches, which may run side by side, the caller waited for the one that ends last.
+        return Completion(self._results, timing) if self._missing == 0 else None
 
     def release(self) -> None:
         """Frees the rows."""
         self.rows = ()
-
-
-def _sum(first: Timing, more: Timing) -> Timing:
-    return Timing(
-        queue=first.queue,
-        preprocess=first.preprocess + more.preprocess,
-        compute=first.compute + more.compute,
-        postprocess=first.postprocess + more.postprocess,
-        batch_rows=max(first.batch_rows, more.batch_rows),
-    )
 
 
 class Part(NamedTuple):

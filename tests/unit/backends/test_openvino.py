@@ -127,7 +127,9 @@ def test_neither_neighbours_nor_cores_change_an_answer(
                 assert cosine(among[0].ravel(), single.ravel()) >= 1 - bound
 
 
-@pytest.mark.parametrize("architecture", ["sface", "iresnet18"])
+@pytest.mark.parametrize(
+    "architecture", ["sface", pytest.param("iresnet18", marks=pytest.mark.long)]
+)
 def test_a_verdict_does_not_depend_on_what_runs_beside_it(folder: Path, architecture: str) -> None:
     """The similarity of a pair moves by at most 5e-4, whatever batches its faces are in: docs/backends.md."""
     device = CpuDevice(2)
