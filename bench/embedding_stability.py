@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from bench.report import machine, table
 from numpy.typing import NDArray
 
 from mien_server.backends import onnx, openvino
 from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
+from mien_server.load.report import machine, table
 from mien_server.models.detections import Detections, areas, suppress
 from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8
