@@ -105,7 +105,10 @@ def _warp(pixels: ImageU8, matrix: NDArray[np.float64]) -> ImageU8:
     right, bottom = np.clip(
         np.ceil(inside.max(axis=0)) + 1 + 2 * square, 0, [width, height]
     ).astype(int)
-    # Whole squares: where the photo ends, that leaves out less than a pixel of the crop.
+    # Whole squares, counted from the corner of the photo: the same ones wherever the face begins.
+    # Where the photo ends, that leaves out less than a pixel of the crop.
+    left -= left % square
+    top -= top % square
     right -= (right - left) % square
     bottom -= (bottom - top) % square
     if left >= right or top >= bottom:
