@@ -316,10 +316,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     record.cancelled()
                     raise
                 except Exception as error:
-                    await _abort(context, record.failed(error))
+                    fault = record.failed(error)
+                    _let_go(error)
                 else:
                     record.answered()
                     return response
+                # gRPC and what abort raises refer to each other, and so keep this frame until garbage is
+                # collected, but nothing of the request.
+                del raw
+                await _abort(context, fault)
 
         return answer
 
@@ -332,7 +337,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     await run(requests, context)
                 except Exception as error:
-                    await _abort(context, record.failed(error))
+                    fault = record.failed(error)
+                    _let_go(error)
+                else:
+                    return
+                await _abort(context, fault)
 
         return answer
 
@@ -352,6 +361,16 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
         raise InvalidRequest(
             Reason.INVALID_REQUEST, f"The request is no valid message of its type: {error}."
         ) from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drops the frames in which an error and what led to it were raised: they hold the call's photo."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        for each in getattr(error, "exceptions", ()):
+            _let_go(each)
+        _let_go(error.__cause__)
+        error = error.__context__
 
 
 async def _abort(context: Context, fault: Fault) -> None:

@@ -1,9 +1,11 @@
 """FaceService behind a real grpc.aio server; a script stands in for the pipeline."""
 
 import asyncio
+import gc
 import logging
 import re
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -21,6 +23,7 @@ from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, Unmet
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.running import together
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
 from mien_server.rpc.calls import LONGEST_SECONDS, Admission
 from mien_server.rpc.faces import FaceService
@@ -233,6 +236,43 @@ async def test_error_is_logged_as_loudly_as_it_concerns_the_operator(
     told = [record for record in caplog.records if hasattr(record, "reason")]
     assert [(record.levelname, record.getMessage()) for record in told] == [(level, line)]
     assert not told[0].exc_info
+
+
+class Watched:
+    """Stands for a photo: a weak reference can tell whether it is still there."""
+
+
+async def refused_alone(photo: Watched) -> PhotoFaces:
+    try:
+        raise ValueError(photo)
+    except ValueError as error:
+        raise Unmet(Reason.FACE_NOT_FOUND, "no face") from error
+
+
+async def refused_beside_another(photo: Watched) -> PhotoFaces:
+    (found,) = await together(refused_alone(photo))
+    return found
+
+
+@pytest.mark.parametrize("refused", [refused_alone, refused_beside_another])
+async def test_nothing_of_a_refused_request_outlives_the_call(
+    refused: Callable[[Watched], Awaitable[PhotoFaces]],
+) -> None:
+    photos: list[weakref.ref[Watched]] = []
+
+    async def script(call: Call) -> PhotoFaces:
+        photo = Watched()
+        photos.append(weakref.ref(photo))
+        return await refused(photo)
+
+    async with serving(script) as running:
+        gc.disable()  # what only garbage collection would free may stay for minutes
+        try:
+            for _ in range(3):
+                await failure(running)
+            assert [photo() for photo in photos] == [None] * 3
+        finally:
+            gc.enable()
 
 
 async def test_request_that_is_no_message_is_an_invalid_argument() -> None:
