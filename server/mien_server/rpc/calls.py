@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, NoReturn, Self, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -324,7 +324,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # gRPC and what abort raises refer to each other, and so keep this frame until garbage is
                 # collected, but nothing of the request.
                 del raw
-                await _abort(context, fault)
+                return await _abort(context, fault)
 
         return answer
 
@@ -373,5 +373,5 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-async def _abort(context: Context, fault: Fault) -> None:
+async def _abort(context: Context, fault: Fault) -> NoReturn:
     await context.abort(fault.code, fault.message, fault.trailing_metadata())

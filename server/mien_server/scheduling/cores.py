@@ -14,8 +14,10 @@ _WEIGHT = 0.1
 _GAIN = 0.95  # more cores must be faster by so much, or they are left to others
 _COMMON = 0.5
 _REMEMBERED = 4
-_MEMORY = 60.0
+_MEMORY = 20.0
 """Seconds after which a number of cores is tried again. A lone caller's batches pay for that."""
+_TRIES = 4
+"""Batches of each try: after a rest the first ones are slow, and would speak against whatever they ran on."""
 
 
 class Company:
@@ -65,7 +67,9 @@ class CoreCosts:
 
     def learn(self, cores: int, rows: int, shape: Hashable, seconds: float, now: float) -> None:
         """Notes what a batch took."""
-        self._by_cores.setdefault(cores, ComputeEstimate(_MEMORY)).learn(rows, shape, seconds, now)
+        self._by_cores.setdefault(cores, ComputeEstimate(_MEMORY, enough=_TRIES)).learn(
+            rows, shape, seconds, now
+        )
 
     def choose(self, most: int, rows: int, shape: Hashable, company: float, now: float) -> int:
         """The number of cores for a batch.

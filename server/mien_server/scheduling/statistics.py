@@ -140,7 +140,7 @@ class _Seen:
     typical: float
     fastest: float
     at: float
-    confirmed: bool = False
+    times: int = 1
 
 
 class ComputeEstimate:
@@ -153,10 +153,12 @@ class ComputeEstimate:
 
     Args:
         memory: seconds until then.
+        enough: how many batches confirm what they took.
     """
 
-    def __init__(self, memory: float = _FORGET_AFTER) -> None:
+    def __init__(self, memory: float = _FORGET_AFTER, *, enough: int = 2) -> None:
         self._memory = memory
+        self._enough = enough
         self._seen: dict[Hashable, dict[int, _Seen]] = {}
         self._row_cost = 0.0
         self._row_cost_at = float("-inf")
@@ -176,7 +178,7 @@ class ComputeEstimate:
             rise = _RISE * (seconds - seen.fastest)
             seen.fastest = seconds if seconds < seen.fastest else seen.fastest + rise
             seen.at = now
-            seen.confirmed = True
+            seen.times += 1
         cost = seconds * units / rows
         if now - self._row_cost_at > self._memory:
             self._row_cost = cost
@@ -199,7 +201,11 @@ class ComputeEstimate:
         """Seconds that a batch takes at the least, by a batch that was not larger; 0 if unknown."""
         sizes = self._known(shape, now)
         return max(
-            (seen.fastest for size, seen in sizes.items() if size <= rows and seen.confirmed),
+            (
+                seen.fastest
+                for size, seen in sizes.items()
+                if size <= rows and seen.times >= self._enough
+            ),
             default=0.0,
         )
 

@@ -242,11 +242,16 @@ class Watched:
     """Stands for a photo: a weak reference can tell whether it is still there."""
 
 
+def decode(photo: Watched) -> None:
+    raise ValueError(photo)
+
+
 async def refused_alone(photo: Watched) -> PhotoFaces:
     try:
-        raise ValueError(photo)
+        decode(photo)
     except ValueError as error:
         raise Unmet(Reason.FACE_NOT_FOUND, "no face") from error
+    return EMPTY
 
 
 async def refused_beside_another(photo: Watched) -> PhotoFaces:
