@@ -48,6 +48,7 @@ def refused(
     return run
 
 
+@pytest.mark.long
 def test_imported_arcface_serves_beside_sface(
     repository: Path, tmp_path: Path, sample: Sample, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,10 @@ def _load(path: Path, precision: Precision = "fp32") -> LoadedInstance:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("architecture", ["sface", "iresnet18", "retinaface_mobilenet0.25"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["sface", pytest.param("iresnet18", marks=pytest.mark.long), "retinaface_mobilenet0.25"],
+)
 def test_a_batch_does_not_change_a_result(
     load_instance: LoadInstance, images: ImageU8, architecture: str, precision: Precision
 ) -> None:

@@ -34,6 +34,7 @@ def folded(iresnet18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return exported(iresnet18, tmp_path_factory.mktemp("folded") / "w600k.onnx")
 
 
+@pytest.mark.long
 def test_arcface_with_folded_batch_norms_computes_the_same_in_pytorch(
     iresnet18: nn.Module, folded: Path, bring: Import
 ) -> None:

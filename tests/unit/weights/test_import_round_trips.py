@@ -35,10 +35,7 @@ SMALL = ["iresnet18", "retinaface_mobilenet0.25"]
 
 @pytest.mark.parametrize(
     "architecture",
-    [
-        pytest.param(name, marks=pytest.mark.long) if name == "iresnet100" else name
-        for name in COUNTS
-    ],
+    [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in COUNTS],
 )
 def test_every_network_is_recognised_and_computes_the_same(
     architecture: str, tmp_path: Path
