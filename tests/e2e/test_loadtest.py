@@ -31,6 +31,7 @@ def test_all_three_calls_are_counted_and_reported(server_address: str, tmp_path:
         assert name in report
 
 
+@pytest.mark.long
 def test_failures_are_counted_by_their_reason(tmp_path: Path) -> None:
     done = run_load("127.0.0.1:9", tmp_path, seconds=3)
 

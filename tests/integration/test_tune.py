@@ -88,6 +88,7 @@ def test_the_best_settings_and_the_evidence_are_written_and_the_model_stays(
     assert written.cpu_backend == best["backend"]
 
 
+@pytest.mark.long
 def test_what_is_written_serves(tune: Tune, repository: Path, out: Path) -> None:
     assert tune("2s", "--apply")[0] == 0
     own = repository / "colours" / "config.pbtxt"
@@ -122,6 +123,7 @@ def test_kept_settings_are_not_changed(tune: Tune, repository: Path, out: Path) 
     assert (out / "config.pbtxt").read_text() == own.read_text()
 
 
+@pytest.mark.long
 def test_a_detector_is_tuned_on_its_canvas(tune: Tune, repository: Path, out: Path) -> None:
     add_model(repository, "bright", scrfd(batched=True), "scrfd", INPUT, side=SIDE)
     status, _, problem = tune("5s", "--keep=delay", "--side", "123", name="bright")
