@@ -6,7 +6,9 @@ pixels. `check_structure` goes first, because Pillow walks the pieces of a heade
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from PIL import (
@@ -38,12 +40,13 @@ scans, and a phone's file two or three pictures, most of them small."""
 # The markers after which Pillow reads no length: JPG, RST0..7, SOI, EOI, JPG0..13.
 BARE_JPEG_MARKERS = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _SOS, _APP1 = 0xDA, 0xE1
-_STRIP_LENGTHS, _TILE_LENGTHS = (
-    279,
-    325,
-)  # TIFF's tags with the lengths of the pieces that hold pixels
+_PIECE_LENGTHS = {279, 325}
+"""TIFF's tags with the lengths of the strips or tiles that hold the pixels."""
 _ORIENTATION_TAG = 0x0112
-_SHORT = 3  # TIFF's type of a number of two bytes
+_BYTES_OF_TYPE = {1: 1, 2: 1, 6: 1, 7: 1, 3: 2, 8: 2, 4: 4, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
+"""TIFF's types of whole numbers."""
+_ONE_OBJECT = {1, 2, 6, 7}
+"""BYTE, ASCII, SBYTE and UNDEFINED: Pillow reads all values of a tag as one object, whatever their number."""
 
 
 def check_structure(kind: str, data: bytes) -> None:
@@ -105,11 +108,25 @@ def _png(data: bytes) -> str | None:
     return None
 
 
-def _tiff(data: bytes) -> str | None:
-    """Checks the first directory: how many values its numeric tags hold, and that pixels share no bytes.
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """A tag of a TIFF file: what it says, and the integers that it holds.
 
-    A file whose strips are all the same few bytes is small, and takes as long to decode as an honest one.
+    Attributes:
+        number: what it is about.
+        kind: TIFF's type of its values.
+        count: of its values, as the file says.
+        numbers: reads the values, which are whole numbers.
     """
+
+    number: int
+    kind: int
+    count: int
+    numbers: Callable[[], Iterator[int]]
+
+
+def _tags(data: bytes) -> Iterator[_Tag]:
+    """The tags of the first directory of a TIFF file, or of EXIF, which is laid out alike."""
     order = "little" if data[:2] == b"II" else "big"
 
     def number(at: int, size: int) -> int:
@@ -121,16 +138,33 @@ def _tiff(data: bytes) -> str | None:
     count_size = 8 if big else 2
     for i in range(min(number(start, count_size), 0xFFFF)):
         at = start + count_size + i * entry
-        numeric = number(at + 2, 2) not in {1, 2, 6, 7}  # BYTE, ASCII, SBYTE, UNDEFINED: one object
-        if numeric and number(at + 4, word) > MAX_TIFF_VALUES:
-            return f"tag {number(at, 2)} has more than {MAX_TIFF_VALUES} values"
-        if number(at, 2) in (_STRIP_LENGTHS, _TILE_LENGTHS):
-            count, size = number(at + 4, word), 2 if number(at + 2, 2) == _SHORT else word
-            value = at + 4 + word
-            first = value if count * size <= word else number(value, word)
-            if sum(number(first + n * size, size) for n in range(count)) > len(data):
-                return "its strips or tiles share bytes, or are longer than the file"
+        kind, count, value = number(at + 2, 2), number(at + 4, word), at + 4 + word
+        size = _BYTES_OF_TYPE.get(kind, word)
+        first = value if count * size <= word else number(value, word)
+        places = range(first, first + count * size, size)
+        yield _Tag(number(at, 2), kind, count, partial(map, partial(number, size=size), places))
+
+
+def _crowded(data: bytes) -> str | None:
+    """Checks how many values the tags of a TIFF file, or of EXIF, hold."""
+    for tag in _tags(data):
+        if tag.kind not in _ONE_OBJECT and tag.count > MAX_TIFF_VALUES:
+            return f"tag {tag.number} has more than {MAX_TIFF_VALUES} values"
     return None
+
+
+def _tiff(data: bytes) -> str | None:
+    """Checks how many values the tags hold, and that pixels share no bytes.
+
+    A file whose strips are all the same few bytes is small, and takes as long to decode as an honest one.
+    """
+    for tag in _tags(data):
+        if tag.number in _PIECE_LENGTHS and tag.kind in _BYTES_OF_TYPE:
+            if tag.count > MAX_TIFF_VALUES:
+                return f"tag {tag.number} has more than {MAX_TIFF_VALUES} values"
+            if sum(tag.numbers()) > len(data):
+                return "its strips or tiles share bytes, or are longer than the file"
+    return _crowded(data)
 
 
 _CHECKS: Mapping[str, Callable[[bytes], str | None]] = MappingProxyType(
@@ -254,7 +288,7 @@ def exif_orientation(image: Image.Image) -> int:
     A photo with broken EXIF is still a photo.
     """
     exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if len(exif) > MAX_EXIF_BYTES or (exif and _tiff(exif) is not None):
+    if len(exif) > MAX_EXIF_BYTES or _crowded(exif) is not None:
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))

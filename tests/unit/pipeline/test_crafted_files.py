@@ -154,6 +154,38 @@ def test_a_tiff_whose_strips_share_their_bytes_is_refused(compression: int) -> N
     assert "share bytes" in error.message
 
 
+@pytest.mark.parametrize("kind", [1, 6, 7])
+def test_strip_lengths_beyond_count_are_not_summed(kind: int) -> None:
+    """Of these types Pillow makes one object, so that their number is not bounded elsewhere."""
+    tags = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 64),
+        (259, 3, 1, 4),
+        (273, 4, 1, 8),
+        (279, kind, 2**32 - 1, 8),
+    ]
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    error = refusal(b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(100))
+    assert error.reason is Reason.INVALID_IMAGE
+    assert "tag 279 has more than" in error.message
+
+
+def test_exif_may_keep_the_strips_of_the_tiff_that_a_photo_once_was() -> None:
+    tags = [(0x0112, 3, 1, 6), (279, 4, 1, 30_000_000)]
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    photo = decode(
+        EncodedImage(png(64, 32, exif=b"II*\0" + struct.pack("<IH", 8, 2) + body + bytes(4))),
+        LIMITS,
+    )
+    assert (photo.width, photo.height) == (32, 64)
+
+
+def test_an_honest_big_tiff_is_decoded(encode: Encode, portrait: Image.Image) -> None:
+    data = encode(portrait, "TIFF", big_tiff=True, strip_size=1024)
+    assert data[2] == 43
+    assert decode(EncodedImage(data), LIMITS).width == portrait.width
+
+
 def test_an_honest_tiff_of_many_strips_is_decoded(encode: Encode, portrait: Image.Image) -> None:
     data = encode(portrait, "TIFF", compression="tiff_lzw", strip_size=1024)
     assert len(Image.open(io.BytesIO(data)).tag_v2[273]) > 10  # type: ignore[attr-defined]
