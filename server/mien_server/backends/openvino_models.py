@@ -148,6 +148,7 @@ class _Copy:
         self._compiled = core().import_model(
             openvino.Tensor(self._data, shared_memory=True), _CPU, self._options
         )
+        self._outputs = range(len(self._compiled.outputs))
         self._idle: list[openvino.InferRequest] = []
 
     def rest(self) -> None:
@@ -171,8 +172,7 @@ class _Copy:
             raise
         # Copied, because the request's own outputs are overwritten by its next run.
         outputs = [
-            np.array(request.get_output_tensor(index).data, np.float32)
-            for index in range(len(self._compiled.outputs))
+            np.array(request.get_output_tensor(index).data, np.float32) for index in self._outputs
         ]
         idle.append(request)
         return outputs

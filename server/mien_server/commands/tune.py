@@ -2,16 +2,12 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 from mien_server.commands.shared import Commands, add_command, add_settings, say
 from mien_server.settings import load_settings
 from mien_server.start_checks import check_folders
-
-SETTINGS = ("backend", "precision", "batch", "delay", "count")
-"""The same as those of `tuning.candidates`, which takes seconds to import."""
+from mien_server.tuning import SETTINGS, Setting
 
 _SHOWN = 10
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>ms|s)")
@@ -103,7 +99,7 @@ def _tune(
     minutes: float,
     version: int | None,
     side: int | None,
-    keep: list[Any],
+    keep: list[Setting],
     out: Path | None,
     apply: bool,
     **flags: object,
@@ -112,8 +108,9 @@ def _tune(
     check_folders(settings.model_repository)
     from mien_server.tuning.evidence import summary_table, verdict
     from mien_server.tuning.tune import tune
+    from mien_server.weights.progress import Progress
 
-    folder = out or Path("tuned") / name
+    folder, tell = out or Path("tuned") / name, Progress().say
     found = tune(
         settings,
         name,
@@ -124,17 +121,13 @@ def _tune(
         side=side,
         keep=keep,
         apply=apply,
-        say=_progress,
+        say=tell,
     )
     say(f"{summary_table(found, _SHOWN)}\n\n{verdict(found)}")
     if not found.met:
-        _progress(f"{folder} has the evidence, and no config.pbtxt")
+        tell(f"{folder} has the evidence, and no config.pbtxt")
         return 1
-    _progress(f"{folder} has config.pbtxt and the evidence")
+    tell(f"{folder} has config.pbtxt and the evidence")
     if apply:
-        _progress(f"the config.pbtxt of {name} in the model repository is this one now")
+        tell(f"the config.pbtxt of {name} in the model repository is this one now")
     return 0
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

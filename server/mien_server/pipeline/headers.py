@@ -62,7 +62,11 @@ def check_structure(kind: str, data: bytes) -> None:
     check = _CHECKS.get(kind)
     complaint = check(data) if check is not None else None
     if complaint is not None:
-        raise InvalidRequest(Reason.INVALID_IMAGE, f"Not a usable {kind} file: {complaint}.")
+        raise _unusable(kind, complaint)
+
+
+def _unusable(kind: str, complaint: str) -> InvalidRequest:
+    return InvalidRequest(Reason.INVALID_IMAGE, f"Not a usable {kind} file: {complaint}.")
 
 
 def _jpeg(data: bytes) -> str | None:
@@ -85,17 +89,7 @@ def _jpeg(data: bytes) -> str | None:
             position = at + 2
         else:
             position = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    if _scans(data) > MAX_JPEG_SCANS:
-        return f"more than {MAX_JPEG_SCANS} scans"
     return None
-
-
-def _scans(data: bytes) -> int:
-    """A JPEG's scans, with those of embedded pictures.
-
-    Within a scan 0xFF is always followed by 0 or a restart marker, so nothing else is counted.
-    """
-    return data.count(bytes((0xFF, _SOS)))
 
 
 def _png(data: bytes) -> str | None:
@@ -272,14 +266,24 @@ def open_image(source: EncodedImage, limits: Limits) -> Image.Image:
             f"The image has {width}x{height} pixels; a side may have at most {MAX_SIDE:,}."
             " Send it scaled down.",
         )
-    if kind == "JPEG" and width * height * _scans(data) > MAX_SCANNED * limits.max_image_pixels:
-        raise InvalidRequest(
-            Reason.IMAGE_TOO_LARGE,
-            f"The image has {width}x{height} pixels in {_scans(data)} scans, which is too many together."
-            " Save it again, as a baseline JPEG.",
-        )
+    if kind == "JPEG":
+        _check_scans(data, width, height, limits)
     _refuse_what_is_no_photo(kind, image, limits)
     return image
+
+
+def _check_scans(data: bytes, width: int, height: int, limits: Limits) -> None:
+    # Within a scan 0xFF is always followed by 0 or a restart marker, so this counts scans (and those of
+    # embedded pictures).
+    scans = data.count(bytes((0xFF, _SOS)))
+    if scans > MAX_JPEG_SCANS:
+        raise _unusable("JPEG", f"more than {MAX_JPEG_SCANS} scans")
+    if width * height * scans > MAX_SCANNED * limits.max_image_pixels:
+        raise InvalidRequest(
+            Reason.IMAGE_TOO_LARGE,
+            f"The image has {width}x{height} pixels in {scans} scans, which is too many together."
+            " Save it again, as a baseline JPEG.",
+        )
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -16,3 +16,10 @@ How it goes:
 - `rewriting`: the winner's settings, where they differ, go into the model's own text.
 - `evidence`: everything that was measured, as JSON, a table and a picture.
 """
+
+from typing import Literal, TypeAlias, get_args
+
+Setting: TypeAlias = Literal["backend", "precision", "batch", "delay", "count"]
+"""What a candidate may change."""
+
+SETTINGS: tuple[Setting, ...] = get_args(Setting)

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, TypeAlias
 
 from mien_server.backends.devices import thread_counts
 from mien_server.backends.instance import Computes
@@ -11,9 +10,7 @@ from mien_server.backends.openvino_models import multiplies_bf16
 from mien_server.backends.precision import cpu_multiplies_bf16
 from mien_server.repository.config.model import Backend, ModelConfig
 from mien_server.scheduling.batching import BatchingPolicy
-
-Setting: TypeAlias = Literal["backend", "precision", "batch", "delay", "count"]
-"""What a candidate may change."""
+from mien_server.tuning import Setting
 
 PREFERRED = (1, 2, 4, 8, 16)
 DELAYS_MS = (0.0, 1.0, 2.0, 5.0)

@@ -26,7 +26,8 @@ from mien_server.scheduling.errors import QueueFull, SchedulingError
 from mien_server.scheduling.interface import PlacedInstance, Work
 from mien_server.scheduling.scheduler import Slot
 from mien_server.settings import Settings
-from mien_server.tuning.candidates import Candidate, Setting, grid, others, own_candidate
+from mien_server.tuning import Setting
+from mien_server.tuning.candidates import Candidate, grid, others, own_candidate
 
 _ROWS = 32
 """Different pictures, in turn."""

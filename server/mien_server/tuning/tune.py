@@ -12,7 +12,7 @@ from mien_server.repository.config.editing import replace_text
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.folders import CONFIG
 from mien_server.settings import Settings
-from mien_server.tuning.candidates import Setting
+from mien_server.tuning import Setting
 from mien_server.tuning.evidence import Tuning, document, markdown, picture
 from mien_server.tuning.rewriting import tuned
 from mien_server.tuning.slots import load_model

@@ -1,13 +1,14 @@
 """What may be said on the command line of `mien-server tune`."""
 
 import argparse
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from mien_server.commands.main import main
-from mien_server.commands.tune import SETTINGS, milliseconds
-from mien_server.tuning.candidates import Setting
+from mien_server.commands.tune import milliseconds
+from mien_server.tuning import Setting
 
 
 @pytest.mark.parametrize(
@@ -40,5 +41,10 @@ def test_a_command_line_that_cannot_hold_ends_with_2(flags: list[str]) -> None:
     assert ended.value.code == 2
 
 
-def test_the_settings_that_can_be_kept_are_those_that_candidates_change() -> None:
-    assert get_args(Setting) == SETTINGS
+@pytest.mark.parametrize("setting", get_args(Setting))
+def test_the_settings_that_can_be_kept_are_those_that_candidates_change(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--slo-p99", "1s", "--keep", setting, "--model-repository", str(tmp_path / "none")]
+    assert main(["tune", "sface", *flags]) == 1
+    assert "none" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from mien_server.pipeline.decode import decode
 from mien_server.pipeline.types import EncodedImage, Limits
 
 Encode = Callable[..., bytes]
+Png = Callable[..., bytes]
 LIMITS = Limits()
 
 
@@ -40,22 +41,18 @@ def with_segments(*segments: bytes) -> bytes:
     return data[:2] + b"".join(segments) + data[2:]
 
 
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+@pytest.fixture(scope="module")
+def png(png_chunk: Callable[[bytes, bytes], bytes]) -> Png:
+    """A black PNG of a width and a height, with EXIF if it is given."""
 
+    def make(width: int, height: int, exif: bytes = b"") -> bytes:
+        pixels = zlib.compress(bytes(height * (1 + 3 * width)))
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = {b"IHDR": header, b"eXIf": exif, b"IDAT": pixels}
+        parts = [png_chunk(kind, body) for kind, body in chunks.items() if body]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + png_chunk(b"IEND", b"")
 
-def png(width: int, height: int, *, exif: bytes = b"") -> bytes:
-    """A black PNG."""
-    pixels = zlib.compress(bytes(height * (1 + 3 * width)))
-    return b"".join(
-        [
-            b"\x89PNG\r\n\x1a\n",
-            png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-            png_chunk(b"eXIf", exif) if exif else b"",
-            png_chunk(b"IDAT", pixels),
-            png_chunk(b"IEND", b""),
-        ]
-    )
+    return make
 
 
 def exif(orientations: int, *, kind: int) -> bytes:
@@ -107,17 +104,17 @@ def test_other_segments_of_the_same_kind_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("count", [100_001, 2_400_000])
-def test_an_orientation_of_many_fractions_is_none(count: int) -> None:
+def test_an_orientation_of_many_fractions_is_none(count: int, png: Png) -> None:
     photo = decode(EncodedImage(png(64, 32, exif=exif(count, kind=5))), LIMITS)
     assert (photo.width, photo.height) == (64, 32)
 
 
-def test_exif_of_the_usual_size_counts() -> None:
+def test_exif_of_the_usual_size_counts(png: Png) -> None:
     photo = decode(EncodedImage(png(64, 32, exif=exif(1, kind=3))), LIMITS)
     assert (photo.width, photo.height) == (32, 64)
 
 
-def test_exif_beyond_its_size_is_not_read() -> None:
+def test_exif_beyond_its_size_is_not_read(png: Png) -> None:
     oversized = exif(1, kind=3) + bytes(1 << 20)
     photo = decode(EncodedImage(png(64, 32, exif=oversized)), LIMITS)
     assert (photo.width, photo.height) == (64, 32)
@@ -139,7 +136,7 @@ def test_scans_are_bounded_by_the_pixels_that_they_go_over(encode: Encode) -> No
     assert "in 49 scans" in caught.value.message
 
 
-def test_a_side_longer_than_any_photo_s_is_refused() -> None:
+def test_a_side_longer_than_any_photo_s_is_refused(png: Png) -> None:
     assert decode(EncodedImage(png(1, 65_535)), LIMITS).height == 65_535
     error = refusal(png(1, 65_536))
     assert error.reason is Reason.IMAGE_TOO_LARGE
@@ -170,7 +167,7 @@ def test_strip_lengths_beyond_count_are_not_summed(kind: int) -> None:
     assert "tag 279 has more than" in error.message
 
 
-def test_exif_may_keep_the_strips_of_the_tiff_that_a_photo_once_was() -> None:
+def test_exif_may_keep_the_strips_of_the_tiff_that_a_photo_once_was(png: Png) -> None:
     tags = [(0x0112, 3, 1, 6), (279, 4, 1, 30_000_000)]
     body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     photo = decode(

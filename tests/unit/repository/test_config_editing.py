@@ -1,12 +1,12 @@
 """Single fields of a config.pbtxt change, and nothing else of its text does."""
 
-import difflib
 from pathlib import Path
 
 import pytest
 
 from mien_server.repository.config.editing import replace_text, with_field, with_parameter
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText, FieldPath
+from tests.config_lines import changed_lines
 
 SHIPPED = Path(__file__).parents[3] / "model_repository" / "sface" / "config.pbtxt"
 PREFERRED: FieldPath = ("dynamic_batching", "preferred_batch_size")
@@ -14,16 +14,11 @@ DELAY: FieldPath = ("dynamic_batching", "max_queue_delay_microseconds")
 COUNT: FieldPath = ("instance_group", 0, "count")
 
 
-def changes(before: ConfigText, after: ConfigText) -> list[str]:
-    lines = difflib.ndiff(before.source.splitlines(), after.source.splitlines())
-    return [line for line in lines if line[0] in "+-"]
-
-
 def test_a_field_is_changed_where_it_stands_and_comments_stay() -> None:
     shipped = ConfigText.read(SHIPPED)
     changed = with_field(with_field(shipped, PREFERRED, "[ 8 ]"), DELAY, "2000")
     changed = with_parameter(with_field(changed, COUNT, "1"), "precision", "fp32")
-    assert changes(shipped, changed) == [
+    assert changed_lines(shipped, changed) == [
         "-   preferred_batch_size: [ 4 ]",
         "+   preferred_batch_size: [ 8 ]",
         "-   max_queue_delay_microseconds: 0",

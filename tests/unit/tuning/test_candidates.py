@@ -1,6 +1,5 @@
 """Which settings are tried of a model, and how the winner's get into its config.pbtxt."""
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from mien_server.repository.config.model import (
 )
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.scheduling.batching import BatchingPolicy
-from mien_server.tuning.candidates import Candidate, Setting, grid, others, own_candidate
+from mien_server.tuning import Setting
+from mien_server.tuning.candidates import Candidate, grid, others, own_candidate
 from mien_server.tuning.rewriting import tuned
+from tests.config_lines import changed_lines
 
 SHIPPED = Path(__file__).parents[3] / "model_repository" / "sface" / "config.pbtxt"
 OWN = Candidate("openvino", "fp32", (4,), 0.0, 2)
@@ -95,8 +96,7 @@ def test_only_what_the_winner_changes_is_written(config: ModelConfig) -> None:
     assert tuned(text, OWN, OWN).source == text.source
     chosen = Candidate("pytorch", "bf16", (8,), 2.0, 1)
     after = tuned(text, OWN, chosen)
-    lines = difflib.ndiff(text.source.splitlines(), after.source.splitlines())
-    assert [line for line in lines if line[0] in "+-"] == [
+    assert changed_lines(text, after) == [
         "-   preferred_batch_size: [ 4 ]",
         "+   preferred_batch_size: [ 8 ]",
         "-   max_queue_delay_microseconds: 0",
