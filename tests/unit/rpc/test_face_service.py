@@ -67,14 +67,17 @@ class Running:
 
 
 def a_server(
-    address: IPv4Address | IPv6Address, port: int = 0, admission: Admission | None = None
+    address: IPv4Address | IPv6Address,
+    port: int = 0,
+    admission: Admission | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> RpcServer:
     return RpcServer(
         address=address,
         port=port,
         max_message_bytes=1 << 20,
         admission=admission or Admission(max_calls=1, max_bytes=1),
-        metrics=CallMetrics(CollectorRegistry()),
+        metrics=CallMetrics(registry or CollectorRegistry()),
     )
 
 
@@ -87,9 +90,10 @@ async def serving(
     nbytes: int = 1 << 24,
     loaded: bool = True,
     address: IPv4Address | IPv6Address = LOOPBACK,
+    registry: CollectorRegistry | None = None,
 ) -> AsyncIterator[Running]:
     admission = Admission(max_calls=calls, max_bytes=nbytes)
-    server = a_server(address, admission=admission)
+    server = a_server(address, admission=admission, registry=registry)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
     if loaded:
@@ -378,6 +382,35 @@ async def test_timing_is_sent_to_those_who_ask() -> None:
         assert "server-timing" not in dict(await silent.trailing_metadata())
 
 
+@pytest.mark.parametrize("metadata", [(("mien-timing", "0"),), (("other", "1"),)])
+async def test_timing_is_sent_to_nobody_else(metadata: tuple[tuple[str, str], ...]) -> None:
+    async with serving(returning(EMPTY)) as running:
+        call = running.faces.Detect(PHOTO, metadata=metadata)
+        await call
+        assert "server-timing" not in dict(await call.trailing_metadata())
+
+
+async def test_a_call_is_counted_when_it_comes_and_when_it_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    held, registry = Held(), CollectorRegistry()
+    method = {"grpc_service": SERVICE, "grpc_method": "Detect", "grpc_type": "unary"}
+
+    def count(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, method | labels)
+
+    async with serving(held, registry=registry) as running:
+        call = running.faces.Detect(PHOTO)
+        await held.entered.wait()
+        assert count("grpc_server_started_total") == 1
+        with caplog.at_level(logging.DEBUG, "mien_server.rpc.calls"):
+            call.cancel()
+            await held.cancelled.wait()
+            while count("grpc_server_handled_total", grpc_code="CANCELLED") != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert "call cancelled by its caller" in caplog.messages
+
+
 async def test_call_before_the_models_are_loaded_may_be_tried_again() -> None:
     async with serving(returning(EMPTY), loaded=False) as running:
         raised = await failure(running)
@@ -438,6 +471,28 @@ async def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
         held.let_go.set()
         assert (await accepted).image_width == 2
         assert await stopping
+
+
+async def test_draining_waits_for_the_last_of_several_calls() -> None:
+    calls = [Held(), Held()]
+    scripts = iter(calls)
+
+    async def script(call: Call) -> PhotoFaces:
+        return await next(scripts)(call)
+
+    async with serving(script) as running:
+        accepted = []
+        for held in calls:
+            accepted.append(asyncio.ensure_future(running.faces.Detect(PHOTO)))
+            await held.entered.wait()
+        draining = asyncio.create_task(running.admission.drain(30))
+        calls[0].let_go.set()
+        await accepted[0]
+        await asyncio.sleep(0.05)
+        assert not draining.done()
+        calls[1].let_go.set()
+        assert await draining
+        assert (await accepted[1]).image_width == 2
 
 
 async def test_nothing_to_finish_is_drained_at_once() -> None:
