@@ -1,8 +1,9 @@
 """Networks of mien's own in OpenVINO: the same answers as in PyTorch, whatever runs beside them."""
 
+import functools
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -67,6 +68,16 @@ def load(
     return instance
 
 
+loaded = functools.cache(load)
+"""The same for tests that only run it: what many of them need is loaded once."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freed() -> Iterator[None]:
+    yield
+    loaded.cache_clear()
+
+
 def outputs(instance: LoadedInstance, images: Sequence[ImageU8]) -> tuple[ArrayF32, ...]:
     found: tuple[ArrayF32, ...] = instance.compute(
         instance.collate([DetectorRow(image, 0.5) for image in images])
@@ -90,8 +101,8 @@ def test_it_answers_as_pytorch_does(
     folder: Path, architecture: str, normalisation: Normalisation
 ) -> None:
     images = pictures(3)
-    ours = outputs(load(folder, architecture, normalisation=normalisation), images)
-    theirs = outputs(load(folder, architecture, by=pytorch, normalisation=normalisation), images)
+    ours = outputs(loaded(folder, architecture, normalisation=normalisation), images)
+    theirs = outputs(loaded(folder, architecture, by=pytorch, normalisation=normalisation), images)
     assert len(ours) == len(theirs)
     for found, wanted in zip(ours, theirs, strict=True):
         assert found.dtype == np.float32
@@ -100,10 +111,10 @@ def test_it_answers_as_pytorch_does(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bf16_is_near_enough_where_the_processor_has_it(folder: Path, architecture: str) -> None:
-    instance = load(folder, architecture, precision="bf16")
+    instance = loaded(folder, architecture, precision="bf16")
     assert instance.precision == ("bf16" if multiplies_bf16() else "fp32")
     images = pictures(3)
-    theirs = outputs(load(folder, architecture, by=pytorch), images)
+    theirs = outputs(loaded(folder, architecture, by=pytorch), images)
     for found, wanted in zip(outputs(instance, images), theirs, strict=True):
         for a, b in zip(found.reshape(3, -1), wanted.reshape(3, -1), strict=True):
             assert a @ b >= 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
@@ -168,7 +179,7 @@ def test_several_threads_run_it_at_once(folder: Path) -> None:
 
 
 def test_an_answer_stays_as_it_is_while_others_are_computed(folder: Path) -> None:
-    instance = load(folder, "sface")
+    instance = loaded(folder, "sface")
     first, second = pictures(2)
     (found,) = outputs(instance, [first])
     before = found.copy()
@@ -179,8 +190,8 @@ def test_an_answer_stays_as_it_is_while_others_are_computed(folder: Path) -> Non
 @pytest.mark.parametrize("side", [64, 320])
 def test_a_detector_takes_canvases_of_any_side(folder: Path, side: int) -> None:
     images = pictures(5, side)
-    ours = outputs(load(folder, DETECTOR), images)
-    theirs = outputs(load(folder, DETECTOR, by=pytorch), images)
+    ours = outputs(loaded(folder, DETECTOR), images)
+    theirs = outputs(loaded(folder, DETECTOR, by=pytorch), images)
     for found, wanted in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
@@ -196,7 +207,7 @@ def test_rows_that_do_not_fit_are_refused(
     folder: Path, images: list[ImageU8], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        outputs(load(folder, "sface"), images)
+        outputs(loaded(folder, "sface"), images)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +217,7 @@ def test_rows_that_do_not_fit_are_refused(
 def test_auto_is_bf16_for_embedders_only_and_where_it_is_native(
     folder: Path, architecture: str, wanted: Precision, native: str
 ) -> None:
-    instance = load(folder, architecture, precision=wanted)
+    instance = loaded(folder, architecture, precision=wanted)
     assert instance.precision == (native if multiplies_bf16() else "fp32")
 
 
