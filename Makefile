@@ -12,7 +12,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 PACKAGE := scheduling
 N       := 20
 SEED    := 1
-BENCH   := serving scheduler_overhead batching overload cpu_threads reload
+BENCH   := serving scheduler_overhead batching overload growth cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from mien_server.backends import pytorch
+from mien_server.backends import openvino
 from mien_server.backends.devices import CpuDevice
+from mien_server.backends.precision import Precision
 from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.roles import EmbedderOptions, EmbedderRow
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import PlacedInstance, Work
 from mien_server.scheduling.scheduler import Scheduler, Slot
+from mien_server.weights.write.graph import write_graph
 
 CROP_BYTES = 112 * 112 * 3
 
@@ -27,7 +29,7 @@ def crop() -> EmbedderRow:
 
 @contextmanager
 def embedder_slot(
-    architecture: str, policy: BatchingPolicy, *, precision: pytorch.Precision = "auto"
+    architecture: str, policy: BatchingPolicy, *, precision: Precision = "auto"
 ) -> Iterator[Slot]:
     """A slot of a network with random weights: speed does not depend on what it has learnt."""
     family = find_family(architecture)
@@ -36,7 +38,8 @@ def embedder_slot(
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
         save_file(family.network().state_dict(), weights)
-        instance = pytorch.load(
+        write_graph(family, weights)
+        instance = openvino.load(
             family,
             weights,
             normalisation=Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5),
