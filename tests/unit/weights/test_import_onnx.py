@@ -161,6 +161,7 @@ def test_scrfd_is_recognised_by_its_nine_outputs(
 ) -> None:
     (done,), _ = bring("scrfd", scrfd(tmp_path / "det_10g.onnx", side=side, batch=batch))
     assert done.recognised.kind == "architecture 'scrfd' on backend 'onnxruntime'"
+    assert done.recognised.normalisation == Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
     assert find_family(done.recognised.architecture).role is DETECTOR
     message = ConfigText.read(repository / "scrfd" / "config.pbtxt").message
     assert message.max_batch_size == rows

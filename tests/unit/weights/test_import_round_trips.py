@@ -63,6 +63,8 @@ def test_imported_version_computes_the_same(
     config = config_of(repository / "mine")
     assert config.architecture == architecture
     assert config.normalisation == done.recognised.normalisation
+    if architecture.startswith("iresnet"):
+        assert config.normalisation == Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
     manifest = verify_version(done.folder, repository, "model.safetensors")
     assert sha256_of(checkpoint) in said
     assert sha256_of(checkpoint) in manifest.source
