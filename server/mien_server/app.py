@@ -20,11 +20,13 @@ from mien_server.backends import memory
 from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
+from mien_server.observability.thread_metrics import ThreadMetrics
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
 from mien_server.start_checks import StartError, check_folders, check_weights
+from mien_server.threads import Threads
 
 if TYPE_CHECKING:
     from mien_server.engine import Engine
@@ -62,7 +64,8 @@ async def _serve(settings: Settings) -> int:
     check_folders(settings.model_repository)
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
-    registry = _registry()
+    threads = Threads()
+    registry = _registry(threads)
     calls = CallMetrics(registry)
     admission = Admission(
         max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
@@ -75,12 +78,12 @@ async def _serve(settings: Settings) -> int:
         metrics=calls,
     )
 
-    with _metrics_served(settings, registry):
+    with _metrics_served(settings, registry, threads):
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
 
-        engine = build_engine(settings)
+        engine = build_engine(settings, threads=threads)
         memory.keep_imports()
         left = settings.exit_timeout_secs
         try:
@@ -101,7 +104,7 @@ async def _serve(settings: Settings) -> int:
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()
-                await _keep_up_until_stopped(server, engine, settings, started, stop)
+                await _keep_up_until_stopped(server, engine, threads, settings, started, stop)
             began = time.monotonic()
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
@@ -114,18 +117,21 @@ async def _serve(settings: Settings) -> int:
     return 0 if finished else 1
 
 
-def _registry() -> CollectorRegistry:
-    """The registry of all metrics. It begins with those of the process itself."""
+def _registry(threads: Threads) -> CollectorRegistry:
+    """The registry of all metrics. It begins with those of the process and its threads."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    registry.register(ThreadMetrics(threads))
     build = Gauge("mien_build_info", "1, with mien's version.", ("version",), registry=registry)
     build.labels(metadata.version("mien")).set(1)
     return registry
 
 
 @contextmanager
-def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+def _metrics_served(
+    settings: Settings, registry: CollectorRegistry, threads: Threads
+) -> Iterator[None]:
     """Serves the metrics from before the models load until after the last call, if they are wanted.
 
     Raises:
@@ -136,7 +142,7 @@ def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator
         return
     address, port = settings.metrics_address or settings.grpc_address, settings.metrics_port
     try:
-        endpoint = MetricsEndpoint(registry, address, port)
+        endpoint = MetricsEndpoint(registry, address, port, threads)
     except OSError as error:
         raise StartError(
             f"cannot serve metrics on {address} port {port}: {error.strerror}. Choose another port with"
@@ -247,12 +253,14 @@ def _load(engine: "Engine", settings: Settings) -> None:
 async def _keep_up_until_stopped(
     server: RpcServer,
     engine: "Engine",
+    threads: Threads,
     settings: Settings,
     started: float,
     stop: asyncio.Event,
 ) -> None:
     """Keeps the health service true and, in the mode poll, the models up to date."""
-    tasks = [asyncio.create_task(watch_readiness(server, engine.catalogue, settings, started))]
+    watching = watch_readiness(server, engine.catalogue, threads, settings, started)
+    tasks = [asyncio.create_task(watching)]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
     await stop.wait()
@@ -264,9 +272,13 @@ async def _keep_up_until_stopped(
 
 
 async def watch_readiness(
-    server: RpcServer, catalogue: "Catalogue", settings: Settings, started: float
+    server: RpcServer,
+    catalogue: "Catalogue",
+    threads: Threads,
+    settings: Settings,
+    started: float,
 ) -> None:
-    """Keeps what the health service says in step with the models, until it is cancelled.
+    """Keeps what the health service says in step with the models and threads, until it is cancelled.
 
     A server that cannot find out whether it is ready is not.
 
@@ -278,6 +290,7 @@ async def watch_readiness(
     while True:
         try:
             unready = catalogue.unready(needed, strict=settings.strict_readiness)
+            unready |= {f"thread {name}": why for name, why in threads.unwell().items()}
             if unready != told:
                 _log_readiness(server, catalogue, unready, started)
                 await server.set_ready(not unready)

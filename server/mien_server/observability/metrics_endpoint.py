@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from mien_server.threads import Threads
+
 logger = logging.getLogger(__name__)
 
 PATH = "/metrics"
@@ -44,6 +46,7 @@ class MetricsEndpoint:
         registry: what to serve.
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
+        threads: keeps the thread alive that listens.
 
     Attributes:
         url: of the metrics.
@@ -53,16 +56,19 @@ class MetricsEndpoint:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, address: IPv4Address | IPv6Address, port: int
+        self,
+        registry: CollectorRegistry,
+        address: IPv4Address | IPv6Address,
+        port: int,
+        threads: Threads,
     ) -> None:
         kind = _Server6 if address.version == 6 else _Server
         self._server = kind((str(address), port), partial(_Handler, registry))
         host = f"[{address}]" if address.version == 6 else str(address)
         self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True
+        self._thread = threads.start(
+            "mien-metrics", partial(self._server.serve_forever, _POLL_SECONDS)
         )
-        self._thread.start()
 
     def close(self) -> None:
         """Stops to listen."""

@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from threading import Lock
 from typing import TypeVar
 
 import cv2
 
+from mien_server.pipeline.workers import Workers
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Expired, QueueFull
+from mien_server.threads import Threads
 
 T = TypeVar("T")
 
@@ -27,17 +29,24 @@ class PicturePool:
         max_requests: how many calls may be decoding or waiting for it, at least 1.
         max_bytes: how many bytes their encoded pictures may have together, at least 1. One picture is
             always admitted, whatever its size.
+        keeper: keeps the threads alive; None: nobody asks how they are.
     """
 
     def __init__(
-        self, *, threads: int = 2, max_requests: int = 256, max_bytes: int = 256 * 1024 * 1024
+        self,
+        *,
+        threads: int = 2,
+        max_requests: int = 256,
+        max_bytes: int = 256 * 1024 * 1024,
+        keeper: Threads | None = None,
     ) -> None:
         # This holds for the whole process: the cores belong to the executors, not to each call of OpenCV.
         cv2.setNumThreads(1)
         self._threads = threads
         self._budget = Budget(max_count=max_requests, max_bytes=max_bytes)
-        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._finishing = ThreadPoolExecutor(threads, thread_name_prefix="align")
+        keeper = keeper or Threads()
+        self._decoding = Workers("decode", threads, keeper)
+        self._finishing = Workers("align", threads, keeper)
         self._lock = Lock()
         self._mean_seconds = 0.01
 
@@ -98,8 +107,8 @@ class PicturePool:
 
     def close(self) -> None:
         """Ends the threads when their current work is done; what still waits is cancelled."""
-        self._decoding.shutdown(wait=True, cancel_futures=True)
-        self._finishing.shutdown(wait=True, cancel_futures=True)
+        self._decoding.close()
+        self._finishing.close()
 
     def _admit(self, nbytes: int) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ from mien_server.observability.metrics_endpoint import (
     MetricsEndpoint,
     exposition,
 )
+from mien_server.threads import Threads
 from tests.exposition import Exposition
 
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -36,7 +37,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def endpoint(registry: CollectorRegistry) -> Iterator[MetricsEndpoint]:
-    endpoint = MetricsEndpoint(registry, LOOPBACK, 0)
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads())
     yield endpoint
     endpoint.close()
 
@@ -86,7 +87,7 @@ def test_other_methods_are_refused(endpoint: MetricsEndpoint, method: str) -> No
 
 
 def test_ipv6() -> None:
-    endpoint = MetricsEndpoint(CollectorRegistry(), IPv6Address("::1"), 0)
+    endpoint = MetricsEndpoint(CollectorRegistry(), IPv6Address("::1"), 0, Threads())
     assert endpoint.url.startswith("http://[::1]:")
     with get(endpoint.url) as response:
         assert response.read() == b""
@@ -96,18 +97,18 @@ def test_ipv6() -> None:
 def test_taken_port_is_an_error_and_a_closed_one_is_free(endpoint: MetricsEndpoint) -> None:
     port = port_of(endpoint)
     with pytest.raises(OSError, match="Address already in use"):
-        MetricsEndpoint(CollectorRegistry(), LOOPBACK, port)
+        MetricsEndpoint(CollectorRegistry(), LOOPBACK, port, Threads())
     with get(endpoint.url) as response:
         response.read()
     endpoint.close()
-    MetricsEndpoint(CollectorRegistry(), LOOPBACK, port).close()
+    MetricsEndpoint(CollectorRegistry(), LOOPBACK, port, Threads()).close()
 
 
 def test_silent_connections_do_not_keep_scrapes_away(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_endpoint._Handler, "timeout", 0.5)
-    endpoint = MetricsEndpoint(registry, LOOPBACK, 0)
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads())
     address = ("127.0.0.1", port_of(endpoint))
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
