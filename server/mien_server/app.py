@@ -30,6 +30,7 @@ from mien_server.threads import Threads
 
 if TYPE_CHECKING:
     from mien_server.engine import Engine
+    from mien_server.pipeline.room import PictureRoom
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader
 
@@ -40,6 +41,10 @@ ALL_MODELS = "*"
 
 READINESS_SECONDS = 1.0
 """How long the health service may lag behind the models."""
+
+IDLE_SECONDS, LARGE_BYTES = 2.0, 64 * 1024 * 1024
+"""A server that no call has come to for so long, and whose photos took so much memory, gives it back. The
+next call has to ask the system for some, so that what is small is kept."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -104,7 +109,9 @@ async def _serve(settings: Settings) -> int:
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()
-                await _keep_up_until_stopped(server, engine, threads, settings, started, stop)
+                await _keep_up_until_stopped(
+                    server, admission, engine, threads, settings, started, stop
+                )
             began = time.monotonic()
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
@@ -182,6 +189,12 @@ def _watch(
         "Photos that are being decoded or wait for it.",
         lambda: engine.pool.pending,
     )
+    watch(
+        registry,
+        "mien_picture_bytes",
+        "Bytes of photos that wait to be decoded, and of pixels that are not freed.",
+        lambda: engine.pool.room.nbytes,
+    )
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -252,15 +265,19 @@ def _load(engine: "Engine", settings: Settings) -> None:
 
 async def _keep_up_until_stopped(
     server: RpcServer,
+    admission: Admission,
     engine: "Engine",
     threads: Threads,
     settings: Settings,
     started: float,
     stop: asyncio.Event,
 ) -> None:
-    """Keeps the health service true and, in the mode poll, the models up to date."""
+    """Keeps the health service true, memory small and, in the mode poll, the models up to date."""
     watching = watch_readiness(server, engine.catalogue, threads, settings, started)
-    tasks = [asyncio.create_task(watching)]
+    tasks = [
+        asyncio.create_task(watching),
+        asyncio.create_task(give_back_memory(admission, engine.pool.room)),
+    ]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
     await stop.wait()
@@ -315,6 +332,17 @@ def _log_readiness(
     seconds = round(time.monotonic() - started, 1)
     facts = {"address": server.address, "models": ",".join(serving)}
     logger.info("ready", extra=facts | {"seconds": seconds})
+
+
+async def give_back_memory(admission: Admission, room: "PictureRoom") -> None:
+    """Returns freed memory to the system once no call comes after large photos, until it is cancelled."""
+    most = 0
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        most = max(most, room.most_pixels())
+        if most > LARGE_BYTES and admission.idle(IDLE_SECONDS):
+            await asyncio.to_thread(memory.release)
+            most = 0
 
 
 async def _poll(loader: "Loader", seconds: float) -> None:

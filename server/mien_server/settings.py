@@ -167,7 +167,8 @@ class Settings(BaseSettings):
     max_decode_bytes: int | None = _setting(
         None,
         "Limits",
-        "Bytes that those photos have as they came in. none: that of `--max-pending-bytes`.",
+        "Bytes of photos: as they came in while they wait, and of their pixels, 3 for each, from before they"
+        " are decoded until they are freed. none: that of `--max-pending-bytes`.",
         ge=MIB,
     )
     max_queued_requests: int | None = _setting(

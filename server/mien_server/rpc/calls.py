@@ -247,6 +247,10 @@ class Admission:
             return False
         return True
 
+    def idle(self, seconds: float) -> bool:
+        """Whether no call is in progress, and none has come or gone for so long."""
+        return not self.budget.count and time.monotonic() - self._last_event >= seconds
+
     async def quiet(self, *, still: float, at_most: float) -> None:
         """Waits until no call has come or gone for `still` seconds, `at_most` seconds altogether."""
         end = time.monotonic() + at_most
