@@ -81,6 +81,7 @@ async def _serve(settings: Settings) -> int:
         max_message_bytes=settings.max_message_bytes,
         admission=admission,
         metrics=calls,
+        hide=settings.model_repository,
     )
 
     with _metrics_served(settings, registry, threads):
@@ -103,6 +104,7 @@ async def _serve(settings: Settings) -> int:
                 calls,
                 ready=lambda: server.ready,
                 default_deadline=deadline,
+                hide=settings.model_repository,
             )
             _watch(registry, server, admission, engine)
             await server.start(faces, inference=inference, reflect=settings.reflection)

@@ -1,106 +1,23 @@
 """What every call passes through: admission, parsing, its deadline, its record, and errors made statuses."""
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, Self, TypeAlias, cast
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
-from mien_server.observability.logging import RateLimit
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.rpc.status import Fault, fault_of
+from mien_server.rpc.record import CallRecord
+from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
-
-logger = logging.getLogger(__name__)
-logger.addFilter(RateLimit())
-
-_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
-
-
-class CallRecord:
-    """One call: counted as the block begins, and by its status code as the block ends.
-
-    Args:
-        kind: UNARY or STREAM of `call_metrics`.
-        method: the path of the method, /package.Service/Method.
-    """
-
-    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
-        self._metrics = metrics
-        self._kind = kind
-        self._method = method
-        self._ended = False
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self._metrics.started(self._kind, self._method)
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        if self._ended:
-            return
-        if isinstance(error, asyncio.CancelledError):
-            self._end(grpc.StatusCode.CANCELLED)
-        else:
-            self._end(grpc.StatusCode.UNKNOWN if error else grpc.StatusCode.OK)
-
-    def answered(self) -> None:
-        """Logs that the call was answered."""
-        logger.debug("call answered", extra=self._facts())
-
-    def cancelled(self) -> None:
-        """Logs that the caller gave the call up."""
-        logger.debug("call cancelled by its caller", extra=self._facts())
-
-    def failed(self, error: Exception) -> Fault:
-        """Counts and logs an error that ends the call, and says what the caller is told of it."""
-        fault = record_fault(error, self._metrics, self._method, self._facts())
-        # The call ends here for the metrics: whoever has seen the answer must find it counted.
-        self._end(fault.code)
-        return fault
-
-    def _end(self, code: grpc.StatusCode) -> None:
-        self._ended = True
-        self._metrics.handled(self._kind, self._method, code.name, self._seconds())
-
-    def _facts(self) -> dict[str, object]:
-        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-
-def record_fault(
-    error: Exception, metrics: CallMetrics, method: str, facts: dict[str, object]
-) -> Fault:
-    """Counts an error, logs it as loudly as it concerns the operator, and says what its caller is told.
-
-    Args:
-        facts: go into the line of the log.
-    """
-    fault = fault_of(error)
-    metrics.failed(method, fault.reason)
-    facts = facts | {"code": fault.code.name, "reason": fault.reason}
-    if fault.incident:
-        facts["incident"] = fault.incident
-    if fault.unexpected:
-        logger.error("call failed", exc_info=error, extra=facts)
-    elif fault.code is grpc.StatusCode.INTERNAL:
-        logger.error("call failed in the backend", extra=facts)
-    elif fault.code in _OVERLOAD:
-        logger.warning("call refused: %s", fault.message, extra=facts)
-    else:
-        logger.debug("call refused: %s", fault.message, extra=facts)
-    return fault
-
 
 TIMING_REQUEST_KEY = "mien-timing"
 TIMING_KEY = "server-timing"
@@ -268,11 +185,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
+        hide: folders whose place on this machine callers are not told.
     """
 
-    def __init__(self, admission: Admission, metrics: CallMetrics) -> None:
+    def __init__(
+        self, admission: Admission, metrics: CallMetrics, *, hide: Sequence[Path] = ()
+    ) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._hide = hide
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -312,7 +233,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
         async def answer(raw: bytes, context: Context) -> Any:
-            with CallRecord(self._metrics, UNARY, method) as record:
+            with CallRecord(self._metrics, UNARY, method, self._hide) as record:
                 try:
                     with admitted(len(raw)):
                         response = await run(_parsed(parse, raw), context)
@@ -337,7 +258,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
             requests = (_parsed(parse, raw) async for raw in stream)
-            with CallRecord(self._metrics, STREAM, method) as record:
+            with CallRecord(self._metrics, STREAM, method, self._hide) as record:
                 try:
                     await run(requests, context)
                 except Exception as error:

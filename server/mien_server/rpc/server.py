@@ -4,7 +4,9 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -47,6 +49,7 @@ class RpcServer:
         max_message_bytes: no request or response may have more.
         admission: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
+        hide: folders whose place on this machine callers are not told.
 
     Attributes:
         address: host:port, as it listens.
@@ -61,13 +64,14 @@ class RpcServer:
         max_message_bytes: int,
         admission: Admission,
         metrics: CallMetrics,
+        hide: Sequence[Path] = (),
     ) -> None:
         self._admission = admission
         self.ready = False
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission, metrics),),
+            interceptors=(CallInterceptor(admission, metrics, hide=hide),),
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
