@@ -82,9 +82,10 @@ async def _serve(settings: Settings) -> int:
         admission=admission,
         metrics=calls,
         hide=settings.model_repository,
+        access_log=settings.access_log,
     )
 
-    with _metrics_served(settings, registry, threads):
+    with _metrics_served(settings, registry, threads, server):
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
@@ -139,7 +140,7 @@ def _registry(threads: Threads) -> CollectorRegistry:
 
 @contextmanager
 def _metrics_served(
-    settings: Settings, registry: CollectorRegistry, threads: Threads
+    settings: Settings, registry: CollectorRegistry, threads: Threads, server: RpcServer
 ) -> Iterator[None]:
     """Serves the metrics from before the models load until after the last call, if they are wanted.
 
@@ -151,7 +152,7 @@ def _metrics_served(
         return
     address, port = settings.metrics_address or settings.grpc_address, settings.metrics_port
     try:
-        endpoint = MetricsEndpoint(registry, address, port, threads)
+        endpoint = MetricsEndpoint(registry, address, port, threads, lambda: server.unready)
     except OSError as error:
         raise StartError(
             f"cannot serve metrics on {address} port {port}: {error.strerror}. Choose another port with"
@@ -312,13 +313,13 @@ async def watch_readiness(
             unready |= {f"thread {name}": why for name, why in threads.unwell().items()}
             if unready != told:
                 _log_readiness(server, catalogue, unready, started)
-                await server.set_ready(not unready)
+                await server.set_ready(not unready, unready)
                 told = unready
         except Exception as error:
             failure = {"": repr(error)}
             if failure != told:
                 logger.exception("not ready: the models cannot be asked; the next probe follows")
-                await server.set_ready(False)
+                await server.set_ready(False, {"server": "its models cannot be asked"})
                 told = failure
         await asyncio.sleep(READINESS_SECONDS)
 

@@ -202,7 +202,13 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "Logging", "The least severe lines to log. debug adds a line for every call."
+        "info", "Logging", "The least severe lines to log."
+    )
+    access_log: bool = _setting(
+        True,
+        "Logging",
+        "Whether each call gets a line at info: method, status, durations, batch, request id. false: at"
+        " debug.",
     )
     log_format: Literal["text", "json"] = _setting(
         "text", "Logging", "text for people, json for one JSON object a line. Lines go to stderr."

@@ -51,6 +51,8 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
         metrics=CallMetrics(CollectorRegistry()),
     )
 
+    assert server.unready == {"server": "it is loading its models"}
+
     async def after(answer: dict[str, str] | Exception) -> bool:
         """What the health service says once the models have answered a few times."""
         models.answer, enough = answer, models.probes + 5
@@ -64,9 +66,12 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
         app.watch_readiness(server, catalogue, threads, Settings(), time.monotonic())
     )
     assert await after({})
+    assert server.unready == {}
     assert not await after({"sface": "it sleeps"})
+    assert server.unready == {"sface": "it sleeps"}
     assert await after({})
     assert not await after(RuntimeError("the lock is gone"))
+    assert server.unready == {"server": "its models cannot be asked"}
     assert await after({})
 
     end, deaths = threading.Event(), [SystemExit("killed")]
@@ -83,6 +88,8 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
     assert await after({})
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+    await server.stop(lame_duck=0, grace=0)
+    assert server.unready == {"server": "it is stopping"}
     await server.close()
     told = [record.getMessage() for record in caplog.records if record.name == app.__name__]
     assert told[::2] == ["ready"] * 4

@@ -1,4 +1,4 @@
-"""GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's."""
+"""GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's, with /healthz and /readyz."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ import socket
 import socketserver
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -47,6 +48,7 @@ class MetricsEndpoint:
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
         threads: keeps the thread alive that listens.
+        unready: what keeps the server from being ready; empty if it is.
 
     Attributes:
         url: of the metrics.
@@ -61,9 +63,10 @@ class MetricsEndpoint:
         address: IPv4Address | IPv6Address,
         port: int,
         threads: Threads,
+        unready: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         kind = _Server6 if address.version == 6 else _Server
-        self._server = kind((str(address), port), partial(_Handler, registry))
+        self._server = kind((str(address), port), partial(_Handler, registry, unready))
         host = f"[{address}]" if address.version == 6 else str(address)
         self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
         self._thread = threads.start(
@@ -114,18 +117,35 @@ class _Server6(_Server):
 class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
 
-    def __init__(self, registry: CollectorRegistry, *connection: Any) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        unready: Callable[[], Mapping[str, str]],
+        *connection: Any,
+    ) -> None:
         self._registry = registry
+        self._unready = unready
         super().__init__(*connection)
 
     def do_GET(self) -> None:
-        """Answers with the metrics, or with where they are."""
-        if urlsplit(self.path).path != PATH:
-            self.send_error(HTTPStatus.NOT_FOUND, explain=f"There is only {PATH} here")
-            return
-        body = exposition(self._registry)
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        """Answers with the metrics, with how the server is, or with what there is."""
+        status, kind = HTTPStatus.OK, "text/plain; charset=utf-8"
+        match urlsplit(self.path).path:
+            case "/metrics":
+                body, kind = exposition(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+            case "/healthz":
+                body = b"alive\n"
+            case "/readyz":
+                reasons = self._unready()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+                lines = [f"{name}: {reason}" for name, reason in reasons.items()] or ["ready"]
+                body = ("\n".join(lines) + "\n").encode()
+            case _:
+                there = "There is only /metrics, /healthz and /readyz here"
+                self.send_error(HTTPStatus.NOT_FOUND, explain=there)
+                return
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,6 +1,7 @@
 """What every call passes through: admission, parsing, its deadline, its record, and errors made statuses."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.rpc.record import CallRecord
+from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
@@ -39,11 +40,14 @@ async def bounded_call(context: Context, default_deadline: float) -> AsyncIterat
         Expired: the body was not done in time.
     """
     call = Call()
+    if (record := current_record.get()) is not None:
+        record.stages = call.stages
     async with bounded(call, context, default_deadline):
         yield call
     if _wants_timing(context):
         total = StageTime("total", time.monotonic() - call.arrived)
-        context.set_trailing_metadata(((TIMING_KEY, server_timing([*call.stages, total])),))
+        timing = (TIMING_KEY, server_timing([*call.stages, total]))
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), timing))
 
 
 @asynccontextmanager
@@ -186,14 +190,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
         hide: folders whose place on this machine callers are not told.
+        access_log: whether each call gets a line at info, and not at debug.
     """
 
     def __init__(
-        self, admission: Admission, metrics: CallMetrics, *, hide: Sequence[Path] = ()
+        self,
+        admission: Admission,
+        metrics: CallMetrics,
+        *,
+        hide: Sequence[Path] = (),
+        access_log: bool = False,
     ) -> None:
         self._admission = admission
         self._metrics = metrics
         self._hide = hide
+        self._level = logging.INFO if access_log else logging.DEBUG
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -233,7 +244,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
         async def answer(raw: bytes, context: Context) -> Any:
-            with CallRecord(self._metrics, UNARY, method, self._hide) as record:
+            with self._record(UNARY, method, context) as record:
                 try:
                     with admitted(len(raw)):
                         response = await run(_parsed(parse, raw), context)
@@ -258,17 +269,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
             requests = (_parsed(parse, raw) async for raw in stream)
-            with CallRecord(self._metrics, STREAM, method, self._hide) as record:
+            with self._record(STREAM, method, context) as record:
                 try:
                     await run(requests, context)
+                except asyncio.CancelledError:
+                    record.cancelled()
+                    raise
                 except Exception as error:
                     fault = record.failed(error)
                     _let_go(error)
                 else:
+                    record.answered()
                     return
                 await _abort(context, fault)
 
         return answer
+
+    def _record(self, kind: str, method: str, context: Context) -> CallRecord:
+        """The record of a call, whose name the answer gets."""
+        request_id = request_id_of(context.invocation_metadata() or ())
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        level = logging.DEBUG if method in UNCOUNTED else self._level
+        return CallRecord(
+            self._metrics, kind, method, request_id=request_id, hide=self._hide, level=level
+        )
 
     @contextmanager
     def _admitted(self, nbytes: int) -> Iterator[None]:
@@ -299,4 +323,5 @@ def _let_go(error: BaseException | None) -> None:
 
 
 async def _abort(context: Context, fault: Fault) -> NoReturn:
-    await context.abort(fault.code, fault.message, fault.trailing_metadata())
+    named = (REQUEST_ID_KEY, fault.request_id)
+    await context.abort(fault.code, fault.message, (*fault.trailing_metadata(), named))

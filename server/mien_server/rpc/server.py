@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import OperatorError
 from mien_server.observability.call_metrics import CallMetrics
+from mien_server.quoting import without_folders
 from mien_server.rpc.calls import Admission, CallInterceptor
 from mien_server.rpc.reflection import add_reflection
 
@@ -50,10 +51,12 @@ class RpcServer:
         admission: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
         hide: folders whose place on this machine callers are not told.
+        access_log: whether each call gets a line at info.
 
     Attributes:
         address: host:port, as it listens.
         ready: what the health service says.
+        unready: why it says NOT_SERVING: what is the matter with what, as far as callers may know.
     """
 
     def __init__(
@@ -65,13 +68,16 @@ class RpcServer:
         admission: Admission,
         metrics: CallMetrics,
         hide: Sequence[Path] = (),
+        access_log: bool = False,
     ) -> None:
         self._admission = admission
         self.ready = False
+        self.unready: Mapping[str, str] = {"server": "it is loading its models"}
+        self._hide = hide
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission, metrics, hide=hide),),
+            interceptors=(CallInterceptor(admission, metrics, hide=hide, access_log=access_log),),
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
@@ -126,9 +132,17 @@ class RpcServer:
         await self.set_ready(False)
         await self._server.start()
 
-    async def set_ready(self, ready: bool) -> None:
-        """What the health service says, of the server ("") and of its services."""
+    async def set_ready(self, ready: bool, why: Mapping[str, str] | None = None) -> None:
+        """What the health service says, of the server ("") and of its services.
+
+        Args:
+            why: what is the matter with what, if it is not ready; None: as before.
+        """
         self.ready = ready
+        if ready or why is not None:
+            self.unready = {
+                name: without_folders(reason, self._hide) for name, reason in (why or {}).items()
+            }
         status = health_pb2.HealthCheckResponse
         for name in ("", *self._services):
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
@@ -139,7 +153,7 @@ class RpcServer:
         Returns:
             False if calls had to be cancelled because `grace` seconds ran out.
         """
-        self.ready = False
+        self.ready, self.unready = False, {"server": "it is stopping"}
         await self._health.enter_graceful_shutdown()
         if lame_duck:
             logger.info("lame duck", extra={"seconds": lame_duck})

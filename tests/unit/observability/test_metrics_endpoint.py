@@ -75,7 +75,28 @@ def test_other_path_is_told_where_the_metrics_are(endpoint: MetricsEndpoint, pat
         get(endpoint.url.removesuffix("/metrics") + path)
     with caught.value as error:
         assert error.code == 404
-        assert b"There is only /metrics here" in error.read()
+        assert b"There is only /metrics, /healthz and /readyz here" in error.read()
+
+
+def test_readyz_says_what_keeps_the_server_from_being_ready_and_healthz_that_it_lives(
+    registry: CollectorRegistry,
+) -> None:
+    unready = {"sface": "version 1: no such file", "thread mien-deadlines": "died"}
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads(), lambda: unready)
+    base = endpoint.url.removesuffix("/metrics")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{base}/readyz")
+    with caught.value as error:
+        assert error.code == 503
+        assert error.read().decode() == (
+            "sface: version 1: no such file\nthread mien-deadlines: died\n"
+        )
+    with get(f"{base}/healthz") as response:
+        assert response.read() == b"alive\n"
+    unready.clear()
+    with get(f"{base}/readyz?verbose") as response:
+        assert response.read() == b"ready\n"
+    endpoint.close()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])

@@ -67,7 +67,10 @@ class Running:
 
 
 def a_server(
-    address: IPv4Address | IPv6Address, port: int = 0, admission: Admission | None = None
+    address: IPv4Address | IPv6Address,
+    port: int = 0,
+    admission: Admission | None = None,
+    **more: Any,
 ) -> RpcServer:
     return RpcServer(
         address=address,
@@ -75,6 +78,7 @@ def a_server(
         max_message_bytes=1 << 20,
         admission=admission or Admission(max_calls=1, max_bytes=1),
         metrics=CallMetrics(CollectorRegistry()),
+        **more,
     )
 
 
@@ -87,9 +91,10 @@ async def serving(
     nbytes: int = 1 << 24,
     loaded: bool = True,
     address: IPv4Address | IPv6Address = LOOPBACK,
+    **more: Any,
 ) -> AsyncIterator[Running]:
     admission = Admission(max_calls=calls, max_bytes=nbytes)
-    server = a_server(address, admission=admission)
+    server = a_server(address, admission=admission, **more)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
     if loaded:
