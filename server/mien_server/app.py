@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 
 from mien_server.backends import memory
 from mien_server.errors import MienError
+from mien_server.limits import worst_case
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.observability.thread_metrics import ThreadMetrics
@@ -73,7 +74,9 @@ async def _serve(settings: Settings) -> int:
     registry = _registry(threads)
     calls = CallMetrics(registry)
     admission = Admission(
-        max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
+        max_calls=settings.max_pending_requests,
+        max_bytes=settings.max_pending_bytes,
+        max_arriving=settings.max_arriving_requests,
     )
     server = RpcServer(
         address=settings.grpc_address,
@@ -83,7 +86,14 @@ async def _serve(settings: Settings) -> int:
         metrics=calls,
         hide=settings.model_repository,
         access_log=settings.access_log,
+        arrival_seconds=settings.default_deadline_secs,
+        max_connections=settings.max_connections,
+        idle_seconds=settings.max_connection_idle_secs,
     )
+
+    parts = worst_case(settings, server.max_connections)
+    sizes = {name: size >> 20 for name, size in parts.items()}
+    logger.info("memory at worst", extra={"mib": sum(parts.values()) >> 20, **sizes})
 
     with _metrics_served(settings, registry, threads, server):
         from mien_server.engine import build_engine
@@ -179,6 +189,12 @@ def _watch(
         "mien_calls_in_progress",
         "Calls admitted and not ended.",
         lambda: admission.budget.count,
+    )
+    watch(
+        registry,
+        "mien_calls_arriving",
+        "Calls whose request is still on its way.",
+        lambda: admission.arriving,
     )
     watch(
         registry,

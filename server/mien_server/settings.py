@@ -157,6 +157,31 @@ class Settings(BaseSettings):
         " `--max-message-bytes`.",
         ge=MIB,
     )
+    max_arriving_requests: int | None = _setting(
+        None,
+        "Limits",
+        "Calls whose request is still on its way, of up to `--max-message-bytes` each. More are refused with"
+        " QUEUE_FULL; one that takes longer than its deadline, or `--default-deadline-secs`, with"
+        " DEADLINE_EXCEEDED. none: that of `--max-pending-requests`.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connections: int | None = _setting(
+        None,
+        "Limits",
+        "Connections of gRPC. More are closed as they come in. none: as many as leave 128 file descriptors"
+        " for the rest, 10,000 at most.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connection_idle_secs: float = _setting(
+        900.0,
+        "Limits",
+        "A connection without a call for so long is closed; clients connect again when they need it. 0:"
+        " never.",
+        ge=0,
+        le=1_000_000,
+    )
     max_decode_requests: int | None = _setting(
         None,
         "Limits",

@@ -1,11 +1,14 @@
 """GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's, with /healthz and /readyz."""
 
+import errno
 import logging
+import math
 import re
 import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -29,6 +32,8 @@ MAX_CONNECTIONS = 8
 """At the same time; each has a thread. More are closed unanswered."""
 
 _POLL_SECONDS = 0.1
+_PAUSE_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 # OpenMetrics, whose rules prometheus_client applies to Prometheus' own format too, wants counters to end
 # in _total. Triton's do not, and dashboards know them as they are.
@@ -88,7 +93,28 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, *arguments: Any) -> None:
         self._free = threading.Semaphore(MAX_CONNECTIONS)
+        self._complained = -math.inf
         super().__init__(*arguments)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Takes the next connection.
+
+        Raises:
+            OSError: there is none, or no file descriptor for it; it then waits on, and so does the thread,
+                which would else be told of it without end.
+        """
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                now = time.monotonic()
+                if now - self._complained >= _COMPLAIN_SECONDS:
+                    self._complained = now
+                    logger.error(  # noqa: TRY400 - it says no more with a traceback
+                        "metrics cannot be served now: %s", error.strerror
+                    )
+                time.sleep(_PAUSE_SECONDS)
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Takes a connection unless there are too many."""

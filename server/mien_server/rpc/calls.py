@@ -114,14 +114,18 @@ class Admission:
 
     Attributes:
         budget: counts the calls in progress, with the bytes of their requests.
+        arriving: calls whose request is still on its way; nobody knows how large it is.
 
     Args:
         max_calls: how many calls may be in progress at the same time, at least 1.
         max_bytes: how many bytes their requests may have together, at least 1.
+        max_arriving: of how many calls requests may be on their way; None: as many as in progress.
     """
 
-    def __init__(self, *, max_calls: int, max_bytes: int) -> None:
+    def __init__(self, *, max_calls: int, max_bytes: int, max_arriving: int | None = None) -> None:
         self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
+        self.arriving = 0
+        self._max_arriving = max_arriving or max_calls
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
         self._last_event = -math.inf
@@ -129,6 +133,24 @@ class Admission:
     def open(self) -> None:
         """Begins to admit calls: until now the models were loading."""
         self._state = "open"
+
+    @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Counts a call whose request arrives in the block.
+
+        Raises:
+            QueueFull: too many are on their way already.
+        """
+        if self.arriving >= self._max_arriving:
+            raise QueueFull(
+                f"The requests of {self.arriving} calls are on their way already; try again.",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+        self.arriving += 1
+        try:
+            yield
+        finally:
+            self.arriving -= 1
 
     def enter(self, nbytes: int) -> None:
         """Admits a call whose request has `nbytes`; `leave` must follow.
@@ -182,15 +204,16 @@ class Admission:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of the services that do the work.
 
-    A unary request is admitted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
-    whatever a method raises becomes the status that `rpc/status.py` names. Streams admit their requests
-    themselves, and meet InvalidRequest where they read one that is no valid message.
+    A unary request must arrive in time, is admitted before it is parsed, one that is no valid message is
+    INVALID_ARGUMENT, and whatever a method raises becomes the status that `rpc/status.py` names. Streams
+    admit their requests themselves, and meet InvalidRequest where they read one that is no valid message.
 
     Args:
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info, and not at debug.
+        arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
     """
 
     def __init__(
@@ -200,11 +223,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         *,
         hide: Sequence[Path] = (),
         access_log: bool = False,
+        arrival_seconds: float = 60.0,
     ) -> None:
         self._admission = admission
         self._metrics = metrics
         self._hide = hide
         self._level = logging.INFO if access_log else logging.DEBUG
+        self._arrival_seconds = arrival_seconds
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -224,7 +249,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
         if parse and run:
-            wrapped = grpc.unary_unary_rpc_method_handler(
+            # To the caller it is the same as a unary method. But gRPC reads the request of one of those
+            # before it asks anybody, of whatever size and for however long.
+            wrapped = grpc.stream_unary_rpc_method_handler(
                 self._call(method, parse, run), None, handler.response_serializer
             )
         elif parse and handler.stream_stream:
@@ -243,11 +270,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
-        async def answer(raw: bytes, context: Context) -> Any:
+        async def respond(requests: AsyncIterator[bytes], context: Context) -> Any:
+            raw = await self._arrived(requests, context)
+            with admitted(len(raw)):
+                request = _parsed(parse, raw)
+                del raw  # parsing has copied it
+                return await run(request, context)
+
+        # gRPC and what abort raises refer to each other, and so keep this function's frame until garbage is
+        # collected: nothing of the request may be in it.
+        async def answer(requests: AsyncIterator[bytes], context: Context) -> Any:
             with self._record(UNARY, method, context) as record:
                 try:
-                    with admitted(len(raw)):
-                        response = await run(_parsed(parse, raw), context)
+                    response = await respond(requests, context)
                 except asyncio.CancelledError:
                     record.cancelled()
                     raise
@@ -257,9 +292,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 else:
                     record.answered()
                     return response
-                # gRPC and what abort raises refer to each other, and so keep this frame until garbage is
-                # collected, but nothing of the request.
-                del raw
                 return await _abort(context, fault)
 
         return answer
@@ -284,6 +316,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, fault)
 
         return answer
+
+    async def _arrived(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+        """The request of a call, once it is all there.
+
+        Raises:
+            QueueFull: too many requests are on their way. Expired: it is not there in time.
+            InvalidRequest: the call ends without one.
+        """
+        remaining = cast(float | None, context.time_remaining())
+        seconds = min(self._arrival_seconds, remaining if remaining is not None else math.inf)
+        with self._admission.arrival():
+            try:
+                async with asyncio.timeout(seconds):
+                    return await anext(requests)
+            except StopAsyncIteration:
+                raise InvalidRequest(
+                    Reason.INVALID_REQUEST,
+                    "The call has no request message, or a larger one than the server takes.",
+                ) from None
+            except TimeoutError:
+                raise Expired(f"The request did not arrive within {seconds:.3f} s.") from None
 
     def _record(self, kind: str, method: str, context: Context) -> CallRecord:
         """The record of a call, whose name the answer gets."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,12 @@ INFERENCE_SERVICE = "inference.GRPCInferenceService"
 MIN_PING_INTERVAL_MS = 10_000
 """Clients may send keepalive pings this often, even without calls. gRPC's own limit is 5 minutes."""
 
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""A connection that has not said what it is by then is closed. gRPC's own limit is 2 minutes."""
+
+SPARE_DESCRIPTORS, MOST_CONNECTIONS = 128, 10_000
+"""File descriptors that are left to models, metrics and libraries, and connections that are always enough."""
+
 QUIET_SECONDS, LINGER_SECONDS = 0.25, 1.0
 """gRPC answers calls that reach a server while it shuts down with a bare CANCELLED. So the server goes on
 refusing them properly until none has come for QUIET_SECONDS, for LINGER_SECONDS at most."""
@@ -37,6 +44,17 @@ FLUSH_SECONDS = 0.5
 
 class ListenError(OperatorError):
     """The server cannot listen where it was told to; the message says why and what to do."""
+
+
+def file_descriptors() -> int:
+    """How many this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connections_for(descriptors: int) -> int:
+    """How many connections fit into so many file descriptors, of which others need some, at least 1."""
+    spare = min(SPARE_DESCRIPTORS, descriptors // 2)
+    return max(1, min(descriptors - spare, MOST_CONNECTIONS))
 
 
 class RpcServer:
@@ -52,10 +70,14 @@ class RpcServer:
         metrics: counts the calls.
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info.
+        arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
+        max_connections: more are closed as they come in; None: as many as there are file descriptors for.
+        idle_seconds: a connection without a call for so long is closed; None: never.
 
     Attributes:
         address: host:port, as it listens.
         ready: what the health service says.
+        max_connections: as it is in force.
         unready: why it says NOT_SERVING: what is the matter with what, as far as callers may know.
     """
 
@@ -69,6 +91,9 @@ class RpcServer:
         metrics: CallMetrics,
         hide: Sequence[Path] = (),
         access_log: bool = False,
+        arrival_seconds: float = 60.0,
+        max_connections: int | None = None,
+        idle_seconds: float | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
@@ -76,9 +101,22 @@ class RpcServer:
         self._hide = hide
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
+        self.max_connections = max_connections or connections_for(file_descriptors())
+        idle = [("grpc.max_connection_idle_ms", int(idle_seconds * 1000))] if idle_seconds else []
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission, metrics, hide=hide, access_log=access_log),),
+            interceptors=(
+                CallInterceptor(
+                    admission,
+                    metrics,
+                    hide=hide,
+                    access_log=access_log,
+                    arrival_seconds=arrival_seconds,
+                ),
+            ),
             options=(
+                *idle,
+                ("grpc.max_allowed_incoming_connections", self.max_connections),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Two servers that share a port by accident would each get half of the calls.

@@ -2,6 +2,8 @@
 
 import http.client
 import logging
+import os
+import resource
 import socket
 import time
 import urllib.error
@@ -149,6 +151,31 @@ def test_silent_connections_do_not_keep_scrapes_away(
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError):
                 assert time.monotonic() < deadline
     endpoint.close()
+
+
+def test_scrape_that_finds_no_descriptor_free_waits_without_taking_a_core(
+    endpoint: MetricsEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    scrape = socket.socket()
+    scrape.settimeout(30)
+    lowest_free = os.dup(scrape.fileno())
+    os.close(lowest_free)
+    # The scrape has its descriptor, and the server gets none for its end.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        scrape.connect(("127.0.0.1", port_of(endpoint)))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        worked = time.process_time()
+        time.sleep(1.2)
+        worked = time.process_time() - worked
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with scrape, scrape.makefile("rb") as answer:
+        assert b"200 OK" in answer.readline()
+    assert worked < 0.5
+    (line,) = [each for each in caplog.records if "cannot be served now" in each.getMessage()]
+    assert "Too many open files" in line.getMessage()
 
 
 def test_failing_collector_is_logged_and_the_next_scrape_goes_on(

@@ -91,9 +91,10 @@ async def serving(
     nbytes: int = 1 << 24,
     loaded: bool = True,
     address: IPv4Address | IPv6Address = LOOPBACK,
+    admitting: Admission | None = None,
     **more: Any,
 ) -> AsyncIterator[Running]:
-    admission = Admission(max_calls=calls, max_bytes=nbytes)
+    admission = admitting or Admission(max_calls=calls, max_bytes=nbytes)
     server = a_server(address, admission=admission, **more)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
