@@ -31,10 +31,10 @@ class Threads:
     def start(self, name: str, work: Callable[[], None]) -> "KeptThread":
         """Starts a thread; it ends when `work` returns."""
         kept = KeptThread(name, work, self)
-        with self._lock:
+        with self._lock:  # nobody takes one for lost that has not begun
             self._kept.add(kept)
             self._deaths[name] += 0
-        kept.begin()
+            kept.begin()
         return kept
 
     def unwell(self) -> dict[str, str]:
