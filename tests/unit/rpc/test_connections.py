@@ -14,7 +14,7 @@ from mien.v1 import face_pb2
 from mien_server.rpc import server as rpc_server
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import connections_for
-from tests.http2 import DATA, begin_call, connect, frame, greet, is_closed
+from tests.http2 import DATA, RST_STREAM, begin_call, connect, frame, greet, is_closed
 from tests.unit.rpc.test_face_service import EMPTY, PHOTO, Running, details_of, returning, serving
 
 DETECT = "/mien.v1.FaceService/Detect"
@@ -71,6 +71,25 @@ async def test_caller_that_leaves_in_the_midst_of_its_request_is_forgotten() -> 
             begin_call(connection, DETECT)
             await arriving(running, 1)
         await arriving(running, 0)
+
+
+async def test_flood_of_calls_that_are_reset_at_once_leaves_nothing_behind() -> None:
+    async with serving(returning(EMPTY)) as running:
+        with await asyncio.to_thread(connect, running.server.address) as connection:
+            greet(connection)
+            for stream in range(1, 1001, 2):
+                begin_call(connection, DETECT, stream)
+                connection.sendall(frame(RST_STREAM, 0, stream, struct.pack(">I", 8)))
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            while True:  # for a moment gRPC may cancel calls of others, too
+                try:
+                    await running.faces.Detect(PHOTO)
+                    break
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.05)
+        await arriving(running, 0)
+        assert running.admission.budget.count == 0
 
 
 async def test_call_without_a_message_is_an_invalid_request() -> None:

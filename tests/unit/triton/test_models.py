@@ -1,5 +1,6 @@
 """What Triton's service says of the server and its models: metadata, index, statistics, health."""
 
+import logging
 from contextlib import suppress
 from typing import Any, cast
 
@@ -110,6 +111,25 @@ async def test_index_lists_states_and_reasons(running: Running) -> None:
     ready: Any = service_pb2.RepositoryIndexRequest(ready=True)
     response = await running.stub.RepositoryIndex(ready)
     assert "asleep" not in {m.name for m in response.models}
+
+
+async def test_calls_that_only_look_have_no_line_in_the_log_and_a_stream_has_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(access_log=True) as running:
+        await running.client.is_server_ready()
+        await running.client.get_inference_statistics()
+        await running.client.get_model_repository_index()
+        await running.client.infer("vectors", crops((9, 9, 9)))
+        requests = [service_pb2.ModelInferRequest(model_name="nobody")] * 3
+        assert len([each async for each in running.stub.ModelStreamInfer(iter(requests))]) == 3
+    told = [vars(each) for each in caplog.records if each.getMessage() == "call answered"]
+    assert [line["method"].rpartition("/")[2] for line in told] == [
+        "ModelInfer",
+        "ModelStreamInfer",
+    ]
+    assert told[0]["batch"] == 1
 
 
 @pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
