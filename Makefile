@@ -12,11 +12,13 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 PACKAGE := scheduling
 N       := 20
 SEED    := 1
+PHOTOS  := 20000
+MESSAGES := 20000
 BENCH   := serving scheduler_overhead batching overload growth cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models test test-long mutants lint types proto proto-check docs bench loadtest docker-steps clean
+.PHONY: help demo serve models test test-long fuzz mutants lint types proto proto-check docs bench loadtest docker-steps clean
 
 help: ## print this menu
 	@echo "make TARGET [PORT=8001] [ADDRESS=127.0.0.1:8001] [ARGS=...] [PYTHON=python3.11]"
@@ -41,6 +43,10 @@ test: $(ENV) ## run all tests but the long ones; ARGS="-k verify" picks some
 
 test-long: $(ENV) ## run the long tests: soaks, and models replaced many times
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+fuzz: $(ENV) ## damaged photos and messages against a server: PHOTOS=20000 MESSAGES=20000 SEED=1
+	$(BIN)/mien-server models install
+	$(BIN)/python -m tests.fuzz --photos $(PHOTOS) --messages $(MESSAGES) --seed $(SEED) $(ARGS)
 
 mutants: $(ENV) ## faults that a package's tests miss: PACKAGE=scheduling N=20 SEED=1
 	$(BIN)/python -m tools.mutants $(PACKAGE) $(N) $(SEED)

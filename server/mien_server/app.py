@@ -18,16 +18,20 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 
 from mien_server.backends import memory
 from mien_server.errors import MienError
+from mien_server.limits import worst_case
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
+from mien_server.observability.thread_metrics import ThreadMetrics
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
 from mien_server.start_checks import StartError, check_folders, check_weights
+from mien_server.threads import Threads
 
 if TYPE_CHECKING:
     from mien_server.engine import Engine
+    from mien_server.pipeline.room import PictureRoom
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader
 
@@ -38,6 +42,10 @@ ALL_MODELS = "*"
 
 READINESS_SECONDS = 1.0
 """How long the health service may lag behind the models."""
+
+IDLE_SECONDS, LARGE_BYTES = 2.0, 64 * 1024 * 1024
+"""A server that no call has come to for so long, and whose photos took so much memory, gives it back. The
+next call has to ask the system for some, so that what is small is kept."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -62,10 +70,13 @@ async def _serve(settings: Settings) -> int:
     check_folders(settings.model_repository)
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
-    registry = _registry()
+    threads = Threads()
+    registry = _registry(threads)
     calls = CallMetrics(registry)
     admission = Admission(
-        max_calls=settings.max_pending_requests, max_bytes=settings.max_pending_bytes
+        max_calls=settings.max_pending_requests,
+        max_bytes=settings.max_pending_bytes,
+        max_arriving=settings.max_arriving_requests,
     )
     server = RpcServer(
         address=settings.grpc_address,
@@ -73,14 +84,23 @@ async def _serve(settings: Settings) -> int:
         max_message_bytes=settings.max_message_bytes,
         admission=admission,
         metrics=calls,
+        hide=settings.model_repository,
+        access_log=settings.access_log,
+        arrival_seconds=settings.default_deadline_secs,
+        max_connections=settings.max_connections,
+        idle_seconds=settings.max_connection_idle_secs,
     )
 
-    with _metrics_served(settings, registry):
+    parts = worst_case(settings, server.max_connections)
+    sizes = {name: size >> 20 for name, size in parts.items()}
+    logger.info("memory at worst", extra={"mib": sum(parts.values()) >> 20, **sizes})
+
+    with _metrics_served(settings, registry, threads, server):
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
         from mien_server.triton.service import InferenceService
 
-        engine = build_engine(settings)
+        engine = build_engine(settings, threads=threads)
         memory.keep_imports()
         left = settings.exit_timeout_secs
         try:
@@ -95,13 +115,16 @@ async def _serve(settings: Settings) -> int:
                 calls,
                 ready=lambda: server.ready,
                 default_deadline=deadline,
+                hide=settings.model_repository,
             )
             _watch(registry, server, admission, engine)
             await server.start(faces, inference=inference, reflect=settings.reflection)
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()
-                await _keep_up_until_stopped(server, engine, settings, started, stop)
+                await _keep_up_until_stopped(
+                    server, admission, engine, threads, settings, started, stop
+                )
             began = time.monotonic()
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
@@ -114,18 +137,21 @@ async def _serve(settings: Settings) -> int:
     return 0 if finished else 1
 
 
-def _registry() -> CollectorRegistry:
-    """The registry of all metrics. It begins with those of the process itself."""
+def _registry(threads: Threads) -> CollectorRegistry:
+    """The registry of all metrics. It begins with those of the process and its threads."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    registry.register(ThreadMetrics(threads))
     build = Gauge("mien_build_info", "1, with mien's version.", ("version",), registry=registry)
     build.labels(metadata.version("mien")).set(1)
     return registry
 
 
 @contextmanager
-def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+def _metrics_served(
+    settings: Settings, registry: CollectorRegistry, threads: Threads, server: RpcServer
+) -> Iterator[None]:
     """Serves the metrics from before the models load until after the last call, if they are wanted.
 
     Raises:
@@ -136,7 +162,7 @@ def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator
         return
     address, port = settings.metrics_address or settings.grpc_address, settings.metrics_port
     try:
-        endpoint = MetricsEndpoint(registry, address, port)
+        endpoint = MetricsEndpoint(registry, address, port, threads, lambda: server.unready)
     except OSError as error:
         raise StartError(
             f"cannot serve metrics on {address} port {port}: {error.strerror}. Choose another port with"
@@ -166,6 +192,12 @@ def _watch(
     )
     watch(
         registry,
+        "mien_calls_arriving",
+        "Calls whose request is still on its way.",
+        lambda: admission.arriving,
+    )
+    watch(
+        registry,
         "mien_call_bytes_in_progress",
         "Bytes of their requests together.",
         lambda: admission.budget.nbytes,
@@ -175,6 +207,12 @@ def _watch(
         "mien_decode_pending",
         "Photos that are being decoded or wait for it.",
         lambda: engine.pool.pending,
+    )
+    watch(
+        registry,
+        "mien_picture_bytes",
+        "Bytes of photos that wait to be decoded, and of pixels that are not freed.",
+        lambda: engine.pool.room.nbytes,
     )
 
 
@@ -246,13 +284,19 @@ def _load(engine: "Engine", settings: Settings) -> None:
 
 async def _keep_up_until_stopped(
     server: RpcServer,
+    admission: Admission,
     engine: "Engine",
+    threads: Threads,
     settings: Settings,
     started: float,
     stop: asyncio.Event,
 ) -> None:
-    """Keeps the health service true and, in the mode poll, the models up to date."""
-    tasks = [asyncio.create_task(watch_readiness(server, engine.catalogue, settings, started))]
+    """Keeps the health service true, memory small and, in the mode poll, the models up to date."""
+    watching = watch_readiness(server, engine.catalogue, threads, settings, started)
+    tasks = [
+        asyncio.create_task(watching),
+        asyncio.create_task(give_back_memory(admission, engine.pool.room)),
+    ]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
     await stop.wait()
@@ -264,9 +308,13 @@ async def _keep_up_until_stopped(
 
 
 async def watch_readiness(
-    server: RpcServer, catalogue: "Catalogue", settings: Settings, started: float
+    server: RpcServer,
+    catalogue: "Catalogue",
+    threads: Threads,
+    settings: Settings,
+    started: float,
 ) -> None:
-    """Keeps what the health service says in step with the models, until it is cancelled.
+    """Keeps what the health service says in step with the models and threads, until it is cancelled.
 
     A server that cannot find out whether it is ready is not.
 
@@ -278,15 +326,16 @@ async def watch_readiness(
     while True:
         try:
             unready = catalogue.unready(needed, strict=settings.strict_readiness)
+            unready |= {f"thread {name}": why for name, why in threads.unwell().items()}
             if unready != told:
                 _log_readiness(server, catalogue, unready, started)
-                await server.set_ready(not unready)
+                await server.set_ready(not unready, unready)
                 told = unready
         except Exception as error:
             failure = {"": repr(error)}
             if failure != told:
                 logger.exception("not ready: the models cannot be asked; the next probe follows")
-                await server.set_ready(False)
+                await server.set_ready(False, {"server": "its models cannot be asked"})
                 told = failure
         await asyncio.sleep(READINESS_SECONDS)
 
@@ -302,6 +351,17 @@ def _log_readiness(
     seconds = round(time.monotonic() - started, 1)
     facts = {"address": server.address, "models": ",".join(serving)}
     logger.info("ready", extra=facts | {"seconds": seconds})
+
+
+async def give_back_memory(admission: Admission, room: "PictureRoom") -> None:
+    """Returns freed memory to the system once no call comes after large photos, until it is cancelled."""
+    most = 0
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        most = max(most, room.most_pixels())
+        if most > LARGE_BYTES and admission.idle(IDLE_SECONDS):
+            await asyncio.to_thread(memory.release)
+            most = 0
 
 
 async def _poll(loader: "Loader", seconds: float) -> None:

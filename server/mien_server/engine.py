@@ -13,6 +13,7 @@ from mien_server.repository.loader import Loader
 from mien_server.repository.placement import AnyDevice
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import Settings
+from mien_server.threads import Threads
 from mien_server.weights.fetch.sources import SHIPPED
 
 
@@ -48,12 +49,15 @@ class Engine:
         return ended
 
 
-def build_engine(settings: Settings, *, draw: random.Random | None = None) -> Engine:
+def build_engine(
+    settings: Settings, *, draw: random.Random | None = None, threads: Threads | None = None
+) -> Engine:
     """Builds an engine as a server with these settings has it.
 
     Args:
         settings: names the repositories, the devices and the limits.
         draw: decides which calls go to a canary; None: anew for each engine.
+        threads: keeps the engine's threads alive; None: nobody asks how they are.
 
     Raises:
         OperatorError: a model repository is no folder, or the core budget cannot hold.
@@ -65,6 +69,7 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
         devices,
         max_requests=settings.max_queued_requests or settings.max_pending_requests,
         max_bytes=settings.max_queued_bytes or settings.max_pending_bytes,
+        threads=threads,
     )
     catalogue = Catalogue(draw)
     try:
@@ -83,6 +88,7 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
         threads=settings.decode_threads or cpu.cores,
         max_requests=settings.max_decode_requests or settings.max_pending_requests,
         max_bytes=settings.max_decode_bytes or settings.max_pending_bytes,
+        keeper=threads,
     )
     pipeline = FacePipeline(
         catalogue,

@@ -157,6 +157,31 @@ class Settings(BaseSettings):
         " `--max-message-bytes`.",
         ge=MIB,
     )
+    max_arriving_requests: int | None = _setting(
+        None,
+        "Limits",
+        "Calls whose request is still on its way, of up to `--max-message-bytes` each. More are refused with"
+        " QUEUE_FULL; one that takes longer than its deadline, or `--default-deadline-secs`, with"
+        " DEADLINE_EXCEEDED. none: that of `--max-pending-requests`.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connections: int | None = _setting(
+        None,
+        "Limits",
+        "Connections of gRPC. More are closed as they come in. none: as many as leave 128 file descriptors"
+        " for the rest, 10,000 at most.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connection_idle_secs: float = _setting(
+        900.0,
+        "Limits",
+        "A connection without a call for so long is closed; clients connect again when they need it. 0:"
+        " never.",
+        ge=0,
+        le=1_000_000,
+    )
     max_decode_requests: int | None = _setting(
         None,
         "Limits",
@@ -167,7 +192,8 @@ class Settings(BaseSettings):
     max_decode_bytes: int | None = _setting(
         None,
         "Limits",
-        "Bytes that those photos have as they came in. none: that of `--max-pending-bytes`.",
+        "Bytes of photos: as they came in while they wait, and of their pixels, 3 for each, from before they"
+        " are decoded until they are freed. none: that of `--max-pending-bytes`.",
         ge=MIB,
     )
     max_queued_requests: int | None = _setting(
@@ -201,7 +227,13 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "Logging", "The least severe lines to log. debug adds a line for every call."
+        "info", "Logging", "The least severe lines to log."
+    )
+    access_log: bool = _setting(
+        True,
+        "Logging",
+        "Whether each call gets a line at info: method, status, durations, batch, request id. false: at"
+        " debug.",
     )
     log_format: Literal["text", "json"] = _setting(
         "text", "Logging", "text for people, json for one JSON object a line. Lines go to stderr."

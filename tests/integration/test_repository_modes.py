@@ -114,6 +114,22 @@ def test_explicit_server_starts_empty_and_loads_on_request(root: Path, photo: by
         assert client.serving(), "an unloaded model is none that ought to serve"
 
 
+def test_caller_is_told_what_is_wrong_but_not_where_the_repository_lies(root: Path) -> None:
+    (root / "sface" / "1" / "manifest.json").write_text("no manifest")
+    link = root.parent / "current"
+    link.symlink_to(root)
+    with serving(link, "--model-control-mode", "explicit") as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.load("sface")
+        told = [str(caught.value.details()), str(caught.value.trailing_metadata())]
+        told += [reason for _, reason in client.index().values()]
+        assert "version 1: sface/1/manifest.json" in told[0]
+        assert "sface/1/manifest.json" in told[2] + told[3]
+        assert str(root.parent) not in "".join(told)
+        # The operator's log has the whole path.
+        assert f"{root}/sface/1/manifest.json" in client.server.log.read_text()
+
+
 def test_explicit_server_loads_the_models_named(root: Path, photo: bytes) -> None:
     flags = ["--load-model", "retinaface", "--load-model", "sface"]
     with serving(root, "--model-control-mode", "explicit", *flags) as client:

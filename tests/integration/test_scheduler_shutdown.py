@@ -187,7 +187,7 @@ def test_a_closed_slots_model_is_freed_though_the_executors_are_idle(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # pytest would hold the log's tracebacks, and they the model.
-    caplog.set_level(logging.CRITICAL + 1, logger="mien_server.scheduling")
+    caplog.set_level(logging.CRITICAL + 1, logger="mien_server")
     with scheduling() as (scheduler, open_slot):
         gc.collect()
         gc.disable()

@@ -153,6 +153,8 @@ def test_json_log_is_one_object_a_line_and_names_what_serves(unusual: LocalServe
     (ready,) = [line for line in lines if line["message"] == "ready"]
     assert ready["address"] == unusual.address
     assert re.search(r"retinaface.*sface", str(ready["models"]))
+    (memory,) = [line for line in lines if line["message"] == "memory at worst"]
+    assert memory["mib"] > memory["arriving"] > 0
 
 
 def test_sigterm_finishes_the_accepted_calls_refuses_new_ones_and_exits_0(

@@ -149,6 +149,13 @@ def test_scrapes_beside_calls_and_a_reload(explicit: LocalServer, sample: Sample
     assert "Traceback" not in explicit.log.read_text()
 
 
+def test_readyz_follows_the_health_service_of_a_real_server(server: LocalServer) -> None:
+    base = server.metrics_url.removesuffix("/metrics")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{base}/readyz", timeout=10) as response:
+        assert response.read() == b"ready\n"
+
+
 def test_taken_port_ends_the_start_with_the_flags_to_use(
     model_repository_path: Path, refused_start: Start
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from ipaddress import IPv4Address
 from typing import cast
@@ -16,6 +17,7 @@ from mien_server.repository.versions import VersionStatus
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.server import RpcServer
 from mien_server.settings import Settings
+from mien_server.threads import Threads
 
 
 class Models:
@@ -49,6 +51,8 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
         metrics=CallMetrics(CollectorRegistry()),
     )
 
+    assert server.unready == {"server": "it is loading its models"}
+
     async def after(answer: dict[str, str] | Exception) -> bool:
         """What the health service says once the models have answered a few times."""
         models.answer, enough = answer, models.probes + 5
@@ -57,20 +61,39 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
                 await asyncio.sleep(0.001)
         return server.ready
 
-    catalogue = cast(Catalogue, models)
+    catalogue, threads = cast(Catalogue, models), Threads()
     watching = asyncio.create_task(
-        app.watch_readiness(server, catalogue, Settings(), time.monotonic())
+        app.watch_readiness(server, catalogue, threads, Settings(), time.monotonic())
     )
     assert await after({})
+    assert server.unready == {}
     assert not await after({"sface": "it sleeps"})
+    assert server.unready == {"sface": "it sleeps"}
     assert await after({})
     assert not await after(RuntimeError("the lock is gone"))
+    assert server.unready == {"server": "its models cannot be asked"}
+    assert await after({})
+
+    end, deaths = threading.Event(), [SystemExit("killed")]
+
+    def die_once() -> None:
+        if deaths:
+            raise deaths.pop()
+        end.wait(30)
+
+    kept = threads.start("mien-vital", die_once)
+    assert not await after({})
+    end.set()
+    kept.join()
     assert await after({})
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+    await server.stop(lame_duck=0, grace=0)
+    assert server.unready == {"server": "it is stopping"}
     await server.close()
     told = [record.getMessage() for record in caplog.records if record.name == app.__name__]
-    assert told[::2] == ["ready"] * 3
+    assert told[::2] == ["ready"] * 4
     assert told[1] == "not ready: sface: it sleeps"
     assert "cannot be asked" in told[3]
     assert "the lock is gone" in caplog.text
+    assert told[5] == "not ready: thread mien-vital: died of SystemExit('killed')"

@@ -1,11 +1,15 @@
-"""GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's."""
+"""GET /metrics over HTTP, for Prometheus, on a port of its own as Triton's, with /healthz and /readyz."""
 
+import errno
 import logging
+import math
 import re
 import socket
 import socketserver
 import sys
 import threading
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +19,8 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from mien_server.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +32,8 @@ MAX_CONNECTIONS = 8
 """At the same time; each has a thread. More are closed unanswered."""
 
 _POLL_SECONDS = 0.1
+_PAUSE_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 # OpenMetrics, whose rules prometheus_client applies to Prometheus' own format too, wants counters to end
 # in _total. Triton's do not, and dashboards know them as they are.
@@ -44,6 +52,8 @@ class MetricsEndpoint:
         registry: what to serve.
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
+        threads: keeps the thread alive that listens.
+        unready: what keeps the server from being ready; empty if it is.
 
     Attributes:
         url: of the metrics.
@@ -53,16 +63,20 @@ class MetricsEndpoint:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, address: IPv4Address | IPv6Address, port: int
+        self,
+        registry: CollectorRegistry,
+        address: IPv4Address | IPv6Address,
+        port: int,
+        threads: Threads,
+        unready: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         kind = _Server6 if address.version == 6 else _Server
-        self._server = kind((str(address), port), partial(_Handler, registry))
+        self._server = kind((str(address), port), partial(_Handler, registry, unready))
         host = f"[{address}]" if address.version == 6 else str(address)
         self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True
+        self._thread = threads.start(
+            "mien-metrics", partial(self._server.serve_forever, _POLL_SECONDS)
         )
-        self._thread.start()
 
     def close(self) -> None:
         """Stops to listen."""
@@ -79,7 +93,28 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, *arguments: Any) -> None:
         self._free = threading.Semaphore(MAX_CONNECTIONS)
+        self._complained = -math.inf
         super().__init__(*arguments)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Takes the next connection.
+
+        Raises:
+            OSError: there is none, or no file descriptor for it; it then waits on, and so does the thread,
+                which would else be told of it without end.
+        """
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                now = time.monotonic()
+                if now - self._complained >= _COMPLAIN_SECONDS:
+                    self._complained = now
+                    logger.error(  # noqa: TRY400 - it says no more with a traceback
+                        "metrics cannot be served now: %s", error.strerror
+                    )
+                time.sleep(_PAUSE_SECONDS)
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Takes a connection unless there are too many."""
@@ -108,18 +143,35 @@ class _Server6(_Server):
 class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
 
-    def __init__(self, registry: CollectorRegistry, *connection: Any) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        unready: Callable[[], Mapping[str, str]],
+        *connection: Any,
+    ) -> None:
         self._registry = registry
+        self._unready = unready
         super().__init__(*connection)
 
     def do_GET(self) -> None:
-        """Answers with the metrics, or with where they are."""
-        if urlsplit(self.path).path != PATH:
-            self.send_error(HTTPStatus.NOT_FOUND, explain=f"There is only {PATH} here")
-            return
-        body = exposition(self._registry)
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+        """Answers with the metrics, with how the server is, or with what there is."""
+        status, kind = HTTPStatus.OK, "text/plain; charset=utf-8"
+        match urlsplit(self.path).path:
+            case "/metrics":
+                body, kind = exposition(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+            case "/healthz":
+                body = b"alive\n"
+            case "/readyz":
+                reasons = self._unready()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+                lines = [f"{name}: {reason}" for name, reason in reasons.items()] or ["ready"]
+                body = ("\n".join(lines) + "\n").encode()
+            case _:
+                there = "There is only /metrics, /healthz and /readyz here"
+                self.send_error(HTTPStatus.NOT_FOUND, explain=there)
+                return
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

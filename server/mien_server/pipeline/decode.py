@@ -17,8 +17,8 @@ both can decode a JPEG they give equal pixels (tested). Milliseconds from file t
     WebP 4000x3000         333.3     363.4    389.6    160.2
     ===================  =======  ========  =======  =======
 
-All release the interpreter. At its peak simplejpeg holds 3 bytes for each pixel of the photo, Pillow 7, for
-WebP about 20.
+All release the interpreter. `_SCRATCH` has what they need at their peak, beside the 3 bytes of each pixel of
+the result.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,10 +32,18 @@ import simplejpeg
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.pipeline.headers import broken, exif_orientation, open_image
+from mien_server.pipeline.headers import SCAN, broken, exif_orientation, open_image
+from mien_server.pipeline.room import Hold
 from mien_server.pipeline.types import EncodedImage, ImageU8, Limits, RawPixels
+from mien_server.scheduling.errors import QueueFull
 
 _BAND_BYTES = 256 * 1024
+_BYTES_PER_PIXEL = 3
+_SCRATCH = MappingProxyType({"WEBP": 18})
+_PILLOW_SCRATCH = 10
+_SCANS_SCRATCH = 6
+"""Bytes that decoding a pixel takes at its peak beside the result, as measured: WebP with alpha; Pillow's
+other formats with alpha; the coefficients of a JPEG in several scans, and 3 of one that is turned upright."""
 
 _MIRROR, _UPSIDE_DOWN = 1, 0  # cv2.flip's codes
 _UPRIGHT: Mapping[int, Callable[[ImageU8], Any]] = MappingProxyType(
@@ -73,21 +81,34 @@ class Photo:
     reduction: int = 1
 
 
-def load(source: EncodedImage | RawPixels, limits: Limits, *, enough: int | None = None) -> Photo:
+def load(
+    source: EncodedImage | RawPixels,
+    limits: Limits,
+    *,
+    enough: int | None = None,
+    hold: Hold | None = None,
+) -> Photo:
     """Checks a picture of either kind and decodes it, if there is something to decode. Blocking.
 
     Args:
         enough: as `decode` has it.
+        hold: likewise. Raw pixels are those of the request and need no other room.
 
     Raises:
-        InvalidRequest: as `decode` and `check_pixels` do.
+        InvalidRequest: as `decode` and `check_pixels` do. QueueFull: as `decode` does.
     """
     if isinstance(source, RawPixels):
         return check_pixels(source, limits)
-    return decode(source, limits, enough=enough)
+    return decode(source, limits, enough=enough, hold=hold)
 
 
-def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -> Photo:
+def decode(
+    source: EncodedImage,
+    limits: Limits,
+    *,
+    enough: int | None = None,
+    hold: Hold | None = None,
+) -> Photo:
     """Decodes a file once its header has been accepted: upright, RGB, 8 bit.
 
     Alpha is blended onto black, 16 bit keeps the upper 8, CMYK is converted without its profile.
@@ -95,8 +116,10 @@ def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -
     Args:
         enough: a JPEG is decoded at 1/2, 1/4 or 1/8 while its long side keeps at least so many pixels
             (libjpeg's scaled inverse DCT, an average over each square). None: at full size.
+        hold: takes room for the pixels before they are allocated, until they are freed. None: there is room.
 
     Raises:
+        QueueFull: there is no room.
         InvalidRequest: as `open_image` does; INVALID_IMAGE for a truncated or damaged file;
             UNSUPPORTED_FORMAT for a colour mode that is no photo (32-bit integers, floats, Lab).
     """
@@ -109,16 +132,27 @@ def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -
             reduction = _reduction(width, height, enough)
         pixels = None
         if kind in _JPEG and image.mode in _TURBO_MODES:
+            if hold is not None:
+                small = -(-width // reduction) * -(-height // reduction)
+                many = source.data.count(SCAN) > 1
+                scratch = _SCANS_SCRATCH * width * height if many else _BYTES_PER_PIXEL * small
+                hold.take(_BYTES_PER_PIXEL * small, scratch=scratch)
             pixels = _turbo(source.data, width // reduction, height // reduction)
         if pixels is None:
             image.draft(None, (width // reduction, height // reduction))
             if image.size == (width, height):
                 reduction = 1
+            if hold is not None:
+                size = image.size[0] * image.size[1]
+                scratch = _SCRATCH.get(kind, _PILLOW_SCRATCH) * size
+                if kind in _JPEG:
+                    scratch += _SCANS_SCRATCH * width * height
+                hold.take(_BYTES_PER_PIXEL * size, scratch=scratch)
             image.load()
             pixels = _packed(_to_rgb(image))
         # After decoding: a PNG may carry its EXIF behind the pixels, and Pillow turns a TIFF itself.
         orientation = exif_orientation(image)
-    except (InvalidRequest, MemoryError):
+    except (InvalidRequest, QueueFull, MemoryError):
         raise
     except Exception as error:  # decoders of hostile bytes raise whatever they stumble over
         raise broken(kind, error) from error
@@ -126,6 +160,8 @@ def decode(source: EncodedImage, limits: Limits, *, enough: int | None = None) -
         pixels = np.asarray(_UPRIGHT[orientation](pixels), np.uint8)
         if orientation >= 5:
             width, height = height, width
+    if hold is not None:
+        hold.keep(pixels)
     return Photo(pixels, width, height, reduction)
 
 

@@ -16,6 +16,7 @@ from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnifi
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.selection import select_faces
 from mien_server.pipeline.types import (
@@ -78,7 +79,8 @@ async def _embed_crop(
 ) -> PhotoFaces:
     def crop() -> tuple[ImageU8, float]:
         begun = time.monotonic()
-        photo = load(image, limits)
+        with pool.room.hold() as hold:
+            photo = load(image, limits, hold=hold)
         if (photo.width, photo.height) != (CROP_SIDE, CROP_SIDE):
             raise InvalidRequest(
                 Reason.INVALID_IMAGE,
@@ -125,7 +127,7 @@ async def _embed_photo(
     if chosen:
         begun = time.monotonic()
         crops = await pool.finish(
-            partial(_cut, image, found.photo, faces.landmarks[chosen], limits)
+            partial(_cut, image, found.photo, faces.landmarks[chosen], limits, pool.room)
         )
         call.stages.append(StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
@@ -141,12 +143,17 @@ async def _embed_photo(
 
 
 def _cut(
-    image: EncodedImage | RawPixels, photo: Photo, landmarks: ArrayF32, limits: Limits
+    image: EncodedImage | RawPixels,
+    photo: Photo,
+    landmarks: ArrayF32,
+    limits: Limits,
+    room: PictureRoom,
 ) -> list[ImageU8]:
     """The crops [112, 112, 3] of the faces [n, 5, 2] of a photo. Blocking."""
     if photo.reduction > 1 and magnification(landmarks / photo.reduction).max() > 1.0:
         # The reduced photo has fewer pixels of some face than its crop: decode it in full.
-        photo = load(image, limits)
+        with room.hold(refusable=False) as hold:
+            photo = load(image, limits, hold=hold)
     return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
 
 

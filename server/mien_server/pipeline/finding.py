@@ -188,7 +188,8 @@ async def find_faces(
     enough = max(*buckets, ENOUGH_PIXELS)
 
     def first() -> tuple[Photo, Letterbox, float, float]:
-        photo, decoding = _timed(lambda: load(source, limits, enough=enough))
+        with pool.room.hold() as hold:
+            photo, decoding = _timed(lambda: load(source, limits, enough=enough, hold=hold))
         fitted, fitting = _timed(lambda: letterbox(photo, min(buckets), fill))
         return photo, fitted, decoding, fitting
 

@@ -40,6 +40,9 @@ scans, and a phone's file two or three pictures, most of them small."""
 # The markers after which Pillow reads no length: JPG, RST0..7, SOI, EOI, JPG0..13.
 BARE_JPEG_MARKERS = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _SOS, _APP1 = 0xDA, 0xE1
+SCAN = bytes((0xFF, _SOS))
+"""What each scan of a JPEG begins with. Within one 0xFF is always followed by 0 or a restart marker, so the
+number of these in a file is that of its scans and those of the pictures in it."""
 _PIECE_LENGTHS = {279, 325}
 """TIFF's tags with the lengths of the strips or tiles that hold the pixels."""
 _ORIENTATION_TAG = 0x0112
@@ -273,9 +276,7 @@ def open_image(source: EncodedImage, limits: Limits) -> Image.Image:
 
 
 def _check_scans(data: bytes, width: int, height: int, limits: Limits) -> None:
-    # Within a scan 0xFF is always followed by 0 or a restart marker, so this counts scans (and those of
-    # embedded pictures).
-    scans = data.count(bytes((0xFF, _SOS)))
+    scans = data.count(SCAN)
     if scans > MAX_JPEG_SCANS:
         raise _unusable("JPEG", f"more than {MAX_JPEG_SCANS} scans")
     if width * height * scans > MAX_SCANNED * limits.max_image_pixels:

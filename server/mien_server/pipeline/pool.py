@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from concurrent.futures import Future
 from typing import TypeVar
 
 import cv2
 
-from mien_server.scheduling.admission import Budget
+from mien_server.pipeline.room import PictureRoom
+from mien_server.pipeline.workers import Workers
 from mien_server.scheduling.errors import Expired, QueueFull
+from mien_server.threads import Threads
 
 T = TypeVar("T")
 
@@ -25,26 +26,35 @@ class PicturePool:
     Args:
         threads: how many pictures are decoded at the same time, at least 1; and as many are aligned.
         max_requests: how many calls may be decoding or waiting for it, at least 1.
-        max_bytes: how many bytes their encoded pictures may have together, at least 1. One picture is
-            always admitted, whatever its size.
+        max_bytes: how many bytes their encoded pictures may have together with the pixels of those that
+            are decoded, until these are freed, at least 1. One picture is always admitted, whatever its size.
+        keeper: keeps the threads alive; None: nobody asks how they are.
+
+    Attributes:
+        room: counts the bytes of pictures.
     """
 
     def __init__(
-        self, *, threads: int = 2, max_requests: int = 256, max_bytes: int = 256 * 1024 * 1024
+        self,
+        *,
+        threads: int = 2,
+        max_requests: int = 256,
+        max_bytes: int = 256 * 1024 * 1024,
+        keeper: Threads | None = None,
     ) -> None:
         # This holds for the whole process: the cores belong to the executors, not to each call of OpenCV.
         cv2.setNumThreads(1)
         self._threads = threads
-        self._budget = Budget(max_count=max_requests, max_bytes=max_bytes)
-        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._finishing = ThreadPoolExecutor(threads, thread_name_prefix="align")
-        self._lock = Lock()
+        self.room = PictureRoom(max_count=max_requests, max_bytes=max_bytes)
+        keeper = keeper or Threads()
+        self._decoding = Workers("decode", threads, keeper)
+        self._finishing = Workers("align", threads, keeper)
         self._mean_seconds = 0.01
 
     @property
     def pending(self) -> int:
         """Photos that are being decoded or wait for it."""
-        return self._budget.count
+        return self.room.waiting
 
     async def decode(
         self, work: Callable[[], T], *, nbytes: int, deadline: float | None = None
@@ -77,17 +87,21 @@ class PicturePool:
             self._mean_seconds += 0.1 * (time.monotonic() - begun - self._mean_seconds)
             return result, begun - queued
 
-        self._admit(nbytes)
+        if full := self.room.enter(nbytes):
+            raise QueueFull(
+                f"The queue of pictures to decode is full ({full}).",
+                retry_after=max(0.05, self.pending * self._mean_seconds / self._threads),
+            )
         try:
             future = self._decoding.submit(timed)
         except BaseException:
-            self._release(nbytes)
+            self.room.leave(nbytes)
             raise
 
         def release(_: Future[tuple[T, float]]) -> None:
             # The executor keeps cancelled work until a thread comes by: let go of its picture now.
             pending.clear()
-            self._release(nbytes)
+            self.room.leave(nbytes)
 
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
@@ -98,25 +112,5 @@ class PicturePool:
 
     def close(self) -> None:
         """Ends the threads when their current work is done; what still waits is cancelled."""
-        self._decoding.shutdown(wait=True, cancel_futures=True)
-        self._finishing.shutdown(wait=True, cancel_futures=True)
-
-    def _admit(self, nbytes: int) -> None:
-        with self._lock:
-            budget = self._budget
-            exceeded = budget.exceeded(nbytes)
-            if exceeded and budget.count:
-                limit = (
-                    f"{budget.max_count:,} calls"
-                    if exceeded == "count"
-                    else f"{budget.max_bytes:,} bytes"
-                )
-                raise QueueFull(
-                    f"The queue of pictures to decode is full ({limit}).",
-                    retry_after=max(0.05, budget.count * self._mean_seconds / self._threads),
-                )
-            budget.enter(nbytes)
-
-    def _release(self, nbytes: int) -> None:
-        with self._lock:
-            self._budget.leave(nbytes)
+        self._decoding.close()
+        self._finishing.close()

@@ -342,7 +342,7 @@ class Catalogue:
         try:
             version.close()
             _log.info("model %s version %d is unloaded", model.name, model.version)
-        except Exception:
+        except BaseException:  # this thread ends anyhow, and others wait for what it has to say
             _log.exception("model %s version %d did not unload", model.name, model.version)
         with self._lock:
             entry.retired = [other for other in entry.retired if other is not version]

@@ -4,103 +4,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, Self, TypeAlias, cast
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
-from mien_server.observability.logging import RateLimit
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.rpc.status import Fault, fault_of
+from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
+from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
-
-logger = logging.getLogger(__name__)
-logger.addFilter(RateLimit())
-
-_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
-
-
-class CallRecord:
-    """One call: counted as the block begins, and by its status code as the block ends.
-
-    Args:
-        kind: UNARY or STREAM of `call_metrics`.
-        method: the path of the method, /package.Service/Method.
-    """
-
-    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
-        self._metrics = metrics
-        self._kind = kind
-        self._method = method
-        self._ended = False
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self._metrics.started(self._kind, self._method)
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        if self._ended:
-            return
-        if isinstance(error, asyncio.CancelledError):
-            self._end(grpc.StatusCode.CANCELLED)
-        else:
-            self._end(grpc.StatusCode.UNKNOWN if error else grpc.StatusCode.OK)
-
-    def answered(self) -> None:
-        """Logs that the call was answered."""
-        logger.debug("call answered", extra=self._facts())
-
-    def cancelled(self) -> None:
-        """Logs that the caller gave the call up."""
-        logger.debug("call cancelled by its caller", extra=self._facts())
-
-    def failed(self, error: Exception) -> Fault:
-        """Counts and logs an error that ends the call, and says what the caller is told of it."""
-        fault = record_fault(error, self._metrics, self._method, self._facts())
-        # The call ends here for the metrics: whoever has seen the answer must find it counted.
-        self._end(fault.code)
-        return fault
-
-    def _end(self, code: grpc.StatusCode) -> None:
-        self._ended = True
-        self._metrics.handled(self._kind, self._method, code.name, self._seconds())
-
-    def _facts(self) -> dict[str, object]:
-        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-
-def record_fault(
-    error: Exception, metrics: CallMetrics, method: str, facts: dict[str, object]
-) -> Fault:
-    """Counts an error, logs it as loudly as it concerns the operator, and says what its caller is told.
-
-    Args:
-        facts: go into the line of the log.
-    """
-    fault = fault_of(error)
-    metrics.failed(method, fault.reason)
-    facts = facts | {"code": fault.code.name, "reason": fault.reason}
-    if fault.incident:
-        facts["incident"] = fault.incident
-    if fault.unexpected:
-        logger.error("call failed", exc_info=error, extra=facts)
-    elif fault.code is grpc.StatusCode.INTERNAL:
-        logger.error("call failed in the backend", extra=facts)
-    elif fault.code in _OVERLOAD:
-        logger.warning("call refused: %s", fault.message, extra=facts)
-    else:
-        logger.debug("call refused: %s", fault.message, extra=facts)
-    return fault
-
 
 TIMING_REQUEST_KEY = "mien-timing"
 TIMING_KEY = "server-timing"
@@ -122,11 +40,14 @@ async def bounded_call(context: Context, default_deadline: float) -> AsyncIterat
         Expired: the body was not done in time.
     """
     call = Call()
+    if (record := current_record.get()) is not None:
+        record.stages = call.stages
     async with bounded(call, context, default_deadline):
         yield call
     if _wants_timing(context):
         total = StageTime("total", time.monotonic() - call.arrived)
-        context.set_trailing_metadata(((TIMING_KEY, server_timing([*call.stages, total])),))
+        timing = (TIMING_KEY, server_timing([*call.stages, total]))
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), timing))
 
 
 @asynccontextmanager
@@ -193,14 +114,18 @@ class Admission:
 
     Attributes:
         budget: counts the calls in progress, with the bytes of their requests.
+        arriving: calls whose request is still on its way; nobody knows how large it is.
 
     Args:
         max_calls: how many calls may be in progress at the same time, at least 1.
         max_bytes: how many bytes their requests may have together, at least 1.
+        max_arriving: of how many calls requests may be on their way; None: as many as in progress.
     """
 
-    def __init__(self, *, max_calls: int, max_bytes: int) -> None:
+    def __init__(self, *, max_calls: int, max_bytes: int, max_arriving: int | None = None) -> None:
         self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
+        self.arriving = 0
+        self._max_arriving = max_arriving or max_calls
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
         self._last_event = -math.inf
@@ -208,6 +133,24 @@ class Admission:
     def open(self) -> None:
         """Begins to admit calls: until now the models were loading."""
         self._state = "open"
+
+    @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Counts a call whose request arrives in the block.
+
+        Raises:
+            QueueFull: too many are on their way already.
+        """
+        if self.arriving >= self._max_arriving:
+            raise QueueFull(
+                f"The requests of {self.arriving} calls are on their way already; try again.",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+        self.arriving += 1
+        try:
+            yield
+        finally:
+            self.arriving -= 1
 
     def enter(self, nbytes: int) -> None:
         """Admits a call whose request has `nbytes`; `leave` must follow.
@@ -247,6 +190,10 @@ class Admission:
             return False
         return True
 
+    def idle(self, seconds: float) -> bool:
+        """Whether no call is in progress, and none has come or gone for so long."""
+        return not self.budget.count and time.monotonic() - self._last_event >= seconds
+
     async def quiet(self, *, still: float, at_most: float) -> None:
         """Waits until no call has come or gone for `still` seconds, `at_most` seconds altogether."""
         end = time.monotonic() + at_most
@@ -257,18 +204,32 @@ class Admission:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of the services that do the work.
 
-    A unary request is admitted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
-    whatever a method raises becomes the status that `rpc/status.py` names. Streams admit their requests
-    themselves, and meet InvalidRequest where they read one that is no valid message.
+    A unary request must arrive in time, is admitted before it is parsed, one that is no valid message is
+    INVALID_ARGUMENT, and whatever a method raises becomes the status that `rpc/status.py` names. Streams
+    admit their requests themselves, and meet InvalidRequest where they read one that is no valid message.
 
     Args:
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
+        hide: folders whose place on this machine callers are not told.
+        access_log: whether each call gets a line at info, and not at debug.
+        arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
     """
 
-    def __init__(self, admission: Admission, metrics: CallMetrics) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        metrics: CallMetrics,
+        *,
+        hide: Sequence[Path] = (),
+        access_log: bool = False,
+        arrival_seconds: float = 60.0,
+    ) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._hide = hide
+        self._level = logging.INFO if access_log else logging.DEBUG
+        self._arrival_seconds = arrival_seconds
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -288,7 +249,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
         if parse and run:
-            wrapped = grpc.unary_unary_rpc_method_handler(
+            # To the caller it is the same as a unary method. But gRPC reads the request of one of those
+            # before it asks anybody, of whatever size and for however long.
+            wrapped = grpc.stream_unary_rpc_method_handler(
                 self._call(method, parse, run), None, handler.response_serializer
             )
         elif parse and handler.stream_stream:
@@ -307,11 +270,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
-        async def answer(raw: bytes, context: Context) -> Any:
-            with CallRecord(self._metrics, UNARY, method) as record:
+        async def respond(requests: AsyncIterator[bytes], context: Context) -> Any:
+            raw = await self._arrived(requests, context)
+            with admitted(len(raw)):
+                request = _parsed(parse, raw)
+                del raw  # parsing has copied it
+                return await run(request, context)
+
+        # gRPC and what abort raises refer to each other, and so keep this function's frame until garbage is
+        # collected: nothing of the request may be in it.
+        async def answer(requests: AsyncIterator[bytes], context: Context) -> Any:
+            with self._record(UNARY, method, context) as record:
                 try:
-                    with admitted(len(raw)):
-                        response = await run(_parsed(parse, raw), context)
+                    response = await respond(requests, context)
                 except asyncio.CancelledError:
                     record.cancelled()
                     raise
@@ -321,9 +292,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 else:
                     record.answered()
                     return response
-                # gRPC and what abort raises refer to each other, and so keep this frame until garbage is
-                # collected, but nothing of the request.
-                del raw
                 return await _abort(context, fault)
 
         return answer
@@ -333,17 +301,51 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
             requests = (_parsed(parse, raw) async for raw in stream)
-            with CallRecord(self._metrics, STREAM, method) as record:
+            with self._record(STREAM, method, context) as record:
                 try:
                     await run(requests, context)
+                except asyncio.CancelledError:
+                    record.cancelled()
+                    raise
                 except Exception as error:
                     fault = record.failed(error)
                     _let_go(error)
                 else:
+                    record.answered()
                     return
                 await _abort(context, fault)
 
         return answer
+
+    async def _arrived(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+        """The request of a call, once it is all there.
+
+        Raises:
+            QueueFull: too many requests are on their way. Expired: it is not there in time.
+            InvalidRequest: the call ends without one.
+        """
+        remaining = cast(float | None, context.time_remaining())
+        seconds = min(self._arrival_seconds, remaining if remaining is not None else math.inf)
+        with self._admission.arrival():
+            try:
+                async with asyncio.timeout(seconds):
+                    return await anext(requests)
+            except StopAsyncIteration:
+                raise InvalidRequest(
+                    Reason.INVALID_REQUEST,
+                    "The call has no request message, or a larger one than the server takes.",
+                ) from None
+            except TimeoutError:
+                raise Expired(f"The request did not arrive within {seconds:.3f} s.") from None
+
+    def _record(self, kind: str, method: str, context: Context) -> CallRecord:
+        """The record of a call, whose name the answer gets."""
+        request_id = request_id_of(context.invocation_metadata() or ())
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        level = logging.DEBUG if method in UNCOUNTED else self._level
+        return CallRecord(
+            self._metrics, kind, method, request_id=request_id, hide=self._hide, level=level
+        )
 
     @contextmanager
     def _admitted(self, nbytes: int) -> Iterator[None]:
@@ -374,4 +376,5 @@ def _let_go(error: BaseException | None) -> None:
 
 
 async def _abort(context: Context, fault: Fault) -> NoReturn:
-    await context.abort(fault.code, fault.message, fault.trailing_metadata())
+    named = (REQUEST_ID_KEY, fault.request_id)
+    await context.abort(fault.code, fault.message, (*fault.trailing_metadata(), named))

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import resource
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import OperatorError
 from mien_server.observability.call_metrics import CallMetrics
+from mien_server.quoting import without_folders
 from mien_server.rpc.calls import Admission, CallInterceptor
 from mien_server.rpc.reflection import add_reflection
 
@@ -23,6 +27,12 @@ INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 MIN_PING_INTERVAL_MS = 10_000
 """Clients may send keepalive pings this often, even without calls. gRPC's own limit is 5 minutes."""
+
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""A connection that has not said what it is by then is closed. gRPC's own limit is 2 minutes."""
+
+SPARE_DESCRIPTORS, MOST_CONNECTIONS = 128, 10_000
+"""File descriptors that are left to models, metrics and libraries, and connections that are always enough."""
 
 QUIET_SECONDS, LINGER_SECONDS = 0.25, 1.0
 """gRPC answers calls that reach a server while it shuts down with a bare CANCELLED. So the server goes on
@@ -36,6 +46,17 @@ class ListenError(OperatorError):
     """The server cannot listen where it was told to; the message says why and what to do."""
 
 
+def file_descriptors() -> int:
+    """How many this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connections_for(descriptors: int) -> int:
+    """How many connections fit into so many file descriptors, of which others need some, at least 1."""
+    spare = min(SPARE_DESCRIPTORS, descriptors // 2)
+    return max(1, min(descriptors - spare, MOST_CONNECTIONS))
+
+
 class RpcServer:
     """Serves the face calls, Triton's protocol, health and reflection on one port.
 
@@ -47,10 +68,17 @@ class RpcServer:
         max_message_bytes: no request or response may have more.
         admission: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
+        hide: folders whose place on this machine callers are not told.
+        access_log: whether each call gets a line at info.
+        arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
+        max_connections: more are closed as they come in; None: as many as there are file descriptors for.
+        idle_seconds: a connection without a call for so long is closed; None: never.
 
     Attributes:
         address: host:port, as it listens.
         ready: what the health service says.
+        max_connections: as it is in force.
+        unready: why it says NOT_SERVING: what is the matter with what, as far as callers may know.
     """
 
     def __init__(
@@ -61,14 +89,34 @@ class RpcServer:
         max_message_bytes: int,
         admission: Admission,
         metrics: CallMetrics,
+        hide: Sequence[Path] = (),
+        access_log: bool = False,
+        arrival_seconds: float = 60.0,
+        max_connections: int | None = None,
+        idle_seconds: float | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
+        self.unready: Mapping[str, str] = {"server": "it is loading its models"}
+        self._hide = hide
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
+        self.max_connections = max_connections or connections_for(file_descriptors())
+        idle = [("grpc.max_connection_idle_ms", int(idle_seconds * 1000))] if idle_seconds else []
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission, metrics),),
+            interceptors=(
+                CallInterceptor(
+                    admission,
+                    metrics,
+                    hide=hide,
+                    access_log=access_log,
+                    arrival_seconds=arrival_seconds,
+                ),
+            ),
             options=(
+                *idle,
+                ("grpc.max_allowed_incoming_connections", self.max_connections),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Two servers that share a port by accident would each get half of the calls.
@@ -122,9 +170,17 @@ class RpcServer:
         await self.set_ready(False)
         await self._server.start()
 
-    async def set_ready(self, ready: bool) -> None:
-        """What the health service says, of the server ("") and of its services."""
+    async def set_ready(self, ready: bool, why: Mapping[str, str] | None = None) -> None:
+        """What the health service says, of the server ("") and of its services.
+
+        Args:
+            why: what is the matter with what, if it is not ready; None: as before.
+        """
         self.ready = ready
+        if ready or why is not None:
+            self.unready = {
+                name: without_folders(reason, self._hide) for name, reason in (why or {}).items()
+            }
         status = health_pb2.HealthCheckResponse
         for name in ("", *self._services):
             await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
@@ -135,7 +191,7 @@ class RpcServer:
         Returns:
             False if calls had to be cancelled because `grace` seconds ran out.
         """
-        self.ready = False
+        self.ready, self.unready = False, {"server": "it is stopping"}
         await self._health.enter_graceful_shutdown()
         if lame_duck:
             logger.info("lame duck", extra={"seconds": lame_duck})

@@ -56,6 +56,7 @@ class Fault:
         lasting: trying again soon is of no use, although the code looks like it.
         incident: the id of the log line that tells the rest, or "".
         unexpected: nobody raised the error on purpose, so it is a defect of the server.
+        request_id: the name of the call in the server's log, or "".
     """
 
     code: grpc.StatusCode
@@ -66,6 +67,7 @@ class Fault:
     lasting: bool = False
     incident: str = ""
     unexpected: bool = False
+    request_id: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", _cut(self.message, MAX_MESSAGE_BYTES))
@@ -76,6 +78,8 @@ class Fault:
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
         if self.incident:
             info.metadata["incident"] = self.incident
+        if self.request_id:
+            info.metadata["request_id"] = self.request_id
         details = [_packed(info)]
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(

@@ -24,7 +24,7 @@ from mien_server.scheduling.batching import (
     form_batch,
     in_time,
 )
-from mien_server.scheduling.errors import Draining, Expired, Unavailable
+from mien_server.scheduling.errors import Draining, Expired, RowFailed, Unavailable
 from mien_server.scheduling.interface import Completion, Device, PlacedInstance, Work
 from mien_server.scheduling.queue import Part, Request
 from mien_server.scheduling.state import DeadlineHeap, DeviceState, SlotState
@@ -52,6 +52,7 @@ class Assignment:
         run: the batch under way.
         cores: the cores granted; 0 on a GPU.
         started: when it was handed out.
+        returned: whether its executor, its cores and its instance are free again.
     """
 
     slot: SlotState
@@ -61,6 +62,7 @@ class Assignment:
     run: BatchRun
     cores: int
     started: float
+    returned: bool = False
 
 
 class Dispatcher:
@@ -223,6 +225,23 @@ class Dispatcher:
             slot, lambda: Unavailable(f"{slot} is unhealthy: {slot.broken}")
         )
 
+    def abandon(self, assignment: Assignment, now: float, incident: str) -> list[Settlement]:
+        """Fails what callers still wait for of a batch whose executor died as it brought it back."""
+        slot = assignment.slot
+        slot.statistics.executor_deaths += 1
+        if not assignment.returned:
+            self._give_back(assignment, now)
+        settled: list[Settlement] = []
+        for request in {part.request for part in assignment.batch.parts}:
+            failed = RowFailed(f"{slot} lost the answer to this input", incident=incident)
+            if not request.settled:
+                slot.queue.remove(request)
+                slot.statistics.failed += 1
+                settled += self._settle(slot, request, failed)
+            elif slot.order is None and not request.done():
+                settled.append(Settlement(slot, request, failed))
+        return settled
+
     def expire(self, now: float) -> list[Settlement]:
         """Takes out the requests whose deadline or queue timeout has passed."""
         settled: list[Settlement] = []
@@ -339,6 +358,7 @@ class Dispatcher:
 
     def _give_back(self, assignment: Assignment, now: float) -> None:
         slot, device = assignment.slot, assignment.device
+        assignment.returned = True
         slot.running[assignment.placed] -= 1
         device.idle += 1
         device.free_cores += assignment.cores

@@ -6,10 +6,12 @@ that takes out expired requests whatever the executors are doing. Futures are co
 """
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
@@ -17,6 +19,9 @@ from mien_server.scheduling.interface import Completion, Device, PlacedInstance,
 from mien_server.scheduling.queue import Request
 from mien_server.scheduling.state import SlotState
 from mien_server.scheduling.statistics import SlotStatistics
+from mien_server.threads import Threads
+
+_log = logging.getLogger(__name__)
 
 
 class Desk:
@@ -63,10 +68,17 @@ class Desk:
             condition.notify_all()
 
     def deliver(self, settled: Sequence[Settlement]) -> None:
-        """Tells the callers. Their callbacks run here, so the lock must be free."""
+        """Tells the callers. Their callbacks run here, so the lock must be free.
+
+        A callback that kills its thread does so once all have been told.
+        """
+        killer: BaseException | None = None
         while settled:
             for _, request, outcome in settled:
-                request.tell(outcome)
+                try:
+                    request.tell(outcome)
+                except BaseException as error:
+                    killer = error
             # While this thread was out with answers of ordered slots, no other thread was.
             ordered = {
                 slot
@@ -78,6 +90,8 @@ class Desk:
                 with self.lock:
                     for slot in ordered:
                         settled += self.dispatcher.delivered(slot)
+        if killer is not None:
+            raise killer
 
 
 class Slot:
@@ -151,9 +165,6 @@ class Slot:
         return removed
 
 
-_log = logging.getLogger(__name__)
-
-
 class Scheduler:
     """Owns the devices' executor threads and the slots they serve. Safe for threads.
 
@@ -161,19 +172,27 @@ class Scheduler:
         devices: what computes.
         max_requests: requests that may wait or run in all slots together, at least 1.
         max_bytes: bytes that their rows may hold together, at least 1.
+        threads: keeps the executors and the timer alive; None: nobody asks how they are.
     """
 
     def __init__(
-        self, devices: Sequence[Device], *, max_requests: int = 4096, max_bytes: int = 1 << 30
+        self,
+        devices: Sequence[Device],
+        *,
+        max_requests: int = 4096,
+        max_bytes: int = 1 << 30,
+        threads: Threads | None = None,
     ) -> None:
         self._dispatcher = Dispatcher(devices, max_requests=max_requests, max_bytes=max_bytes)
         self._desk = Desk(self._dispatcher, time.monotonic)
         self._orphans: dict[str, list[Assignment]] = {device.name: [] for device in devices}
-        self._threads: set[threading.Thread] = set()
-        for device in devices:
-            for number in range(device.executors):
-                self._start_executor(device, number)
-        self._start(self._expire_forever, "mien-deadlines")
+        threads = threads or Threads()
+        self._threads = [
+            threads.start(f"mien-{device.name}-{number}", partial(self._execute_forever, device))
+            for device in devices
+            for number in range(device.executors)
+        ]
+        self._threads.append(threads.start("mien-deadlines", self._expire_forever))
 
     def open_slot(
         self,
@@ -216,48 +235,27 @@ class Scheduler:
             self._desk.timer.notify()
             self._desk.settled.notify_all()
         self._desk.deliver(settled)
-        # A thread that dies starts its successor before it leaves the set.
-        while threads := self._living():
-            for thread in threads:
-                thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _start(self, target: Callable[..., None], name: str, *args: object) -> None:
-        def live() -> None:
-            try:
-                target(*args)
-            finally:
-                self._threads.discard(threading.current_thread())
+    def _execute_forever(self, device: Device) -> None:
+        """An executor's life: take the most urgent batch, run it, bring it back.
 
-        thread = threading.Thread(target=live, name=name, daemon=True)
-        with self._desk.lock:  # nobody joins a thread that has not started
-            self._threads.add(thread)
-            thread.start()
-
-    def _living(self) -> list[threading.Thread]:
-        with self._desk.lock:
-            return list(self._threads)
-
-    def _start_executor(self, device: Device, number: int) -> None:
-        name = f"mien-{device.name}-{number}"
-        self._start(self._execute_forever, name, device, number)
-
-    def _execute_forever(self, device: Device, number: int) -> None:
-        """An executor's life: take the most urgent batch, run it, bring it back."""
+        If it dies with a batch that has not run, the batch runs again, row by row, on the next executor that
+        is free; if with one that has, what it did not settle fails.
+        """
         while (assignment := self._next_assignment(device.name)) is not None:
             try:
                 device.begin(assignment.cores)
                 assignment.run.run(self._desk.clock)
             except BaseException as error:
-                _log.critical(
-                    "executor %d of %s died; another takes over",
-                    number,
-                    device.name,
-                    exc_info=error,
-                )
                 self._bury(assignment, error)
-                self._start_executor(device, number)
-                return
-            self._bring_back(assignment)
+                raise
+            try:
+                self._bring_back(assignment)
+            except BaseException as error:
+                self._abandon(assignment, error)
+                raise
             del assignment  # an idle executor keeps no rows, no results and no model alive
 
     def _next_assignment(self, device_name: str) -> Assignment | None:
@@ -278,7 +276,12 @@ class Scheduler:
                     desk.work[device_name].wait(wait)
                 if settled:
                     desk.settled.notify_all()
-            desk.deliver(settled)
+            try:
+                desk.deliver(settled)
+            except BaseException:
+                if isinstance(decision, Assignment):
+                    self._hand_on(decision)
+                raise
             if isinstance(decision, Assignment):
                 return decision
 
@@ -295,7 +298,22 @@ class Scheduler:
     def _bury(self, assignment: Assignment, error: BaseException) -> None:
         with self._desk.lock:
             settled = self._dispatcher.died(assignment, error)
-            self._orphans[assignment.device.device.name].append(assignment)
+            self._desk.settled.notify_all()
+        self._hand_on(assignment)
+        self._desk.deliver(settled)
+
+    def _hand_on(self, assignment: Assignment) -> None:
+        """Leaves a batch to the next executor of its device that is free."""
+        device_name = assignment.device.device.name
+        with self._desk.lock:
+            self._orphans[device_name].append(assignment)
+            self._desk.work[device_name].notify()
+
+    def _abandon(self, assignment: Assignment, error: BaseException) -> None:
+        incident = secrets.token_hex(6)
+        _log.error("incident %s: a batch of %s is lost", incident, assignment.slot, exc_info=error)
+        with self._desk.lock:
+            settled = self._dispatcher.abandon(assignment, self._desk.clock(), incident)
             self._desk.settled.notify_all()
         self._desk.deliver(settled)
 

@@ -1,10 +1,12 @@
 """Makes Triton's messages of models and of the repository's index. Pure functions."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.models.interface import TensorSpec
+from mien_server.quoting import without_folders
 from mien_server.repository.config.ensembles import ENSEMBLE_PLATFORM, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.versions import State, VersionStatus
@@ -29,9 +31,14 @@ def metadata_message(
 
 
 def index_message(
-    statuses: Iterable[VersionStatus], *, ready_only: bool
+    statuses: Iterable[VersionStatus], *, ready_only: bool, hide: Iterable[Path] = ()
 ) -> triton.RepositoryIndexResponse:
-    """The `inference.RepositoryIndexResponse`; a model of which no version is known has version ""."""
+    """The `inference.RepositoryIndexResponse`; a model of which no version is known has version "".
+
+    Args:
+        ready_only: whether to leave out those that do not serve.
+        hide: folders whose place on this machine callers are not told.
+    """
     response = triton.RepositoryIndexResponse()
     for status in statuses:
         if ready_only and status.state is not State.READY:
@@ -40,7 +47,7 @@ def index_message(
             name=status.name,
             version=str(status.version or ""),
             state=status.state.value,
-            reason=status.reason,
+            reason=without_folders(status.reason, hide),
         )
     return response
 

@@ -3,15 +3,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from tritonclient.grpc import service_pb2 as triton
 from tritonclient.grpc import service_pb2_grpc
 
-from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, at
+from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, Unmet, at
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
@@ -23,6 +24,7 @@ from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
 from mien_server.rpc.calls import Admission, Context, bounded, bounded_call
+from mien_server.rpc.peers import is_local
 from mien_server.rpc.status import Unimplemented
 from mien_server.triton.messages import index_message, metadata_message
 from mien_server.triton.request import infer_options, model_version
@@ -66,6 +68,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         metrics: counts the errors in streams.
         ready: tells whether the health service says SERVING.
         default_deadline: how many seconds a call without a deadline of its own may take, above 0.
+        hide: folders whose place on this machine callers are not told.
+        remote_control: whether callers beyond this machine may load and unload models.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         *,
         ready: Callable[[], bool],
         default_deadline: float,
+        hide: Sequence[Path] = (),
+        remote_control: bool = False,
     ) -> None:
         self._models = models
         self._loader = loader
@@ -88,6 +94,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._metrics = metrics
         self._ready = ready
         self._default_deadline = default_deadline
+        self._hide = hide
+        self._remote_control = remote_control
         self._metadata = triton.ServerMetadataResponse(
             name=SERVER_NAME, version=metadata.version("mien"), extensions=EXTENSIONS
         )
@@ -147,7 +155,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             finally:
                 self._admission.leave(size)
 
-        await answer_stream(requests, context.write, infer, self._metrics)
+        await answer_stream(requests, context.write, infer, self._metrics, self._hide)
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
         """What the ready versions of all models, of one model, or one version of it have done."""
@@ -165,11 +173,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         """Every model and version of the repository, with its state."""
         _check_repository_name(request)
         statuses = await asyncio.to_thread(self._loader.index)
-        return index_message(statuses, ready_only=request.ready)
+        return index_message(statuses, ready_only=request.ready, hide=self._hide)
 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
         """Loads a model, or loads it again; answers once it serves, or why it does not."""
         _check_repository_name(request)
+        self._check_control(context)
         if request.parameters:
             raise _invalid_parameter(
                 min(request.parameters),
@@ -181,6 +190,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
         """Unloads a model; answers once no new call gets it."""
         _check_repository_name(request)
+        self._check_control(context)
         known = "unload_dependents"
         unknown = min((key for key in request.parameters if key != known), default=None)
         if unknown is not None:
@@ -202,6 +212,19 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     LogSettings = _unimplemented(
         "Log settings are fixed at the start: --log-level, --log-format (MIEN_LOG_LEVEL, …)."
     )
+
+    def _check_control(self, context: Context) -> None:
+        """Without authentication only who is on this machine decides what it serves.
+
+        Raises:
+            Unmet: MODEL_CONTROL_REFUSED, the caller is not, and nobody knows who it is.
+        """
+        if not self._remote_control and not is_local(context.peer()):
+            raise Unmet(
+                Reason.MODEL_CONTROL_REFUSED,
+                "Models are loaded and unloaded from the server's own machine only: this server knows"
+                " nobody, since no authentication is configured.",
+            )
 
     def _config(self, request: Any) -> AnyConfig:
         """The configuration of the model that a request names, which must be ready.

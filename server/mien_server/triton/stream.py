@@ -1,14 +1,15 @@
 """ModelStreamInfer: requests of one stream run side by side, their answers leave in order."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.errors import InvalidRequest
 from mien_server.observability.call_metrics import CallMetrics
-from mien_server.rpc.calls import record_fault
+from mien_server.rpc.record import record_fault
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 
@@ -24,6 +25,7 @@ async def answer_stream(
     write: Callable[[Any], Awaitable[None]],
     infer: Callable[[Any], Awaitable[Any]],
     metrics: CallMetrics,
+    hide: Sequence[Path] = (),
 ) -> None:
     """Answers the requests of a stream, each with one `inference.ModelStreamInferResponse`.
 
@@ -36,6 +38,7 @@ async def answer_stream(
         write: sends an answer.
         infer: makes the `inference.ModelInferResponse` to a request.
         metrics: counts the errors.
+        hide: folders whose place on this machine the caller is not told.
 
     Raises:
         InvalidRequest: what reading from `requests` raises.
@@ -48,7 +51,7 @@ async def answer_stream(
             invalid = None
             try:
                 async for request in requests:
-                    await answers.put(group.create_task(_answer(request, infer, metrics)))
+                    await answers.put(group.create_task(_answer(request, infer, metrics, hide)))
             except InvalidRequest as error:
                 invalid = error
             await answers.put(None)
@@ -62,13 +65,16 @@ async def answer_stream(
 
 
 async def _answer(
-    request: Any, infer: Callable[[Any], Awaitable[Any]], metrics: CallMetrics
+    request: Any,
+    infer: Callable[[Any], Awaitable[Any]],
+    metrics: CallMetrics,
+    hide: Sequence[Path],
 ) -> Any:
     try:
         response = await infer(request)
     except Exception as error:
         facts: dict[str, object] = {"method": METHOD, "request": request.id}
-        fault = record_fault(error, metrics, METHOD, facts)
+        fault = record_fault(error, metrics, METHOD, facts, hide)
         return triton.ModelStreamInferResponse(
             error_message=fault.message, infer_response=triton.ModelInferResponse(id=request.id)
         )

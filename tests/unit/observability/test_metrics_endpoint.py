@@ -2,6 +2,8 @@
 
 import http.client
 import logging
+import os
+import resource
 import socket
 import time
 import urllib.error
@@ -19,6 +21,7 @@ from mien_server.observability.metrics_endpoint import (
     MetricsEndpoint,
     exposition,
 )
+from mien_server.threads import Threads
 from tests.exposition import Exposition
 
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -36,7 +39,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def endpoint(registry: CollectorRegistry) -> Iterator[MetricsEndpoint]:
-    endpoint = MetricsEndpoint(registry, LOOPBACK, 0)
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads())
     yield endpoint
     endpoint.close()
 
@@ -74,7 +77,28 @@ def test_other_path_is_told_where_the_metrics_are(endpoint: MetricsEndpoint, pat
         get(endpoint.url.removesuffix("/metrics") + path)
     with caught.value as error:
         assert error.code == 404
-        assert b"There is only /metrics here" in error.read()
+        assert b"There is only /metrics, /healthz and /readyz here" in error.read()
+
+
+def test_readyz_says_what_keeps_the_server_from_being_ready_and_healthz_that_it_lives(
+    registry: CollectorRegistry,
+) -> None:
+    unready = {"sface": "version 1: no such file", "thread mien-deadlines": "died"}
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads(), lambda: unready)
+    base = endpoint.url.removesuffix("/metrics")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{base}/readyz")
+    with caught.value as error:
+        assert error.code == 503
+        assert error.read().decode() == (
+            "sface: version 1: no such file\nthread mien-deadlines: died\n"
+        )
+    with get(f"{base}/healthz") as response:
+        assert response.read() == b"alive\n"
+    unready.clear()
+    with get(f"{base}/readyz?verbose") as response:
+        assert response.read() == b"ready\n"
+    endpoint.close()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -86,7 +110,7 @@ def test_other_methods_are_refused(endpoint: MetricsEndpoint, method: str) -> No
 
 
 def test_ipv6() -> None:
-    endpoint = MetricsEndpoint(CollectorRegistry(), IPv6Address("::1"), 0)
+    endpoint = MetricsEndpoint(CollectorRegistry(), IPv6Address("::1"), 0, Threads())
     assert endpoint.url.startswith("http://[::1]:")
     with get(endpoint.url) as response:
         assert response.read() == b""
@@ -96,18 +120,18 @@ def test_ipv6() -> None:
 def test_taken_port_is_an_error_and_a_closed_one_is_free(endpoint: MetricsEndpoint) -> None:
     port = port_of(endpoint)
     with pytest.raises(OSError, match="Address already in use"):
-        MetricsEndpoint(CollectorRegistry(), LOOPBACK, port)
+        MetricsEndpoint(CollectorRegistry(), LOOPBACK, port, Threads())
     with get(endpoint.url) as response:
         response.read()
     endpoint.close()
-    MetricsEndpoint(CollectorRegistry(), LOOPBACK, port).close()
+    MetricsEndpoint(CollectorRegistry(), LOOPBACK, port, Threads()).close()
 
 
 def test_silent_connections_do_not_keep_scrapes_away(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_endpoint._Handler, "timeout", 0.5)
-    endpoint = MetricsEndpoint(registry, LOOPBACK, 0)
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads())
     address = ("127.0.0.1", port_of(endpoint))
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
@@ -127,6 +151,31 @@ def test_silent_connections_do_not_keep_scrapes_away(
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError):
                 assert time.monotonic() < deadline
     endpoint.close()
+
+
+def test_scrape_that_finds_no_descriptor_free_waits_without_taking_a_core(
+    endpoint: MetricsEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    scrape = socket.socket()
+    scrape.settimeout(30)
+    lowest_free = os.dup(scrape.fileno())
+    os.close(lowest_free)
+    # The scrape has its descriptor, and the server gets none for its end.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        scrape.connect(("127.0.0.1", port_of(endpoint)))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        worked = time.process_time()
+        time.sleep(1.2)
+        worked = time.process_time() - worked
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with scrape, scrape.makefile("rb") as answer:
+        assert b"200 OK" in answer.readline()
+    assert worked < 0.5
+    (line,) = [each for each in caplog.records if "cannot be served now" in each.getMessage()]
+    assert "Too many open files" in line.getMessage()
 
 
 def test_failing_collector_is_logged_and_the_next_scrape_goes_on(

@@ -4,7 +4,6 @@ import io
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from itertools import repeat
 
@@ -14,9 +13,9 @@ from PIL import Image
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.pipeline.decode import decode
 from mien_server.pipeline.types import EncodedImage, Limits
+from tests.crafted import exif, png, segment, tiff, with_segments
 
 Encode = Callable[..., bytes]
-Png = Callable[..., bytes]
 LIMITS = Limits()
 
 
@@ -24,70 +23,6 @@ def refusal(data: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         decode(EncodedImage(data), LIMITS)
     return caught.value
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-
-
-def small_jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def with_segments(*segments: bytes) -> bytes:
-    data = small_jpeg()
-    return data[:2] + b"".join(segments) + data[2:]
-
-
-@pytest.fixture(scope="module")
-def png(png_chunk: Callable[[bytes, bytes], bytes]) -> Png:
-    """A black PNG of a width and a height, with EXIF if it is given."""
-
-    def make(width: int, height: int, exif: bytes = b"") -> bytes:
-        pixels = zlib.compress(bytes(height * (1 + 3 * width)))
-        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        chunks = {b"IHDR": header, b"eXIf": exif, b"IDAT": pixels}
-        parts = [png_chunk(kind, body) for kind, body in chunks.items() if body]
-        return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + png_chunk(b"IEND", b"")
-
-    return make
-
-
-def exif(orientations: int, *, kind: int) -> bytes:
-    """EXIF whose orientation has so many values of a TIFF type: 3 is one of two bytes, 5 a fraction."""
-    entry = struct.pack("<HHI", 0x0112, kind, orientations)
-    value = struct.pack("<HH", 6, 0) if kind == 3 else struct.pack("<I", 26)
-    return b"II*\0" + struct.pack("<IH", 8, 1) + entry + value + bytes(4) + bytes(8 * orientations)
-
-
-def tiff(side: int, strip: bytes, *, strips: int, compression: int) -> bytes:
-    """A bilevel TIFF of `strips` strips that are all the same bytes."""
-    offsets, lengths = 8 + len(strip), 8 + len(strip) + 4 * strips
-    directory = lengths + 4 * strips
-    one = strips == 1
-    tags = [
-        (256, 4, 1, side),
-        (257, 4, 1, side),
-        (258, 3, 1, 1),
-        (259, 3, 1, compression),
-        (262, 3, 1, 0),
-        (273, 4, strips, 8 if one else offsets),
-        (277, 3, 1, 1),
-        (278, 4, 1, -(-side // strips)),
-        (279, 4, strips, len(strip) if one else lengths),
-    ]
-    return b"".join(
-        [
-            b"II*\0" + struct.pack("<I", directory) + strip,
-            b"".join(repeat(struct.pack("<I", 8), strips)),
-            b"".join(repeat(struct.pack("<I", len(strip)), strips)),
-            struct.pack("<H", len(tags)),
-            b"".join(struct.pack("<HHII", *tag) for tag in tags),
-            bytes(4),
-        ]
-    )
 
 
 def test_a_jpeg_of_many_exif_segments_is_refused() -> None:
@@ -104,17 +39,17 @@ def test_other_segments_of_the_same_kind_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("count", [100_001, 2_400_000])
-def test_an_orientation_of_many_fractions_is_none(count: int, png: Png) -> None:
+def test_an_orientation_of_many_fractions_is_none(count: int) -> None:
     photo = decode(EncodedImage(png(64, 32, exif=exif(count, kind=5))), LIMITS)
     assert (photo.width, photo.height) == (64, 32)
 
 
-def test_exif_of_the_usual_size_counts(png: Png) -> None:
+def test_exif_of_the_usual_size_counts() -> None:
     photo = decode(EncodedImage(png(64, 32, exif=exif(1, kind=3))), LIMITS)
     assert (photo.width, photo.height) == (32, 64)
 
 
-def test_exif_beyond_its_size_is_not_read(png: Png) -> None:
+def test_exif_beyond_its_size_is_not_read() -> None:
     oversized = exif(1, kind=3) + bytes(1 << 20)
     photo = decode(EncodedImage(png(64, 32, exif=oversized)), LIMITS)
     assert (photo.width, photo.height) == (64, 32)
@@ -136,7 +71,7 @@ def test_scans_are_bounded_by_the_pixels_that_they_go_over(encode: Encode) -> No
     assert "in 49 scans" in caught.value.message
 
 
-def test_a_side_longer_than_any_photo_s_is_refused(png: Png) -> None:
+def test_a_side_longer_than_any_photo_s_is_refused() -> None:
     assert decode(EncodedImage(png(1, 65_535)), LIMITS).height == 65_535
     error = refusal(png(1, 65_536))
     assert error.reason is Reason.IMAGE_TOO_LARGE
@@ -167,7 +102,7 @@ def test_strip_lengths_beyond_count_are_not_summed(kind: int) -> None:
     assert "tag 279 has more than" in error.message
 
 
-def test_exif_may_keep_the_strips_of_the_tiff_that_a_photo_once_was(png: Png) -> None:
+def test_exif_may_keep_the_strips_of_the_tiff_that_a_photo_once_was() -> None:
     tags = [(0x0112, 3, 1, 6), (279, 4, 1, 30_000_000)]
     body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     photo = decode(

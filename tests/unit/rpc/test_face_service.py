@@ -71,6 +71,7 @@ def a_server(
     port: int = 0,
     admission: Admission | None = None,
     registry: CollectorRegistry | None = None,
+    **more: Any,
 ) -> RpcServer:
     return RpcServer(
         address=address,
@@ -78,6 +79,7 @@ def a_server(
         max_message_bytes=1 << 20,
         admission=admission or Admission(max_calls=1, max_bytes=1),
         metrics=CallMetrics(registry or CollectorRegistry()),
+        **more,
     )
 
 
@@ -91,9 +93,11 @@ async def serving(
     loaded: bool = True,
     address: IPv4Address | IPv6Address = LOOPBACK,
     registry: CollectorRegistry | None = None,
+    admitting: Admission | None = None,
+    **more: Any,
 ) -> AsyncIterator[Running]:
-    admission = Admission(max_calls=calls, max_bytes=nbytes)
-    server = a_server(address, admission=admission, registry=registry)
+    admission = admitting or Admission(max_calls=calls, max_bytes=nbytes)
+    server = a_server(address, admission=admission, registry=registry, **more)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
     if loaded:
@@ -403,7 +407,7 @@ async def test_a_call_is_counted_when_it_comes_and_when_it_is_given_up(
         call = running.faces.Detect(PHOTO)
         await held.entered.wait()
         assert count("grpc_server_started_total") == 1
-        with caplog.at_level(logging.DEBUG, "mien_server.rpc.calls"):
+        with caplog.at_level(logging.DEBUG, "mien_server.rpc.record"):
             call.cancel()
             await held.cancelled.wait()
             while count("grpc_server_handled_total", grpc_code="CANCELLED") != 1:  # noqa: ASYNC110

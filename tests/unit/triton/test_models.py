@@ -1,5 +1,7 @@
 """What Triton's service says of the server and its models: metadata, index, statistics, health."""
 
+import logging
+from contextlib import suppress
 from typing import Any, cast
 
 import grpc
@@ -7,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2
 
+from mien_server.errors import Reason, Unmet
 from mien_server.models.roles import EMBEDDER
 from mien_server.repository.traffic import Traffic
 from mien_server.rpc.server import INFERENCE_SERVICE
@@ -108,6 +111,49 @@ async def test_index_lists_states_and_reasons(running: Running) -> None:
     ready: Any = service_pb2.RepositoryIndexRequest(ready=True)
     response = await running.stub.RepositoryIndex(ready)
     assert "asleep" not in {m.name for m in response.models}
+
+
+async def test_calls_that_only_look_have_no_line_in_the_log_and_a_stream_has_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(access_log=True) as running:
+        await running.client.is_server_ready()
+        await running.client.get_inference_statistics()
+        await running.client.get_model_repository_index()
+        await running.client.infer("vectors", crops((9, 9, 9)))
+        requests = [service_pb2.ModelInferRequest(model_name="nobody")] * 3
+        assert len([each async for each in running.stub.ModelStreamInfer(iter(requests))]) == 3
+    told = [vars(each) for each in caplog.records if each.getMessage() == "call answered"]
+    assert [line["method"].rpartition("/")[2] for line in told] == [
+        "ModelInfer",
+        "ModelStreamInfer",
+    ]
+    assert told[0]["batch"] == 1
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
+async def test_callers_beyond_this_machine_load_and_unload_nothing_unless_somebody_vouches_for_them(
+    method: str, running: Running
+) -> None:
+    world = running.world
+
+    class Remote:
+        def peer(self) -> str:
+            return "ipv4:192.0.2.7:50000"
+
+    def service(**more: Any) -> Any:
+        parts: list[Any] = [world, world, world, world.pool, None, None]
+        return InferenceService(*parts, ready=lambda: True, default_deadline=30, **more)
+
+    request = getattr(service_pb2, f"{method}Request")(model_name="vectors")
+    with pytest.raises(Unmet) as caught:
+        await getattr(service(), method)(request, Remote())
+    assert caught.value.reason is Reason.MODEL_CONTROL_REFUSED
+    assert world.loads == []
+    with suppress(Unmet):  # what the scripted models say to a load
+        await getattr(service(remote_control=True), method)(request, Remote())
+    assert world.loads == [f"{method.removeprefix('RepositoryModel').lower()} vectors"]
 
 
 async def test_load_and_unload_pass_on_the_real_cause(running: Running) -> None:

@@ -289,7 +289,7 @@ async def refusal(call: Any) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def serving(*, loading: bool = False) -> AsyncIterator[Running]:
+async def serving(*, loading: bool = False, access_log: bool = False) -> AsyncIterator[Running]:
     """A server of two models, `vectors` and `finder`, ready unless `loading`; and clients of it."""
     world = World()
     world.add("vectors", EMBEDDER, Scripted(mean_colour))
@@ -303,6 +303,7 @@ async def serving(*, loading: bool = False) -> AsyncIterator[Running]:
         max_message_bytes=1 << 26,
         admission=admission,
         metrics=metrics,
+        access_log=access_log,
     )
     pipeline = cast(FacePipeline, world)
     service = InferenceService(

@@ -1,0 +1,165 @@
+"""Photos and messages damaged by chance, each by its number, so that any of them can be made again."""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+from tritonclient.grpc import service_pb2
+
+from mien.v1 import face_pb2
+from tests.crafted import exif, png, segment, tiff, with_segments
+
+FACES = "/mien.v1.FaceService/"
+TRITON = "/inference.GRPCInferenceService/"
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "person_a_1.jpg"
+_LARGE = (
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\xff\xff",
+    b"\xff\xff",
+    b"\0\0\0\0",
+    b"\x80",
+)
+
+
+@cache
+def once_failed() -> Mapping[str, bytes]:
+    """Files that a server once failed on: they held a decoder, or memory. Always sent first, as they are."""
+    flat = Image.new("RGB", (7000, 7000), (90, 10, 10))
+    return {
+        "strips that share bytes": tiff(6000, bytes(range(256)) * 32, strips=600, compression=4),
+        "thousands of segments of EXIF": with_segments(*[segment(0xE1, b"Exif\0\0")] * 4000),
+        "an orientation of millions of fractions": png(64, 64, exif(2_000_000, kind=5)),
+        "one pixel wide": png(1, 1_000_000),
+        "flat and large, WebP": _file(flat, "WEBP", lossless=True),
+        "flat and large, PNG": _file(flat, "PNG"),
+        "scans without end": _scans(90),
+    }
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _scans(count: int) -> bytes:
+    data = _file(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+@cache
+def seeds() -> tuple[bytes, ...]:
+    """Sound photos of every format that the server reads, small enough to be damaged in many places."""
+    with Image.open(SAMPLE) as portrait:
+        photo = portrait.convert("RGB").resize((180, 225))
+    marked = Image.Exif()
+    marked[0x0112] = 6
+    return (
+        _file(photo, "JPEG"),
+        _file(photo, "JPEG", progressive=True, exif=marked),
+        _file(photo.convert("CMYK"), "JPEG"),
+        _file(photo.convert("L"), "PNG"),
+        _file(photo.convert("P"), "PNG"),
+        _file(photo.convert("RGBA"), "PNG"),
+        _file(photo.convert("I;16"), "PNG"),
+        _file(photo, "WEBP"),
+        _file(photo.convert("RGBA"), "WEBP", lossless=True),
+        _file(photo, "BMP"),
+        _file(photo, "TIFF", compression="tiff_lzw"),
+        _file(photo, "TIFF", compression="jpeg"),
+        _file(photo.convert("1"), "TIFF", compression="group4"),
+    )
+
+
+def damaged(data: bytes, draw: Random) -> bytes:
+    """The bytes with one to eight things done to them; most at the beginning, where headers are."""
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
+        size = len(out)
+        at = draw.randrange(min(size, 256) if draw.random() < 0.4 else size) if size else 0
+        end = min(size, at + draw.choice((1, 2, 4, 16, 64, 1000)))
+        match draw.randrange(7):
+            case 0 if size:
+                out[at] ^= 1 << draw.randrange(8)
+            case 1:
+                out[at:end] = draw.randbytes(end - at)
+            case 2:
+                large = draw.choice(_LARGE)
+                out[at : at + len(large)] = large
+            case 3:
+                del out[at:end]
+            case 4:
+                out[at:at] = out[at:end] * draw.choice((1, 2, 50))
+            case 5:
+                del out[end if draw.random() < 0.3 else size - size // 8 :]
+            case _:
+                other = draw.choice(seeds())
+                start = draw.randrange(len(other))
+                out[at:at] = other[start : start + draw.choice((4, 64, 4000))]
+    return bytes(out)
+
+
+def photo_call(number: int, seed: int) -> tuple[str, bytes]:
+    """The method and the request of a damaged photo."""
+    draw = Random(f"{seed} photo {number}")  # noqa: S311 - no secret
+    known = tuple(once_failed().values())
+    photo = known[number] if number < len(known) else damaged(draw.choice(seeds()), draw)
+    image = face_pb2.Image(encoded=photo)
+    match draw.randrange(6):
+        case 0:
+            crop = face_pb2.Image(aligned_face=face_pb2.AlignedFace(encoded=photo))
+            return f"{FACES}Embed", face_pb2.EmbedRequest(image=crop).SerializeToString()
+        case 1 | 2:
+            return f"{FACES}Embed", face_pb2.EmbedRequest(image=image).SerializeToString()
+        case 3:
+            side = face_pb2.Subject(image=image)
+            return f"{FACES}Verify", face_pb2.VerifyRequest(a=side, b=side).SerializeToString()
+        case _:
+            return f"{FACES}Detect", face_pb2.DetectRequest(image=image).SerializeToString()
+
+
+@cache
+def _messages() -> tuple[tuple[str, bytes], ...]:
+    """Sound requests of every method that the server has, with their paths."""
+    image = face_pb2.Image(encoded=seeds()[0])
+    raw = face_pb2.Image(pixels=face_pb2.Pixels(height=8, width=8, data=bytes(192)))
+    vector = face_pb2.Embedding(values=[0.5, 0.5, 0.5, 0.5], norm=1.0)
+    options = face_pb2.FaceSelection(min_score=0.5, max_faces=3)
+    infer = service_pb2.ModelInferRequest(model_name="sface", id="one")
+    infer.inputs.add(name="face", datatype="UINT8", shape=[1, 3, 112, 112])
+    infer.raw_input_contents.append(bytes(3 * 112 * 112))
+    requests: Mapping[str, Callable[[], Any]] = {
+        f"{FACES}Detect": lambda: face_pb2.DetectRequest(image=raw, selection=options),
+        f"{FACES}Embed": lambda: face_pb2.EmbedRequest(image=image, selection=options),
+        f"{FACES}Verify": lambda: face_pb2.VerifyRequest(
+            a=face_pb2.Subject(embedding=vector), b=face_pb2.Subject(image=image), threshold=0.4
+        ),
+        f"{TRITON}ModelInfer": lambda: infer,
+        f"{TRITON}ModelReady": lambda: service_pb2.ModelReadyRequest(name="sface", version="1"),
+        f"{TRITON}ModelMetadata": lambda: service_pb2.ModelMetadataRequest(name="sface"),
+        f"{TRITON}ModelConfig": lambda: service_pb2.ModelConfigRequest(name="sface"),
+        f"{TRITON}ModelStatistics": lambda: service_pb2.ModelStatisticsRequest(name="sface"),
+        f"{TRITON}RepositoryIndex": service_pb2.RepositoryIndexRequest,
+        f"{TRITON}RepositoryModelLoad": lambda: service_pb2.RepositoryModelLoadRequest(
+            model_name="sface"
+        ),
+        f"{TRITON}SystemSharedMemoryStatus": service_pb2.SystemSharedMemoryStatusRequest,
+    }
+    return tuple((path, make().SerializeToString()) for path, make in requests.items())
+
+
+def message_call(number: int, seed: int) -> tuple[str, bytes]:
+    """The method and the bytes of a damaged request, or of one that belongs to another method."""
+    draw = Random(f"{seed} message {number}")  # noqa: S311 - no secret
+    path, request = draw.choice(_messages())
+    if draw.random() < 0.1:
+        path = draw.choice(_messages())[0]
+    if draw.random() < 0.05:
+        return path, draw.randbytes(draw.randrange(400))
+    return path, damaged(request, draw)

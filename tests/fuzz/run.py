@@ -1,0 +1,147 @@
+"""Sends damaged photos and messages to a real server, and says what it did wrong."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from tests.fuzz.inputs import message_call, photo_call
+from tools.local_server import LocalServer
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
+CALLERS = 4
+DEADLINE, SLACK = 30.0, 5.0
+"""Seconds that a call may take, and by which its end may come late on a machine that is shared."""
+
+UNEXPECTED = {"INTERNAL", "BACKEND_ERROR"}
+"""Reasons of the table that no input may bring about."""
+
+GROWTH = 0.10
+"""Share of the memory after the first tenth by which it may grow after that."""
+
+
+@dataclass
+class Report:
+    """What came of a run.
+
+    Attributes:
+        answers: calls by status and reason.
+        wrong: what should not have been, each by the name of its input; bytes by which to try it again.
+        resident: MiB of the server at rest, after each tenth.
+        slowest: seconds of the slowest call, and its input's name.
+    """
+
+    answers: Counter[str] = field(default_factory=Counter)
+    wrong: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, bytes] = field(default_factory=dict)
+    resident: list[float] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+
+
+def table() -> set[tuple[str, str]]:
+    """Status and reason of each row of the error table."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|", TABLE.read_text("utf-8"), re.M)
+    return set(rows)
+
+
+def fuzz(
+    server: LocalServer, *, photos: int, messages: int, seed: int, rest: float = 5.0
+) -> Report:
+    """Sends so many damaged photos and messages, from a few callers at once.
+
+    Args:
+        seed: of the damage.
+        rest: seconds that the server gets to give memory back before it is looked at.
+    """
+    report, allowed = Report(), table()
+    process = psutil.Process(server.process.pid)
+    calls = _calls(photos, messages, seed)
+    total = photos + messages
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", 64 << 20)]
+    with (
+        grpc.insecure_channel(server.address, options) as channel,
+        ThreadPoolExecutor(CALLERS) as pool,
+    ):
+        for tenth in range(10):
+            count = total * (tenth + 1) // 10 - total * tenth // 10
+            part = [next(calls) for _ in range(count)]
+            tried = [pool.submit(_try, channel, each, allowed, report) for each in part]
+            for future in tried:
+                future.result()
+            if server.process.poll() is not None:
+                report.wrong["server"] = f"it ended with status {server.process.returncode}"
+                return report
+            time.sleep(rest)
+            report.resident.append(process.memory_info().rss / 2**20)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        state = health.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+        if state != health_pb2.HealthCheckResponse.SERVING:
+            report.wrong["health"] = "it is not SERVING at the end"
+    first, most = report.resident[0], max(report.resident)
+    if most > first * (1 + GROWTH):
+        report.wrong["memory"] = f"it grew from {first:.0f} to {most:.0f} MiB after the first tenth"
+    for line in server.log.read_text(errors="replace").splitlines():
+        if re.search("CRITICAL|Traceback", line):
+            report.wrong["log"] = line
+    return report
+
+
+def _calls(photos: int, messages: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
+    """Name, path and request of each call; photos and messages mixed evenly, the known ones first."""
+    kinds: tuple[tuple[str, int, Callable[[int, int], tuple[str, bytes]]], ...] = (
+        ("photo", photos, photo_call),
+        ("message", messages, message_call),
+    )
+    places = sorted(
+        ((number + 0.5) / count, name, number, make)
+        for name, count, make in kinds
+        for number in range(count)
+    )
+    for _, name, number, make in places:
+        yield (f"{name}-{seed}-{number}", *make(number, seed))
+
+
+def _try(
+    channel: grpc.Channel,
+    call: tuple[str, str, bytes],
+    allowed: set[tuple[str, str]],
+    report: Report,
+) -> None:
+    name, path, request = call
+    method: Any = channel.unary_unary(path)
+    began = time.monotonic()
+    wrong = ""
+    try:
+        method(request, timeout=DEADLINE)
+        report.answers["OK"] += 1
+    except grpc.RpcError as raised:
+        error: Any = raised
+        code, reason = error.code().name, _reason(error)
+        report.answers[f"{code} {reason}".strip()] += 1
+        if (code, reason) not in allowed or reason in UNEXPECTED:
+            wrong = f"{path}: {code} {reason} {error.details()}"
+    seconds = time.monotonic() - began
+    report.slowest = max(report.slowest, (seconds, name))
+    if seconds > DEADLINE + SLACK:
+        wrong = f"{path}: it took {seconds:.1f} s"
+    if wrong:
+        report.wrong[name], report.inputs[name] = wrong, request
+
+
+def _reason(error: grpc.Call) -> str:
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    for packed in status.details if status else ():
+        if packed.Unpack(info):
+            return str(info.reason)
+    return ""

@@ -1,0 +1,41 @@
+"""A short run of `make fuzz`, and that its inputs come again."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.fuzz.inputs import message_call, once_failed, photo_call
+from tests.fuzz.run import fuzz, table
+from tools.local_server import LocalServer
+
+
+@pytest.mark.long
+def test_damaged_photos_and_messages_bring_about_nothing_that_is_not_in_the_table(
+    launch_server: Callable[..., AbstractContextManager[LocalServer]],
+) -> None:
+    with launch_server("--access-log", "false") as server:
+        report = fuzz(server, photos=200, messages=200, seed=7, rest=0.0)
+    # In so short a run memory only warms up.
+    report.wrong.pop("memory", None)
+    assert report.wrong == {}
+    assert report.answers.total() == 400
+    assert report.answers["OK"] > 20
+    assert report.answers["INVALID_ARGUMENT INVALID_IMAGE"] > 50
+
+
+def test_inputs_come_again_by_their_numbers() -> None:
+    for make in (photo_call, message_call):
+        first = [make(number, 3) for number in range(40, 60)]
+        assert first == [make(number, 3) for number in range(40, 60)]
+        assert len(set(first)) > 15
+        assert first != [make(number, 4) for number in range(40, 60)]
+    requests = [photo_call(number, 3)[1] for number in range(len(once_failed()))]
+    assert all(
+        known in request for known, request in zip(once_failed().values(), requests, strict=True)
+    )
+
+
+def test_table_has_the_rows_of_the_page() -> None:
+    assert ("INVALID_ARGUMENT", "INVALID_IMAGE") in table()
+    assert len(table()) == 20
