@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import uvloop
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
+from mien_server.access.setup import Access, open_access
+from mien_server.access.watching import watch as watch_files
 from mien_server.backends import memory
 from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics, watch
@@ -62,6 +64,7 @@ async def _serve(settings: Settings) -> int:
     check_folders(settings.model_repository)
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
+    access = open_access(settings)
     registry = _registry()
     calls = CallMetrics(registry)
     admission = Admission(
@@ -73,6 +76,7 @@ async def _serve(settings: Settings) -> int:
         max_message_bytes=settings.max_message_bytes,
         admission=admission,
         metrics=calls,
+        gate=access.gate,
     )
 
     with _metrics_served(settings, registry):
@@ -83,6 +87,7 @@ async def _serve(settings: Settings) -> int:
         engine = build_engine(settings)
         memory.keep_imports()
         left = settings.exit_timeout_secs
+        watching = _watch_files(access)
         try:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)
@@ -106,6 +111,7 @@ async def _serve(settings: Settings) -> int:
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
         finally:
+            watching.cancel()
             await server.close()
             if not await asyncio.to_thread(engine.close, left):
                 logger.warning(
@@ -192,6 +198,14 @@ def _stop_on_signals() -> asyncio.Event:
     for number in SIGNALS:
         loop.add_signal_handler(number, begin, number)
     return stop
+
+
+def _watch_files(access: Access) -> asyncio.Task[None]:
+    """Keeps keys and the like as their files are, and reads them again on SIGHUP."""
+    now = asyncio.Event()
+    if access.files:  # else SIGHUP ends the server, as it does when its terminal is closed
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, now.set)
+    return asyncio.create_task(watch_files(access.files, now))
 
 
 def _default_models(settings: Settings) -> tuple[str, str]:

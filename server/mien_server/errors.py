@@ -33,6 +33,8 @@ class Reason(StrEnum):
     BACKEND_ERROR = "BACKEND_ERROR"
     INTERNAL = "INTERNAL"
     UNIMPLEMENTED = "UNIMPLEMENTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
 
 
 class MienError(Exception):
@@ -93,6 +95,20 @@ class ModelNotReady(MienError):
     def __init__(self, message: str, *, field: str = "", lasting: bool = False) -> None:
         super().__init__(Reason.MODEL_NOT_READY, message, field=field)
         self.lasting = lasting
+
+
+class Unauthenticated(MienError):
+    """The caller has not proved who it is. UNAUTHENTICATED on the wire."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.UNAUTHENTICATED, message)
+
+
+class PermissionDenied(MienError):
+    """The caller is known, and may not do this. PERMISSION_DENIED on the wire."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.PERMISSION_DENIED, message)
 
 
 class OperatorError(Exception):

@@ -25,7 +25,7 @@ from pydantic_settings import (
 from mien_server.errors import OperatorError
 
 ENV_PREFIX = "MIEN_"
-GROUPS = ("Listening", "Models", "Limits", "Devices", "Logging", "Shutdown")
+GROUPS = ("Listening", "Access", "Models", "Limits", "Devices", "Logging", "Shutdown")
 MIB = 1024 * 1024
 
 
@@ -82,6 +82,13 @@ class Settings(BaseSettings):
         "Seconds that a call without a deadline of its own may take.",
         gt=0,
         le=3600,
+    )
+
+    keys_file: Path | None = _setting(
+        None,
+        "Access",
+        "The file of API keys and of client certificates' names, which `mien-server keys` writes. With it"
+        " the server answers only callers that are in it; none: it answers everybody.",
     )
 
     model_repository: Annotated[tuple[Path, ...], NoDecode] = _setting(

@@ -11,10 +11,13 @@ from typing import Any, Literal, NoReturn, Self, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
+from mien_server.access.callers import CALLER
+from mien_server.access.gate import Gate
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.observability.logging import RateLimit
 from mien_server.pipeline.types import Call, StageTime
+from mien_server.rpc.gatekeeper import Check, audited, check_of, guarded_stream
 from mien_server.rpc.status import Fault, fault_of
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
@@ -22,7 +25,10 @@ from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavaila
 logger = logging.getLogger(__name__)
 logger.addFilter(RateLimit())
 
-_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+_CONCERNS_THE_OPERATOR = (
+    *(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE),
+    *(grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED),
+)
 
 
 class CallRecord:
@@ -72,7 +78,9 @@ class CallRecord:
         self._metrics.handled(self._kind, self._method, code.name, self._seconds())
 
     def _facts(self) -> dict[str, object]:
-        return {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
+        facts: dict[str, object] = {"method": self._method, "ms": round(1e3 * self._seconds(), 2)}
+        caller = CALLER.get()
+        return facts | {"caller": caller.name} if caller.proof else facts
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -95,7 +103,7 @@ def record_fault(
         logger.error("call failed", exc_info=error, extra=facts)
     elif fault.code is grpc.StatusCode.INTERNAL:
         logger.error("call failed in the backend", extra=facts)
-    elif fault.code in _OVERLOAD:
+    elif fault.code in _CONCERNS_THE_OPERATOR:
         logger.warning("call refused: %s", fault.message, extra=facts)
     else:
         logger.debug("call refused: %s", fault.message, extra=facts)
@@ -259,16 +267,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     A unary request is admitted before it is parsed, one that is no valid message is INVALID_ARGUMENT, and
     whatever a method raises becomes the status that `rpc/status.py` names. Streams admit their requests
-    themselves, and meet InvalidRequest where they read one that is no valid message.
+    themselves, and meet a MienError where they read one that is no valid message, or whose caller is refused.
 
     Args:
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
+        gate: knows callers, and what they may do.
     """
 
-    def __init__(self, admission: Admission, metrics: CallMetrics) -> None:
+    def __init__(self, admission: Admission, metrics: CallMetrics, gate: Gate) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._gate = gate
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -283,17 +293,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         # None: no such method. gRPC answers UNIMPLEMENTED, and nothing may be remembered of names
         # that callers make up.
-        if handler is None or method.startswith(INFRASTRUCTURE):
+        if handler is None:
             return handler
+        check = check_of(self._gate, method)
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
-        if parse and run:
-            wrapped = grpc.unary_unary_rpc_method_handler(
-                self._call(method, parse, run), None, handler.response_serializer
-            )
+        if method.startswith(INFRASTRUCTURE):
+            wrapped = guarded_stream(check, handler) if check else handler
+        elif parse and run:
+            answer = audited(method, parse, self._call(method, parse, run, check))
+            wrapped = grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
         elif parse and handler.stream_stream:
             wrapped = grpc.stream_stream_rpc_method_handler(
-                self._stream(method, parse, handler.stream_stream),
+                self._stream(method, parse, handler.stream_stream, check),
                 None,
                 handler.response_serializer,
             )
@@ -303,13 +315,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _call(
-        self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        run: Callable[..., Any],
+        check: Check | None,
     ) -> Callable[..., Any]:
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
         async def answer(raw: bytes, context: Context) -> Any:
             with CallRecord(self._metrics, UNARY, method) as record:
                 try:
+                    if check:
+                        await check(context)
                     with admitted(len(raw)):
                         response = await run(_parsed(parse, raw), context)
                 except asyncio.CancelledError:
@@ -329,13 +347,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     def _stream(
-        self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        run: Callable[..., Any],
+        check: Check | None,
     ) -> Callable[..., Any]:
+        async def messages(stream: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
+            async for raw in stream:
+                if check:  # a key may be revoked while its stream is open
+                    await check(context)
+                yield _parsed(parse, raw)
+
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
-            requests = (_parsed(parse, raw) async for raw in stream)
             with CallRecord(self._metrics, STREAM, method) as record:
                 try:
-                    await run(requests, context)
+                    if check:  # one that sends nothing is not to stay
+                        await check(context)
+                    await run(messages(stream, context), context)
                 except Exception as error:
                     fault = record.failed(error)
                     _let_go(error)

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.access.gate import Gate
 from mien_server.errors import OperatorError
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.calls import Admission, CallInterceptor
@@ -47,6 +48,7 @@ class RpcServer:
         max_message_bytes: no request or response may have more.
         admission: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
+        gate: knows callers, and what they may do; None admits everybody.
 
     Attributes:
         address: host:port, as it listens.
@@ -61,13 +63,14 @@ class RpcServer:
         max_message_bytes: int,
         admission: Admission,
         metrics: CallMetrics,
+        gate: Gate | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(admission, metrics),),
+            interceptors=(CallInterceptor(admission, metrics, gate or Gate()),),
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),

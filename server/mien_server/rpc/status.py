@@ -13,7 +13,9 @@ from mien_server.errors import (
     MienError,
     ModelNotFound,
     ModelNotReady,
+    PermissionDenied,
     Reason,
+    Unauthenticated,
     Unmet,
 )
 from mien_server.scheduling import errors as scheduling
@@ -36,6 +38,8 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     Unmet: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 

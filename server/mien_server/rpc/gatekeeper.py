@@ -1,0 +1,113 @@
+"""The gate of `access` as gRPC sees it: metadata and certificate in, a refusal or an audit line out."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+
+from mien_server.access.callers import CALLER
+from mien_server.access.gate import Gate
+from mien_server.access.roles import AUDITED, METHODS, OPEN
+from mien_server.errors import MienError
+from mien_server.observability.logging import RateLimit
+from mien_server.rpc.status import fault_of
+
+audit = logging.getLogger("mien_server.audit")
+audit.addFilter(RateLimit())
+
+Check = Callable[[Any], Awaitable[None]]
+"""Admits the call with this context, or the next message of it."""
+
+_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+# What an audited request calls the thing that it is about: the first of these fields that it has.
+_SUBJECTS = ("model_name", "collection", "name")
+
+
+def check_of(gate: Gate, method: str) -> Check | None:
+    """What a method's calls have to pass; None where everybody may call it.
+
+    The check raises Unauthenticated or PermissionDenied.
+    """
+    if not gate.closed or METHODS.get(method) == OPEN:
+        return None
+
+    async def check(context: Any) -> None:
+        await gate.admit(
+            method, context.invocation_metadata() or (), lambda: _certificate_names(context)
+        )
+
+    return check
+
+
+def _certificate_names(context: Any) -> Iterator[str]:
+    """The alternative names of a verified client certificate, then its common name."""
+    verified = context.auth_context()
+    for key in ("x509_subject_alternative_name", "x509_common_name"):
+        for name in verified.get(key, ()):
+            if name:
+                yield name.decode("utf-8", "replace")
+
+
+def guarded_stream(check: Check, handler: Any) -> Any:
+    """The handler of a streaming method of gRPC's own (reflection), behind a check."""
+
+    async def answer(requests: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            await check(context)
+        except MienError as error:
+            fault = fault_of(error)
+            await context.abort(fault.code, fault.message, fault.trailing_metadata())
+        async for response in handler.stream_stream(requests, context):
+            yield response
+
+    return grpc.stream_stream_rpc_method_handler(
+        answer, handler.request_deserializer, handler.response_serializer
+    )
+
+
+def audited(
+    method: str, parse: Callable[[bytes], Any], answer: Callable[..., Awaitable[Any]]
+) -> Callable[..., Awaitable[Any]]:
+    """A method whose every call leaves a line in the log `mien_server.audit`, if its role asks for that.
+
+    Lines about those who may not call are warnings, of which a flood is cut short like any other.
+    """
+    if METHODS.get(method) not in AUDITED:
+        return answer
+
+    async def run(raw: bytes, context: Any) -> Any:
+        code = grpc.StatusCode.OK
+        try:
+            return await answer(raw, context)
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = context.code() or grpc.StatusCode.UNKNOWN
+            raise
+        finally:
+            caller = CALLER.get()
+            facts = {
+                "caller": caller.name,
+                "proof": caller.proof,
+                "peer": context.peer(),
+                "method": method,
+                "subject": "" if code in _DENIED else _subject(parse, raw),
+                "outcome": code.name,
+            }
+            level = logging.WARNING if code in _DENIED else logging.INFO
+            audit.log(level, "audit", extra=facts)
+
+    return run
+
+
+def _subject(parse: Callable[[bytes], Any], raw: bytes) -> str:
+    try:
+        request = parse(raw)
+    except Exception:  # its caller is told; here it is about what was wanted, not what was wrong
+        return ""
+    found = (str(getattr(request, field, "")) for field in _SUBJECTS)
+    return next(filter(None, found), "")[:200]
