@@ -11,6 +11,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+import mien
+from mien.model_control import ModelControl
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import Entry, KeysFile, new_entry, read_keys
@@ -152,6 +154,30 @@ async def test_tritons_own_client_calls_with_a_key() -> None:
         assert (await refusal(running.client.infer("vectors", crops((3, 3, 3)))))[
             0
         ] == "UNAUTHENTICATED"
+
+
+async def test_sdk_and_mien_models_call_with_a_key() -> None:
+    async with guarded() as (running, _):
+        address = running.server.address
+
+        def use_models() -> None:
+            with ModelControl(address, timeout=20, api_key=KEYS[Role.ADMIN]) as control:
+                assert control.index("vectors")  # admin has read in it
+                control.unload("vectors")
+            with ModelControl(address, timeout=20, api_key=KEYS[Role.READ]) as control:
+                assert control.statistics("vectors")
+                with pytest.raises(mien.PermissionDenied, match="needs the role admin"):
+                    control.unload("vectors")
+            with ModelControl(address, timeout=20) as control, pytest.raises(mien.Unauthenticated):
+                control.index()
+
+        await asyncio.to_thread(use_models)
+        async with mien.AsyncClient(address, token=lambda: KEYS[Role.INFER]) as client:
+            assert (await client.embed(b"photo", detector="finder", embedder="vectors:1")).faces
+        async with mien.AsyncClient(address, api_key=UNKNOWN_KEY) as client:
+            with pytest.raises(mien.Unauthenticated) as caught:
+                await client.embed(b"photo")
+            assert caught.value.reason == "UNAUTHENTICATED"
 
 
 async def test_client_works_on_while_keys_change_and_a_broken_file_changes_nothing(
