@@ -23,6 +23,7 @@ from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.calls import Admission
+from mien_server.rpc.ports import UnixSocket
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
@@ -77,6 +78,8 @@ async def _serve(settings: Settings) -> int:
         admission=admission,
         metrics=calls,
         gate=access.gate,
+        certificate=access.certificate,
+        unix=_unix_socket(settings),
     )
 
     with _metrics_served(settings, registry):
@@ -101,7 +104,7 @@ async def _serve(settings: Settings) -> int:
                 ready=lambda: server.ready,
                 default_deadline=deadline,
             )
-            _watch(registry, server, admission, engine)
+            _watch(registry, server, admission, engine, access)
             await server.start(faces, inference=inference, reflect=settings.reflection)
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
@@ -156,8 +159,18 @@ def _metrics_served(settings: Settings, registry: CollectorRegistry) -> Iterator
         endpoint.close()
 
 
+def _unix_socket(settings: Settings) -> UnixSocket | None:
+    if settings.grpc_socket is None:
+        return None
+    return UnixSocket(settings.grpc_socket, int(settings.grpc_socket_mode, 8))
+
+
 def _watch(
-    registry: CollectorRegistry, server: RpcServer, admission: Admission, engine: "Engine"
+    registry: CollectorRegistry,
+    server: RpcServer,
+    admission: Admission,
+    engine: "Engine",
+    access: Access,
 ) -> None:
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
@@ -182,6 +195,13 @@ def _watch(
         "Photos that are being decoded or wait for it.",
         lambda: engine.pool.pending,
     )
+    if access.certificate is not None:
+        watch(
+            registry,
+            "mien_tls_certificate_days_left",
+            "Days until the first of the server's certificates ends.",
+            access.certificate.days_left,
+        )
 
 
 def _stop_on_signals() -> asyncio.Event:

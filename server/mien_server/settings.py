@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     grpc_address: IPvAnyAddress = _setting(
         ipaddress.IPv4Address("127.0.0.1"),
         "Listening",
-        "The IP address to listen on. 0.0.0.0 or ::: every interface. There is no authentication, so"
-        " do that only inside a trusted network.",
+        "The IP address to listen on. 0.0.0.0 or ::: every interface. Beyond loopback it takes"
+        " `--tls-cert` and `--tls-key`, or `--insecure`.",
     )
     grpc_port: int = _setting(
         8001,
@@ -59,6 +59,17 @@ class Settings(BaseSettings):
         "The TCP port of the gRPC endpoint. 0: any free one; the ready line of the log names it.",
         ge=0,
         le=65535,
+    )
+    grpc_socket: Path | None = _setting(
+        None,
+        "Listening",
+        "A Unix socket to listen on instead of `--grpc-address` and `--grpc-port`; clients call unix:PATH.",
+    )
+    grpc_socket_mode: str = _setting(
+        "600",
+        "Listening",
+        "Who may connect to that socket: its mode, in octal. 660: its group, too.",
+        pattern="^[0-7]{3}$",
     )
     reflection: bool = _setting(
         True, "Listening", "Whether gRPC server reflection is served, for tools such as grpcurl."
@@ -89,6 +100,26 @@ class Settings(BaseSettings):
         "Access",
         "The file of API keys and of client certificates' names, which `mien-server keys` writes. With it"
         " the server answers only callers that are in it; none: it answers everybody.",
+    )
+    tls_cert: Path | None = _setting(
+        None,
+        "Access",
+        "A PEM file of the server's certificate, followed by those that signed it. With it the server speaks"
+        " TLS alone.",
+    )
+    tls_key: Path | None = _setting(
+        None, "Access", "A PEM file of its private key, without a password."
+    )
+    tls_client_ca: Path | None = _setting(
+        None,
+        "Access",
+        "A PEM file of the authorities whose client certificates count. With it every client must show one;"
+        " what its name may do, `--keys-file` says.",
+    )
+    insecure: bool = _setting(
+        False,
+        "Access",
+        "Listen beyond loopback without TLS: photos, vectors and keys cross the network in plain text.",
     )
 
     model_repository: Annotated[tuple[Path, ...], NoDecode] = _setting(
@@ -256,6 +287,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{name_of('metrics_port')}: {self.metrics_port} is that of {name_of('grpc_port')}, too"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        pairs = (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"))
+        for given, missing in (*pairs, ("tls_client_ca", "keys_file")):
+            if getattr(self, given) is not None and getattr(self, missing) is None:
+                raise ValueError(f"{name_of(given)}: it takes {name_of(missing)}, too")
         return self
 
     @model_validator(mode="after")

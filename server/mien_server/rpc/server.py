@@ -11,10 +11,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from mien_server.access.certificates import Certificate
 from mien_server.access.gate import Gate
-from mien_server.errors import OperatorError
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.calls import Admission, CallInterceptor
+from mien_server.rpc.ports import ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,6 @@ FLUSH_SECONDS = 0.5
 """How long answers that are on their way out, and the streams of health watchers, get to end."""
 
 
-class ListenError(OperatorError):
-    """The server cannot listen where it was told to; the message says why and what to do."""
-
-
 class RpcServer:
     """Serves the face calls, Triton's protocol, health and reflection on one port.
 
@@ -49,9 +46,11 @@ class RpcServer:
         admission: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
         gate: knows callers, and what they may do; None admits everybody.
+        certificate: what TLS works with; None: plain text.
+        unix: the socket to listen on instead of address and port.
 
     Attributes:
-        address: host:port, as it listens.
+        address: host:port, as it listens, or unix:PATH.
         ready: what the health service says.
     """
 
@@ -64,6 +63,8 @@ class RpcServer:
         admission: Admission,
         metrics: CallMetrics,
         gate: Gate | None = None,
+        certificate: Certificate | None = None,
+        unix: UnixSocket | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
@@ -80,7 +81,13 @@ class RpcServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
-        self.address = self._bind(address, port)
+        self._credentials = None if certificate is None else server_credentials(certificate)
+        self.address = self._bind(address, port) if unix is None else unix.bind(self._add_port)
+
+    def _add_port(self, where: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(where)
+        return self._server.add_secure_port(where, self._credentials)
 
     def _bind(self, address: IPv4Address | IPv6Address, port: int) -> str:
         host = f"[{address}]" if address.version == 6 else str(address)
@@ -88,7 +95,7 @@ class RpcServer:
         try:
             # gRPC does not say why it cannot listen; a socket of our own does.
             socket.create_server((str(address), port), family=family).close()
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._add_port(f"{host}:{port}")
         except (OSError, RuntimeError) as error:
             why = error.strerror if isinstance(error, OSError) else "address already in use"
             raise ListenError(
