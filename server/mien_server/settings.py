@@ -122,6 +122,34 @@ class Settings(BaseSettings):
         "Listen beyond loopback without TLS: photos, vectors and keys cross the network in plain text.",
     )
 
+    jwt_jwks: str | None = _setting(
+        None,
+        "Access",
+        "The public keys (JSON Web Key Set) of who signs the tokens of callers: a file, or an https address.",
+    )
+    jwt_algorithm: Literal["RS256", "ES256", "EdDSA"] = _setting(
+        "RS256",
+        "Access",
+        "How tokens are signed. No other signature is taken, whatever a token says.",
+    )
+    jwt_issuer: str = _setting("", "Access", "Who must have issued a token: its `iss`.")
+    jwt_audience: str = _setting(
+        "", "Access", "Whom a token must be for: what its `aud` is, or has in it."
+    )
+    jwt_roles_claim: str = _setting(
+        "roles",
+        "Access",
+        "The claim that says what a token's subject may do: a list of words, or words with spaces between"
+        " them. `a.b`: the claim b in the claim a.",
+        min_length=1,
+    )
+    jwt_role: Annotated[tuple[str, ...], NoDecode] = _setting(
+        (),
+        "Access",
+        "WORD=ROLE: what role a word of that claim stands for. Repeat the flag for several; in the variable,"
+        " separate them by commas. none: the words are infer, enrol, read, admin themselves.",
+    )
+
     model_repository: Annotated[tuple[Path, ...], NoDecode] = _setting(
         (Path("model_repository"),),
         "Models",
@@ -266,7 +294,7 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: Any) -> Any:
         return value.split(os.pathsep) if isinstance(value, str) else value
 
-    @field_validator("load_model", mode="before")
+    @field_validator("load_model", "jwt_role", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
@@ -290,11 +318,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        pairs = (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"))
-        for given, missing in (*pairs, ("tls_client_ca", "keys_file")):
-            if getattr(self, given) is not None and getattr(self, missing) is None:
+    def _access_is_whole(self) -> Self:
+        pairs = [("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")]
+        if self.jwt_jwks is None:
+            pairs += [("tls_client_ca", "keys_file")]
+        for given, missing in (*pairs, ("jwt_jwks", "jwt_issuer"), ("jwt_jwks", "jwt_audience")):
+            if getattr(self, given) and not getattr(self, missing):
                 raise ValueError(f"{name_of(given)}: it takes {name_of(missing)}, too")
+        if "://" in (source := self.jwt_jwks or "") and not source.startswith("https://"):
+            raise ValueError(
+                f"{name_of('jwt_jwks')}: {source} is neither a file nor an https address"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,11 +1,16 @@
 """What every call passes: who is it, and may it do that?"""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from mien_server.access.callers import ANONYMOUS, CALLER, Caller
 from mien_server.access.keyring import Keyring
+from mien_server.access.keys import PREFIX
 from mien_server.access.roles import METHODS, OPEN
 from mien_server.errors import PermissionDenied, Unauthenticated
+
+if TYPE_CHECKING:
+    from mien_server.access.tokens import Tokens
 
 HEADER = "authorization"
 _SCHEME = "bearer "
@@ -25,15 +30,17 @@ class Gate:
     """Knows callers, and refuses what they may not do. Used from the event loop only.
 
     Args:
-        keyring: the API keys and the names of certificates. None: nobody has to prove anything.
+        keyring: the API keys and the names of certificates, or None.
+        tokens: the tokens of others, or None. Without either nobody has to prove anything.
 
     Attributes:
         closed: whether callers have to prove who they are.
     """
 
-    def __init__(self, keyring: Keyring | None = None) -> None:
+    def __init__(self, keyring: Keyring | None = None, tokens: "Tokens | None" = None) -> None:
         self._keyring = keyring
-        self.closed = keyring is not None
+        self._tokens = tokens
+        self.closed = keyring is not None or tokens is not None
 
     async def admit(
         self, method: str, metadata: Iterable[tuple[str, str | bytes]], names: Names
@@ -58,7 +65,7 @@ class Gate:
             lacks = f"needs the role {needed}" if needed else "is open to nobody"
             raise PermissionDenied(
                 f"{caller.name} may not call {method}: it {lacks}, and {caller.name} has"
-                f" {', '.join(sorted(caller.roles))}."
+                f" {', '.join(sorted(caller.roles)) or 'no role'}."
             )
 
     async def _who(self, metadata: Iterable[tuple[str, str | bytes]], names: Names) -> Caller:
@@ -70,11 +77,15 @@ class Gate:
         if value[: len(_SCHEME)].lower() != _SCHEME:
             raise Unauthenticated(f"The metadata {HEADER} must be: Bearer KEY.")
         credential = value[len(_SCHEME) :].strip()
-        if self._keyring is not None:
-            caller = self._keyring.known(credential) or await self._keyring.find(credential)
-            if caller is not None:
-                return caller
-        raise Unauthenticated(_WRONG)
+        caller = None
+        if credential.startswith(PREFIX):
+            if self._keyring is not None:
+                caller = self._keyring.known(credential) or await self._keyring.find(credential)
+        elif self._tokens is not None:
+            caller = self._tokens.find(credential)
+        if caller is None:
+            raise Unauthenticated(_WRONG)
+        return caller
 
     def _of_certificate(self, names: Names) -> Caller:
         if not (given := tuple(names())):

@@ -1,16 +1,22 @@
 """Builds what guards the door from the settings."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mien_server.access.certificates import Certificate, TlsFiles
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import read_keys
-from mien_server.access.watching import Watched
+from mien_server.access.roles import ROLES, Role
+from mien_server.access.watching import Looking, Watched
 from mien_server.errors import OperatorError
-from mien_server.settings import Settings, flag_of, name_of
+from mien_server.settings import Settings, SettingsError, flag_of, name_of
+
+if TYPE_CHECKING:
+    from mien_server.access.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Access:
 
     gate: Gate
     certificate: Certificate | None
-    files: tuple[Watched[Any], ...]
+    files: tuple[Looking, ...]
 
 
 def open_access(settings: Settings) -> Access:
@@ -34,7 +40,8 @@ def open_access(settings: Settings) -> Access:
     Raises:
         OperatorError: one cannot be used, or photos would cross a network in plain text.
     """
-    files: list[Watched[Any]] = []
+    _check_exposure(settings)
+    files: list[Looking] = []
     keyring = certificate = None
     if (path := settings.keys_file) is not None:
         keyring = Keyring(read_keys(path))
@@ -43,8 +50,46 @@ def open_access(settings: Settings) -> Access:
         tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         certificate = Certificate(tls.read())
         files.append(Watched("certificates", tls.paths, tls.read, certificate.replace))
-    _check_exposure(settings)
-    return Access(Gate(keyring), certificate, tuple(files))
+    tokens = None
+    if settings.jwt_jwks is not None:
+        tokens, keys = _tokens(settings, settings.jwt_jwks)
+        files.append(keys)
+    return Access(Gate(keyring, tokens), certificate, tuple(files))
+
+
+def _tokens(settings: Settings, source: str) -> "tuple[Tokens, Looking]":
+    # Who uses no tokens need not import what checks them.
+    from mien_server.access.jwks import FetchedJwks, Jwks, read_jwks
+    from mien_server.access.tokens import TokenRules, Tokens
+
+    algorithm = settings.jwt_algorithm
+    rules = TokenRules(
+        algorithm,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        roles_claim=settings.jwt_roles_claim,
+        roles=_roles_of_words(settings.jwt_role),
+    )
+    if source.startswith("https://"):
+        fetched = FetchedJwks(source, algorithm)
+        return Tokens(fetched, rules), fetched
+    path = Path(source)
+    jwks = Jwks(read_jwks(path, algorithm))
+    read = partial(read_jwks, path, algorithm)
+    return Tokens(jwks, rules), Watched("keys of tokens", [path], read, jwks.replace)
+
+
+def _roles_of_words(pairs: Iterable[str]) -> dict[str, Role]:
+    """What each word in a token's claim of roles stands for."""
+    found = {}
+    for pair in pairs:
+        word, _, role = pair.rpartition("=")
+        if not word or role not in list(Role):
+            raise SettingsError(
+                f"{name_of('jwt_role')}: {pair!r} is not WORD=ROLE; the roles are {ROLES}"
+            )
+        found[word] = Role(role)
+    return found or {role.value: role for role in Role}
 
 
 def _check_exposure(settings: Settings) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from mien_server.errors import OperatorError
 
@@ -76,7 +76,14 @@ def _stamp(path: Path) -> tuple[int, int, int, int] | None:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
-async def watch(files: Sequence[Watched[Any]], now: asyncio.Event) -> None:
+class Looking(Protocol):
+    """What is looked at every second."""
+
+    async def look(self, *, forced: bool = False) -> None:
+        """Reads what has changed, or all of it; logs what went wrong."""
+
+
+async def watch(files: Sequence[Looking], now: asyncio.Event) -> None:
     """Looks at the files every second, and reads them all again whenever `now` is set; until cancelled."""
     while True:
         forced = True

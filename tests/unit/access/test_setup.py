@@ -8,6 +8,7 @@ import trustme
 from mien_server.access.setup import open_access
 from mien_server.errors import OperatorError
 from mien_server.settings import SettingsError, env_of, load_settings
+from tests.unit.access.token_rig import AUDIENCE, ISSUER, jwk, jwks
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,8 @@ def test_keys_alone_are_no_leave_to_send_them_in_plain_text(tmp_path: Path) -> N
         (["tls_key"], "--tls-cert"),
         (["tls_client_ca"], "--tls-cert"),
         (["tls_cert", "tls_key", "tls_client_ca"], "--keys-file"),
+        (["jwt_jwks", "jwt_issuer"], "--jwt-audience"),
+        (["jwt_jwks", "jwt_audience"], "--jwt-issuer"),
     ],
 )
 def test_half_of_tls_names_the_other_half(given: list[str], missing: str) -> None:
@@ -71,3 +74,28 @@ def test_files_that_cannot_be_used_end_the_start(tmp_path: Path) -> None:
         open_access(load_settings({"keys_file": nowhere}))
     with pytest.raises(OperatorError, match="--tls-cert"):
         open_access(load_settings({"tls_cert": nowhere, "tls_key": nowhere}))
+
+
+JWT = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_algorithm": "ES256"}
+
+
+def test_tokens_close_the_server_and_map_words_to_roles(tmp_path: Path) -> None:
+    keys = tmp_path / "jwks"
+    keys.write_bytes(jwks(jwk("ES256")))
+    access = open_access(load_settings(JWT | {"jwt_jwks": str(keys), "jwt_role": ["a=b=infer"]}))
+    assert access.gate.closed
+    assert len(access.files) == 1
+    for bad in ("infer", "=infer", "users=root", ""):
+        with pytest.raises(SettingsError, match=r"--jwt-role .*WORD=ROLE; the roles are infer, "):
+            open_access(load_settings(JWT | {"jwt_jwks": str(keys), "jwt_role": [bad]}))
+    with pytest.raises(SettingsError, match=r"--jwt-algorithm"):
+        load_settings(JWT | {"jwt_algorithm": "none"})
+
+
+def test_keys_of_tokens_come_from_a_file_or_over_https(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--jwt-jwks .*neither a file nor an https address"):
+        load_settings(JWT | {"jwt_jwks": "http://issuer.example/keys"})
+    with pytest.raises(OperatorError, match=r"--jwt-jwks .*No such file"):
+        open_access(load_settings(JWT | {"jwt_jwks": str(tmp_path / "none")}))
+    # An issuer that is away does not keep the server from starting.
+    assert open_access(load_settings(JWT | {"jwt_jwks": "https://issuer.invalid/keys"})).gate.closed
