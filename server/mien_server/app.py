@@ -23,7 +23,7 @@ from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.rpc.calls import Admission
-from mien_server.rpc.ports import UnixSocket
+from mien_server.rpc.ports import Connections, UnixSocket
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
@@ -80,6 +80,13 @@ async def _serve(settings: Settings) -> int:
         gate=access.gate,
         certificate=access.certificate,
         unix=_unix_socket(settings),
+        connections=Connections(
+            max_streams=settings.max_concurrent_streams,
+            max_age=settings.max_connection_age_secs,
+            max_age_grace=settings.max_connection_age_grace_secs,
+            keepalive=settings.keepalive_secs,
+            keepalive_timeout=settings.keepalive_timeout_secs,
+        ),
     )
 
     with _metrics_served(settings, registry):

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     UNIMPLEMENTED = "UNIMPLEMENTED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
+    CALLER_LIMIT = "CALLER_LIMIT"
 
 
 class MienError(Exception):
@@ -109,6 +110,18 @@ class PermissionDenied(MienError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.PERMISSION_DENIED, message)
+
+
+class CallerLimit(MienError):
+    """The caller asks for more than one caller may. RESOURCE_EXHAUSTED on the wire.
+
+    Attributes:
+        retry_after: seconds after which another try has a chance.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(Reason.CALLER_LIMIT, message)
+        self.retry_after = retry_after
 
 
 class OperatorError(Exception):

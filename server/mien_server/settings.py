@@ -251,6 +251,66 @@ class Settings(BaseSettings):
         ge=MIB,
     )
 
+    caller_rate: float | None = _setting(
+        None,
+        "Limits",
+        "Calls a second that each caller may make in the long run; more are refused with CALLER_LIMIT."
+        " Messages of streams count as calls, and wait. none: any number.",
+        gt=0,
+        le=1_000_000,
+    )
+    caller_burst: int | None = _setting(
+        None,
+        "Limits",
+        "Calls that a caller may make at once after a rest. none: those of a second.",
+        ge=1,
+        le=1_000_000,
+    )
+    caller_max_calls: int | None = _setting(
+        None,
+        "Limits",
+        "Calls that each caller may have in progress, streams among them; more are refused with CALLER_LIMIT."
+        " none: any number.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_concurrent_streams: int = _setting(
+        1024,
+        "Limits",
+        "Calls in progress on one connection; a client makes the others wait.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connection_age_secs: float | None = _setting(
+        None,
+        "Limits",
+        "Seconds after which a connection is ended, so that clients behind a balancer spread anew: no new"
+        " calls, and those in progress finish. none: never.",
+        gt=0,
+        le=31_536_000,
+    )
+    max_connection_age_grace_secs: float = _setting(
+        60.0,
+        "Limits",
+        "Seconds that the calls of such a connection may take to finish; then they are cancelled.",
+        gt=0,
+        le=31_536_000,
+    )
+    keepalive_secs: float = _setting(
+        120.0,
+        "Limits",
+        "Seconds without traffic after which a client is pinged, so that one that is gone is noticed.",
+        ge=10,
+        le=86_400,
+    )
+    keepalive_timeout_secs: float = _setting(
+        20.0,
+        "Limits",
+        "Seconds that it may take to answer before its connection is closed.",
+        ge=1,
+        le=3600,
+    )
+
     cpu_cores: int = _setting(
         0,
         "Devices",

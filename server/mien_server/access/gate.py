@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mien_server.access.callers import ANONYMOUS, CALLER, Caller
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import PREFIX
+from mien_server.access.limits import Limits
 from mien_server.access.roles import METHODS, OPEN
 from mien_server.errors import PermissionDenied, Unauthenticated
 
@@ -32,19 +33,27 @@ class Gate:
     Args:
         keyring: the API keys and the names of certificates, or None.
         tokens: the tokens of others, or None. Without either nobody has to prove anything.
+        limits: how much each caller may ask for; None: no caller has limits of its own.
 
     Attributes:
         closed: whether callers have to prove who they are.
+        limits: as given.
     """
 
-    def __init__(self, keyring: Keyring | None = None, tokens: "Tokens | None" = None) -> None:
+    def __init__(
+        self,
+        keyring: Keyring | None = None,
+        tokens: "Tokens | None" = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._keyring = keyring
         self._tokens = tokens
+        self.limits = limits
         self.closed = keyring is not None or tokens is not None
 
     async def admit(
         self, method: str, metadata: Iterable[tuple[str, str | bytes]], names: Names
-    ) -> None:
+    ) -> Caller:
         """Admits a call, or a message of a stream, and makes its caller this task's `CALLER`.
 
         Args:
@@ -56,7 +65,7 @@ class Gate:
             Unauthenticated: nobody that is known. PermissionDenied: a caller that may not do this.
         """
         if not self.closed or (needed := METHODS.get(method)) == OPEN:
-            return
+            return ANONYMOUS
         # Whatever this task was told of before does not hold any more: the key may have been revoked.
         CALLER.set(ANONYMOUS)
         caller = await self._who(metadata, names)
@@ -67,6 +76,7 @@ class Gate:
                 f"{caller.name} may not call {method}: it {lacks}, and {caller.name} has"
                 f" {', '.join(sorted(caller.roles)) or 'no role'}."
             )
+        return caller
 
     async def _who(self, metadata: Iterable[tuple[str, str | bytes]], names: Names) -> Caller:
         sent = [value for key, value in metadata if key == HEADER]

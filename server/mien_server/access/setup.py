@@ -1,5 +1,6 @@
 """Builds what guards the door from the settings."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from mien_server.access.certificates import Certificate, TlsFiles
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import read_keys
+from mien_server.access.limits import Limits
 from mien_server.access.roles import ROLES, Role
 from mien_server.access.watching import Looking, Watched
 from mien_server.errors import OperatorError
@@ -54,7 +56,21 @@ def open_access(settings: Settings) -> Access:
     if settings.jwt_jwks is not None:
         tokens, keys = _tokens(settings, settings.jwt_jwks)
         files.append(keys)
-    return Access(Gate(keyring, tokens), certificate, tuple(files))
+    gate = Gate(keyring, tokens, _limits(settings))
+    if gate.limits and not gate.closed:
+        raise SettingsError(
+            f"{name_of('caller_rate')}, {name_of('caller_max_calls')}: callers have limits of their own only"
+            f" where they are known, by {name_of('keys_file')} or {name_of('jwt_jwks')}"
+        )
+    return Access(gate, certificate, tuple(files))
+
+
+def _limits(settings: Settings) -> Limits | None:
+    rate, at_once = settings.caller_rate, settings.caller_max_calls
+    if rate is None and at_once is None:
+        return None
+    burst = settings.caller_burst or max(1, math.ceil(rate or 1))
+    return Limits(rate=rate, burst=burst, at_once=at_once)
 
 
 def _tokens(settings: Settings, source: str) -> "tuple[Tokens, Looking]":

@@ -295,7 +295,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # that callers make up.
         if handler is None:
             return handler
-        check = check_of(self._gate, method)
+        check = check_of(self._gate, method, streams=bool(handler.request_streaming))
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
         if method.startswith(INFRASTRUCTURE):
@@ -356,7 +356,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def messages(stream: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
             async for raw in stream:
                 if check:  # a key may be revoked while its stream is open
-                    await check(context)
+                    await check(context, message=True)
                 yield _parsed(parse, raw)
 
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:

@@ -17,8 +17,8 @@ from mien_server.rpc.status import fault_of
 audit = logging.getLogger("mien_server.audit")
 audit.addFilter(RateLimit())
 
-Check = Callable[[Any], Awaitable[None]]
-"""Admits the call with this context, or the next message of it."""
+Check = Callable[..., Awaitable[None]]
+"""Admits the call with this context, or, with `message=True`, the next message of its stream."""
 
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -26,18 +26,35 @@ _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _SUBJECTS = ("model_name", "collection", "name")
 
 
-def check_of(gate: Gate, method: str) -> Check | None:
+def check_of(gate: Gate, method: str, *, streams: bool) -> Check | None:
     """What a method's calls have to pass; None where everybody may call it.
 
-    The check raises Unauthenticated or PermissionDenied.
+    The check raises Unauthenticated, PermissionDenied or CallerLimit. A message of a stream waits until its
+    caller may make another call; to have it refused would end the stream.
+
+    Args:
+        gate: knows callers, and what they may do.
+        method: its path.
+        streams: whether its requests are streams.
     """
     if not gate.closed or METHODS.get(method) == OPEN:
         return None
 
-    async def check(context: Any) -> None:
-        await gate.admit(
+    limits = gate.limits
+
+    async def check(context: Any, *, message: bool = False) -> None:
+        caller = await gate.admit(
             method, context.invocation_metadata() or (), lambda: _certificate_names(context)
         )
+        if limits is None:
+            return
+        if message:
+            await limits.wait_and_spend(caller)
+            return
+        if not streams:
+            limits.spend(caller)
+        limits.enter(caller)
+        context.add_done_callback(lambda _: limits.leave(caller))
 
     return check
 

@@ -45,6 +45,39 @@ def _configuration(tls: Tls) -> grpc.ServerCertificateConfiguration:
 
 
 @dataclass(frozen=True)
+class Connections:
+    """What connections may do, all in seconds but for the number of calls.
+
+    Attributes:
+        max_streams: calls in progress on one connection.
+        max_age: after which a connection gets no new calls; None: any.
+        max_age_grace: that its calls may take to finish then.
+        keepalive: without traffic after which a client is pinged.
+        keepalive_timeout: that it may take to answer.
+    """
+
+    max_streams: int = 1024
+    max_age: float | None = None
+    max_age_grace: float = 60.0
+    keepalive: float = 120.0
+    keepalive_timeout: float = 20.0
+
+    def options(self) -> list[tuple[str, int]]:
+        """The options of gRPC for that."""
+        found = [
+            ("grpc.max_concurrent_streams", self.max_streams),
+            ("grpc.keepalive_time_ms", round(1e3 * self.keepalive)),
+            ("grpc.keepalive_timeout_ms", round(1e3 * self.keepalive_timeout)),
+        ]
+        if self.max_age is not None:
+            found += [
+                ("grpc.max_connection_age_ms", round(1e3 * self.max_age)),
+                ("grpc.max_connection_age_grace_ms", round(1e3 * self.max_age_grace)),
+            ]
+        return found
+
+
+@dataclass(frozen=True)
 class UnixSocket:
     """A Unix socket to listen on.
 

@@ -15,7 +15,7 @@ from mien_server.access.certificates import Certificate
 from mien_server.access.gate import Gate
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.calls import Admission, CallInterceptor
-from mien_server.rpc.ports import ListenError, UnixSocket, server_credentials
+from mien_server.rpc.ports import Connections, ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class RpcServer:
         gate: knows callers, and what they may do; None admits everybody.
         certificate: what TLS works with; None: plain text.
         unix: the socket to listen on instead of address and port.
+        connections: what connections may do; None: the defaults.
 
     Attributes:
         address: host:port, as it listens, or unix:PATH.
@@ -65,6 +66,7 @@ class RpcServer:
         gate: Gate | None = None,
         certificate: Certificate | None = None,
         unix: UnixSocket | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
@@ -79,6 +81,7 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                *(connections or Connections()).options(),
             ),
         )
         self._credentials = None if certificate is None else server_credentials(certificate)

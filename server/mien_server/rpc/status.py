@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from mien_server.errors import (
+    CallerLimit,
     InvalidRequest,
     MienError,
     ModelNotFound,
@@ -40,6 +41,7 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    CallerLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -116,7 +118,12 @@ def fault_of(error: Exception) -> Fault:
         case MienError():
             lasting = isinstance(error, ModelNotReady) and error.lasting
             return Fault(
-                _code(error), error.reason, error.message, field=error.field, lasting=lasting
+                _code(error),
+                error.reason,
+                error.message,
+                field=error.field,
+                retry_after=error.retry_after if isinstance(error, CallerLimit) else None,
+                lasting=lasting,
             )
         case Unimplemented():
             return Fault(grpc.StatusCode.UNIMPLEMENTED, Reason.UNIMPLEMENTED, str(error))

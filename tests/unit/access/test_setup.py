@@ -68,6 +68,17 @@ def test_mode_of_a_socket_is_three_octal_digits(mode: str) -> None:
         load_settings({"grpc_socket_mode": mode})
 
 
+def test_limits_of_callers_take_callers_that_are_known(tmp_path: Path) -> None:
+    for limit in ({"caller_rate": "5"}, {"caller_max_calls": "5"}):
+        with pytest.raises(SettingsError, match=r"--caller-rate .*--keys-file .*--jwt-jwks"):
+            open_access(load_settings(limit))
+    keys = tmp_path / "keys.json"
+    keys.write_text("{}")
+    keys.chmod(0o600)
+    assert open_access(load_settings({"keys_file": keys, "caller_rate": "0.1"})).gate.limits
+    assert open_access(load_settings({"keys_file": keys})).gate.limits is None
+
+
 def test_files_that_cannot_be_used_end_the_start(tmp_path: Path) -> None:
     nowhere = tmp_path / "none"
     with pytest.raises(OperatorError, match="mien-server keys create"):
