@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -48,7 +48,7 @@ def held_request(running: Running, let_go: threading.Event) -> bytes:
     request = service_pb2.ModelInferRequest(model_name="slow")
     request.inputs.add(name="face", datatype="UINT8", shape=[1, *CROP])
     request.raw_input_contents.append(b"\1" * 112 * 112 * 3)
-    return request.SerializeToString()
+    return cast(bytes, request.SerializeToString())
 
 
 async def test_caller_over_its_rate_is_told_when_to_come_back_and_others_go_on() -> None:

@@ -66,9 +66,17 @@ class TlsFiles:
         chain, key = _read(self.cert, "tls_cert"), _read(self.key, "tls_key")
         authorities = None if self.client_ca is None else _read(self.client_ca, "tls_client_ca")
         certificates = _certificates(chain, self.cert, "tls_cert")
+        for certificate in certificates:
+            if why := _why_not_now(certificate):
+                raise TlsError(f"{name_of('tls_cert')}: a certificate in {self.cert} {why}")
         self._check_key(key, certificates[0])
         if authorities is not None and self.client_ca is not None:
-            certificates += _certificates(authorities, self.client_ca, "tls_client_ca")
+            listed = _certificates(authorities, self.client_ca, "tls_client_ca")
+            # Who changes authorities keeps the old one for a while, beyond its end perhaps.
+            if not (valid := [each for each in listed if not _why_not_now(each)]):
+                why = _why_not_now(listed[0])
+                raise TlsError(f"{name_of('tls_client_ca')}: the one in {self.client_ca} {why}")
+            certificates += valid
         ends = min(certificate.not_valid_after_utc for certificate in certificates)
         if ends - datetime.now(UTC) < SOON:
             logger.warning("a certificate ends soon", extra={"file": self.cert, "ends": ends})
@@ -130,23 +138,19 @@ def _certificates(pem: bytes, path: Path, setting: str) -> list["x509.Certificat
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        found = load_pem_x509_certificates(pem)
+        return load_pem_x509_certificates(pem)
     except ValueError as error:
         raise TlsError(f"{name_of(setting)}: {path} holds no certificate in PEM.") from error
-    now = datetime.now(UTC)
-    for certificate in found:
-        subject = certificate.subject.rfc4514_string()
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if end <= now:
-            raise TlsError(
-                f"{name_of(setting)}: a certificate in {path} ({subject}) ended at {end}. Renew it."
-            )
-        if begin > now:
-            raise TlsError(
-                f"{name_of(setting)}: a certificate in {path} ({subject}) begins only at {begin}. Check"
-                " this machine's clock, or take another."
-            )
-    return found
+
+
+def _why_not_now(certificate: "x509.Certificate") -> str:
+    """Why a certificate does not hold now; "" if it does."""
+    now, subject = datetime.now(UTC), certificate.subject.rfc4514_string()
+    if (end := certificate.not_valid_after_utc) <= now:
+        return f"({subject}) ended at {end}. Renew it."
+    if (begin := certificate.not_valid_before_utc) > now:
+        return f"({subject}) begins only at {begin}. Check this machine's clock, or take another."
+    return ""
 
 
 def _names(certificate: "x509.Certificate") -> tuple[str, ...]:

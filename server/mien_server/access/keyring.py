@@ -78,10 +78,6 @@ class Keyring:
             (self._certificates[name] for name in names if name in self._certificates), None
         )
 
-    def close(self) -> None:
-        """Ends its thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
     async def _check(self, secret: str, entry: Entry) -> bool:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, is_secret_of, secret, entry)

@@ -125,7 +125,10 @@ def read_keys(path: Path) -> tuple[Entry, ...]:
         KeysError: it is not there, others than its owner may read it, or it is damaged.
     """
     try:
-        with path.open("rb") as file:
+        # A pipe that nobody writes to is not waited for.
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise KeysError(f"{path} is no file. {_name_another()}")

@@ -46,12 +46,13 @@ def open_access(settings: Settings) -> Access:
     files: list[Looking] = []
     keyring = certificate = None
     if (path := settings.keys_file) is not None:
-        keyring = Keyring(read_keys(path))
+        keyring = Keyring(())
         files.append(Watched("keys", [path], partial(read_keys, path), keyring.replace))
+        keyring.replace(read_keys(path))
     if settings.tls_cert and settings.tls_key:
         tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        certificate = Certificate(tls.read())
-        files.append(Watched("certificates", tls.paths, tls.read, certificate.replace))
+        certificate, watched = _certificate(tls)
+        files.append(watched)
     tokens = None
     if settings.jwt_jwks is not None:
         tokens, keys = _tokens(settings, settings.jwt_jwks)
@@ -73,6 +74,12 @@ def _limits(settings: Settings) -> Limits | None:
     return Limits(rate=rate, burst=burst, at_once=at_once)
 
 
+def _certificate(files: TlsFiles) -> tuple[Certificate, Looking]:
+    watched = Watched("certificates", files.paths, files.read, lambda tls: certificate.replace(tls))
+    certificate = Certificate(files.read())
+    return certificate, watched
+
+
 def _tokens(settings: Settings, source: str) -> "tuple[Tokens, Looking]":
     # Who uses no tokens need not import what checks them.
     from mien_server.access.jwks import FetchedJwks, Jwks, read_jwks
@@ -90,9 +97,10 @@ def _tokens(settings: Settings, source: str) -> "tuple[Tokens, Looking]":
         fetched = FetchedJwks(source, algorithm)
         return Tokens(fetched, rules), fetched
     path = Path(source)
-    jwks = Jwks(read_jwks(path, algorithm))
-    read = partial(read_jwks, path, algorithm)
-    return Tokens(jwks, rules), Watched("keys of tokens", [path], read, jwks.replace)
+    jwks, read = Jwks({}), partial(read_jwks, path, algorithm)
+    watched = Watched("keys of tokens", [path], read, jwks.replace)
+    jwks.replace(read())
+    return Tokens(jwks, rules), watched
 
 
 def _roles_of_words(pairs: Iterable[str]) -> dict[str, Role]:

@@ -25,6 +25,8 @@ class Watched(Generic[T]):
         paths: the files. One that is gone counts as changed.
         read: reads them, on a thread; raises OperatorError if they cannot be used.
         use: takes what was read, on the event loop.
+
+    To be made before the files are read for the first time, lest a change in between be missed.
     """
 
     def __init__(

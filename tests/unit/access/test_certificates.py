@@ -74,6 +74,16 @@ def test_file_of_something_else_is_told(
         files.read()
 
 
+def test_authority_that_has_ended_is_left_out_beside_one_that_holds(files: TlsFiles) -> None:
+    assert files.client_ca
+    past = AUTHORITY.issue_cert("old", not_after=NOW - timedelta(days=1)).cert_chain_pems[0].bytes()
+    files.client_ca.write_bytes(past + files.client_ca.read_bytes())
+    assert Certificate(files.read()).days_left() > 39
+    files.client_ca.write_bytes(past)
+    with pytest.raises(TlsError, match=r"--tls-client-ca .*ended at"):
+        files.read()
+
+
 def another_key(files: TlsFiles) -> None:
     other = AUTHORITY.issue_cert("faces.example")
     other.private_key_pem.write_to_path(str(files.key))

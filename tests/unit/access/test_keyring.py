@@ -131,7 +131,6 @@ async def test_loop_goes_on_while_a_key_is_computed(made: tuple[Entry, str]) -> 
         turns += 1
         await asyncio.sleep(0.001)
     assert turns > 3
-    ring.close()
 
 
 async def test_flood_of_wrong_keys_costs_little(made: tuple[Entry, str]) -> None:

@@ -93,6 +93,10 @@ def test_missing_file_says_how_to_make_it(path: Path) -> None:
         read_keys(path)
     with pytest.raises(KeysError, match="is no file"):
         read_keys(Path("/dev/null"))
+    pipe = path.with_name("pipe")
+    os.mkfifo(pipe, 0o600)
+    with pytest.raises(KeysError, match="is no file"):
+        read_keys(pipe)
     with pytest.raises(KeysError, match="cannot read"):
         read_keys(path.parent)
 
