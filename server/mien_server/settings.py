@@ -275,9 +275,10 @@ class Settings(BaseSettings):
         le=1_000_000,
     )
     max_concurrent_streams: int = _setting(
-        1024,
+        4096,
         "Limits",
-        "Calls in progress on one connection; a client makes the others wait.",
+        "Calls in progress on one connection. A client makes the others wait; those that it sends before it"
+        " knows the limit are UNAVAILABLE.",
         ge=1,
         le=1_000_000,
     )

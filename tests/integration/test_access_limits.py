@@ -151,6 +151,7 @@ async def test_calls_beyond_those_of_a_connection_wait_at_the_client() -> None:
     let_go = threading.Event()
     async with serving(connections=Connections(max_streams=2)) as running:
         request = held_request(running, let_go)
+        assert await ended(running.channel, CHECK) == ("OK", "")  # now the client knows the limit
         infer: Any = running.channel.unary_unary(INFER)
         tasks = [asyncio.ensure_future(_result(infer(request))) for _ in range(5)]
         await running.until(lambda: running.admission.budget.count == 2)

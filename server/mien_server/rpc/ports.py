@@ -56,7 +56,7 @@ class Connections:
         keepalive_timeout: that it may take to answer.
     """
 
-    max_streams: int = 1024
+    max_streams: int = 4096
     max_age: float | None = None
     max_age_grace: float = 60.0
     keepalive: float = 120.0
