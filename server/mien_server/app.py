@@ -66,6 +66,7 @@ async def _serve(settings: Settings) -> int:
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
     access = open_access(settings)
+    watching = _watch_files(access)
     registry = _registry()
     calls = CallMetrics(registry)
     admission = Admission(
@@ -97,7 +98,6 @@ async def _serve(settings: Settings) -> int:
         engine = build_engine(settings)
         memory.keep_imports()
         left = settings.exit_timeout_secs
-        watching = _watch_files(access)
         try:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)

@@ -1,6 +1,7 @@
 """The real server as a process, with keys, TLS and a socket: how it is wired, and what SIGHUP does."""
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,37 @@ from tests.conftest import LaunchServer
 from tests.integration.repository_rig import copy_repository, lighten
 
 Start = Callable[..., tuple[int, str]]
+
+
+def send_raw(address: str, authorization: bytes) -> bytes:
+    """What a server answers to a call with bytes in its metadata that no gRPC client sends."""
+    headers = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": b"/mien.v1.FaceService/Embed",
+        b":authority": b"x",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+        b"authorization": authorization,
+    }
+    block = b"".join(
+        b"\x10" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in headers.items()
+    )
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        connection.sendall(frame(1, 4, 1, block) + frame(0, 1, 1, bytes(5)))
+        answer = b""
+        while b"grpc-status" not in answer and (piece := connection.recv(4096)):
+            answer += piece
+    return answer
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+    """A frame of HTTP/2."""
+    size = len(content).to_bytes(3, "big")
+    return size + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
 
 
 def test_server_process_knows_its_callers_and_reads_keys_again(
@@ -39,6 +71,7 @@ def test_server_process_knows_its_callers_and_reads_keys_again(
             embed(None)
         with pytest.raises(mien.Unauthenticated):
             embed(later_key)
+        assert send_raw(server.address, f"Bearer {key}".encode() + b"\xff")
         KeysFile(keys).revoke(infer.id)
         server.process.send_signal(signal.SIGHUP)
         give_up = time.monotonic() + 20
