@@ -12,6 +12,10 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as pem
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import mien
 from mien_server.access.certificates import Certificate, TlsFiles
@@ -149,6 +153,38 @@ async def test_client_certificate_gives_the_roles_of_its_name(mutual: TlsFiles) 
         assert await come(stranger, EMBED, bearer(KEY)) == "INVALID_ARGUMENT"
         assert await come(ops, UNLOAD, bearer(KEY)) == "PERMISSION_DENIED"
         assert await come(ops, UNLOAD, bearer("wrong")) == "UNAUTHENTICATED"
+
+
+def with_uri(uri: str) -> grpc.ChannelCredentials:
+    """A client with a certificate whose only name is a URI, as SPIFFE's are."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signer = pem.load_pem_private_key(AUTHORITY.private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(AUTHORITY.cert_pem.bytes()).subject
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            issuer, x509.Name([]), key.public_key(), x509.random_serial_number()
+        )
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
+    shown = certificate.public_bytes(pem.Encoding.PEM)
+    return grpc.ssl_channel_credentials(AUTHORITY.cert_pem.bytes(), private, shown)
+
+
+async def test_uri_in_a_certificate_is_a_name_too(mutual: TlsFiles) -> None:
+    uri = "spiffe://faces.example/ns/web/sa/billing"
+    entry, _ = new_entry(uri, (Role.INFER,), certificate=True)
+    async with encrypted(mutual, gate=Gate(Keyring([entry]))) as (running, _):
+        address = running.server.address
+        assert (await once(address, with_uri(uri), EMBED))[0] == "INVALID_ARGUMENT"
+        assert (await once(address, with_uri(f"{uri}2"), EMBED))[0] == "UNAUTHENTICATED"
 
 
 async def test_certificate_is_changed_while_a_client_works(files: TlsFiles) -> None:
