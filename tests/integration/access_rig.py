@@ -66,16 +66,15 @@ async def one_answer(
     channel: grpc.aio.Channel, method: str, metadata: Metadata = (), request: bytes = b""
 ) -> bytes:
     """The first answer of a call of any method."""
+    untyped: Any = channel
     async with asyncio.timeout(20):
         match served_methods().get(method, (False, False)):
             case (False, False):
-                return cast(bytes, await channel.unary_unary(method)(request, metadata=metadata))
+                return cast(bytes, await untyped.unary_unary(method)(request, metadata=metadata))
             case (False, True):
-                answers: Any = channel.unary_stream(method)(request, metadata=metadata)
+                answers: Any = untyped.unary_stream(method)(request, metadata=metadata)
             case _:
-                answers = channel.stream_stream(method)(
-                    cast(Any, iter([request])), metadata=metadata
-                )
+                answers = untyped.stream_stream(method)(iter([request]), metadata=metadata)
         first = await answers.read()
         answers.cancel()
         return cast(bytes, first)
