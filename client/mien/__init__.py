@@ -3,6 +3,7 @@
 This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 """
 
+from mien.access import TokenLike, tls_credentials
 from mien.async_client import AsyncClient
 from mien.client import Client
 from mien.errors import (
@@ -68,8 +69,10 @@ __all__ = [
     "Point",
     "ServerError",
     "StageTiming",
+    "TokenLike",
     "Unauthenticated",
     "Unavailable",
     "VerifyResult",
     "WrongServer",
+    "tls_credentials",
 ]

@@ -22,7 +22,7 @@ from mien.messages import (
     verify_result,
 )
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
-from mien.timing import StageTiming, request_metadata, stages_of
+from mien.timing import StageTiming, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ class AsyncClient(BaseClient):
         timing: bool,
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
         seconds = self._seconds(timeout)
-        request = await asyncio.to_thread(build)
+        request, metadata = await asyncio.to_thread(lambda: (build(), self._metadata(timing)))
         try:
-            call = rpc(request, timeout=seconds, metadata=request_metadata(timing))
+            call = rpc(request, timeout=seconds, metadata=metadata)
             response = await call
             trailing = await call.trailing_metadata()
         except grpc.RpcError as error:

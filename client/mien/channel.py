@@ -107,6 +107,11 @@ def channel_options(address: str) -> list[tuple[str, int | str]]:
     return options
 
 
+def is_local(address: str) -> bool:
+    """Whether calls to `address` leave the machine neither in plain text nor otherwise."""
+    return address.startswith("unix:") or _is_loopback(address)
+
+
 def _is_loopback(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]") or address
     try:

@@ -53,9 +53,7 @@ def _client(arguments: argparse.Namespace) -> Client:
     parser: argparse.ArgumentParser = arguments.parser
     timeout = DEFAULT_TIMEOUT if arguments.timeout is None else arguments.timeout
     try:
-        return Client(
-            arguments.address, timeout=timeout, credentials=cli_options.credentials(arguments)
-        )
+        return Client(arguments.address, timeout=timeout, **cli_options.connection(arguments))
     except ValueError as error:
         parser.error(str(error))
 
@@ -174,17 +172,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help=f"how long to wait for an answer (default: {DEFAULT_TIMEOUT:g}; to load: {LOAD_TIMEOUT:g})",
     )
-    common.add_argument(
-        "--tls",
-        action="store_true",
-        help="encrypt, and trust the certificates of the well-known authorities",
-    )
-    common.add_argument(
-        "--tls-ca",
-        type=Path,
-        metavar="FILE",
-        help="encrypt, and trust the certificates of this PEM file instead",
-    )
+    cli_options.add_connection(common)
     common.add_argument(
         "--json", action="store_true", help="print one JSON document; errors, too, on stderr"
     )
@@ -238,7 +226,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_models_command(commands, common)
 
     defaults = argparse.Namespace(
-        address=None, timeout=None, tls=False, tls_ca=None, json=False, timing=False
+        **cli_options.CONNECTION_DEFAULTS, address=None, timeout=None, json=False, timing=False
     )
     return parser.parse_args(argv, defaults)
 

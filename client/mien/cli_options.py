@@ -1,12 +1,19 @@
 """What the options of the command `mien` may be, and what it says of those that are not."""
 
 import argparse
+import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from mien.access import read_secret, tls_credentials
 from mien.channel import MAX_TIMEOUT, checked_timeout
 from mien.errors import InvalidRequest
+
+SECRETS = {"api-key": "MIEN_API_KEY", "token": "MIEN_TOKEN"}
+"""What proves who calls: the option, which has a form for a file, and the variable."""
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -36,19 +43,107 @@ def picture(text: str) -> Path:
     return path
 
 
-def credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    """What --tls and --tls-ca ask for; None is plain text.
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how to reach the server, and who calls."""
+    add = parser.add_argument
+    add(
+        "--tls",
+        action="store_true",
+        help="encrypt, and trust the certificates of the well-known authorities",
+    )
+    for flag, what in (
+        ("--tls-ca", "encrypt, and trust the certificates of this PEM file instead"),
+        ("--tls-cert", "encrypt, and show this client certificate, a PEM file"),
+        ("--tls-key", "its private key, a PEM file"),
+    ):
+        add(flag, type=Path, metavar="FILE", help=what)
+    for name, variable in SECRETS.items():
+        what = name.replace("-", " ").replace("api", "API")
+        add(
+            f"--{name}",
+            metavar=name.upper(),
+            help=f"the {what} to send (default: ${variable}; other users see what a command line holds)",
+        )
+        add(
+            f"--{name}-file",
+            type=Path,
+            metavar="FILE",
+            help=f"the {what}, in a file of the mode 600",
+        )
+    add(
+        "--insecure",
+        action="store_true",
+        help="send the key or token even where it crosses a network in plain text",
+    )
+
+
+CONNECTION_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("tls", "insecure"), False),
+    **dict.fromkeys(("tls_ca", "tls_cert", "tls_key"), None),
+    **dict.fromkeys(("api_key", "api_key_file", "token", "token_file"), None),
+}
+"""What the options of `add_connection` are if they are not given."""
+
+
+def connection(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a client is made with, beside its address and timeout.
 
     Raises:
-        OSError: the file of --tls-ca cannot be read.
-        InvalidRequest: it holds no certificate.
+        OSError: a file cannot be read.
+        InvalidRequest: it does not hold what it should, or others may read it.
+        ValueError: the options do not go together.
     """
-    if arguments.tls_ca is None:
-        return grpc.ssl_channel_credentials() if arguments.tls else None
-    certificates = arguments.tls_ca.read_bytes()
-    # gRPC would take its own for those of an empty file.
-    if b"-----BEGIN CERTIFICATE-----" not in certificates:
-        raise InvalidRequest(
-            f"{arguments.tls_ca} holds no certificate in PEM", reason="FILE_ERROR", field="--tls-ca"
-        )
-    return grpc.ssl_channel_credentials(certificates)
+    return {
+        "credentials": _credentials(arguments),
+        "insecure": arguments.insecure,
+        **_secret(arguments),
+    }
+
+
+def _credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    files = (arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
+    if not arguments.tls and files == (None, None, None):
+        return None
+    ca, cert, key = files
+    try:
+        return tls_credentials(ca, cert=cert, key=key)
+    except InvalidRequest as error:
+        error.field = f"--tls-{error.field}"
+        raise
+
+
+def _secret(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The API key or the token: of the options, or else of the variables."""
+    given = {
+        option: value
+        for name in SECRETS
+        for option in (name, f"{name}-file")
+        if (value := getattr(arguments, option.replace("-", "_"))) is not None
+    }
+    if not given:
+        given = {
+            name: os.environ[variable]
+            for name, variable in SECRETS.items()
+            if os.environ.get(variable)
+        }
+        several = " and ".join(SECRETS[name] for name in given)
+    else:
+        several = " and ".join(f"--{option}" for option in given)
+    if len(given) > 1:
+        raise ValueError(f"there are {several}: only one can be sent")
+    for option, value in given.items():
+        name = option.removesuffix("-file").replace("-", "_")
+        if not option.endswith("-file"):
+            return {name: value}
+        secret = _read(option, value)
+        # Who renews a token's file does so while `mien models watch` runs.
+        return {name: partial(_read, option, value) if name == "token" else secret}
+    return {}
+
+
+def _read(option: str, path: Path) -> str:
+    try:
+        return read_secret(path)
+    except InvalidRequest as error:
+        error.field = f"--{option}"
+        raise

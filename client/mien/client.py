@@ -6,6 +6,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from mien.access import Bearer, TokenLike
 from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, MienError, from_rpc_error
 from mien.images import ImageLike
@@ -45,6 +46,9 @@ class BaseClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        token: TokenLike | None = None,
+        insecure: bool = False,
     ) -> None:
         self.address = resolve_address(address)
         self.timeout = checked_timeout(timeout)
@@ -54,10 +58,20 @@ class BaseClient:
                 f" {credentials!r}"
             )
         self._credentials = credentials
+        self._bearer = Bearer(
+            api_key,
+            token,
+            address=self.address,
+            encrypted=credentials is not None,
+            insecure=insecure,
+        )
         self._closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
+
+    def _metadata(self, timing: bool) -> tuple[tuple[str, str], ...]:
+        return (*request_metadata(timing), *self._bearer.metadata())
 
     def _seconds(self, timeout: float | None) -> float:
         return self.timeout if timeout is None else checked_timeout(timeout)
@@ -74,13 +88,16 @@ class Client(BaseClient):
     Args:
         address: host:port; unset, the variable MIEN_ADDRESS, or else localhost:8001.
         timeout: seconds that a call may take, retries included, above 0 and up to a year.
-        credentials: for TLS, as from `grpc.ssl_channel_credentials()`; unset, plain text.
+        credentials: for TLS, as from `mien.tls_credentials()`; unset, plain text.
+        api_key: the key that the server's operator has made for you.
+        token: a token instead (JWT), or what gives one, asked before every call: see `mien.TokenLike`.
+        insecure: send the key or token even where it crosses a network in plain text.
 
     Every call takes its own `timeout` in seconds, and `timing=True` to have the server's stages in
     the result's `timing`. Every call raises a `MienError`, by what went wrong: see `mien.errors`;
     `OSError` if a photo's file cannot be read. What no call could mean is Python's own: `TypeError`
-    for what is no photo or no number of seconds, `ValueError` for a timeout out of range, and
-    `RuntimeError` if the client is closed.
+    for what is no photo or no number of seconds, `ValueError` for a timeout out of range or a key that would
+    cross a network in plain text, and `RuntimeError` if the client is closed.
     """
 
     def __init__(
@@ -89,8 +106,18 @@ class Client(BaseClient):
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        token: TokenLike | None = None,
+        insecure: bool = False,
     ) -> None:
-        super().__init__(address, timeout=timeout, credentials=credentials)
+        super().__init__(
+            address,
+            timeout=timeout,
+            credentials=credentials,
+            api_key=api_key,
+            token=token,
+            insecure=insecure,
+        )
         self._channel = open_channel(self.address, credentials)
         self._stub = FaceServiceStub(self._channel)
 
@@ -245,11 +272,9 @@ class Client(BaseClient):
         if self._closed:
             raise RuntimeError(CLOSED)
         seconds = self._seconds(timeout)
-        request = build()
+        request, metadata = build(), self._metadata(timing)
         try:
-            response, call = rpc.with_call(
-                request, timeout=seconds, metadata=request_metadata(timing)
-            )
+            response, call = rpc.with_call(request, timeout=seconds, metadata=metadata)
         except grpc.RpcError as error:
             raise self._error(error, method, seconds) from error
         except ValueError as error:  # what gRPC raises for a channel that has been closed

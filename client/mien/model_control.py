@@ -10,6 +10,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf import json_format, text_format
 
+from mien.access import Bearer, TokenLike
 from mien.channel import open_channel, resolve_address
 from mien.errors import ModelNotFound, from_rpc_error
 
@@ -155,14 +156,31 @@ class ModelControl:
         address: host:port; unset, the variable MIEN_ADDRESS, or else localhost:8001.
         timeout: seconds that a call may take, above 0.
         credentials: for TLS; None is plain text.
+        api_key: as for `Client`.
+        token: as for `Client`.
+        insecure: as for `Client`.
 
     Every call raises a `MienError`.
     """
 
     def __init__(
-        self, address: str | None, *, timeout: float, credentials: grpc.ChannelCredentials | None
+        self,
+        address: str | None,
+        *,
+        timeout: float,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        token: TokenLike | None = None,
+        insecure: bool = False,
     ) -> None:
         self.address = resolve_address(address)
+        self._bearer = Bearer(
+            api_key,
+            token,
+            address=self.address,
+            encrypted=credentials is not None,
+            insecure=insecure,
+        )
         self.timeout = timeout
         self._channel = open_channel(self.address, credentials)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -236,7 +254,8 @@ class ModelControl:
 
     def _call(self, method: str, request: Any) -> Any:
         try:
-            return getattr(self._stub, method)(request, timeout=self.timeout)
+            call = getattr(self._stub, method)
+            return call(request, timeout=self.timeout, metadata=self._bearer.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(
                 error, method=method, address=self.address, timeout=self.timeout

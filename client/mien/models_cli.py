@@ -71,9 +71,7 @@ def _connect(arguments: argparse.Namespace) -> "ModelControl":
     parser: argparse.ArgumentParser = arguments.parser
     timeout = arguments.usual_timeout if arguments.timeout is None else arguments.timeout
     try:
-        return ModelControl(
-            arguments.address, timeout=timeout, credentials=cli_options.credentials(arguments)
-        )
+        return ModelControl(arguments.address, timeout=timeout, **cli_options.connection(arguments))
     except ValueError as error:
         parser.error(str(error))
 

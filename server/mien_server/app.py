@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import uvloop
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
 
+from mien_server.access.setup import Access, open_access
+from mien_server.access.watching import watch as watch_files
 from mien_server.backends import memory
 from mien_server.errors import MienError
 from mien_server.limits import worst_case
@@ -23,6 +25,7 @@ from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.observability.thread_metrics import ThreadMetrics
 from mien_server.rpc.calls import Admission
+from mien_server.rpc.ports import Connections, UnixSocket
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
 from mien_server.settings import Settings, flag_of, name_of
@@ -70,6 +73,8 @@ async def _serve(settings: Settings) -> int:
     check_folders(settings.model_repository)
     if settings.model_control_mode == "none":
         check_weights(settings.model_repository, _default_models(settings))
+    access = open_access(settings)
+    watching = _watch_files(access)
     threads = Threads()
     registry = _registry(threads)
     calls = CallMetrics(registry)
@@ -87,8 +92,18 @@ async def _serve(settings: Settings) -> int:
         hide=settings.model_repository,
         access_log=settings.access_log,
         arrival_seconds=settings.default_deadline_secs,
-        max_connections=settings.max_connections,
-        idle_seconds=settings.max_connection_idle_secs,
+        gate=access.gate,
+        certificate=access.certificate,
+        unix=_unix_socket(settings),
+        connections=Connections(
+            most=settings.max_connections,
+            max_idle=settings.max_connection_idle_secs,
+            max_streams=settings.max_concurrent_streams,
+            max_age=settings.max_connection_age_secs,
+            max_age_grace=settings.max_connection_age_grace_secs,
+            keepalive=settings.keepalive_secs,
+            keepalive_timeout=settings.keepalive_timeout_secs,
+        ),
     )
 
     parts = worst_case(settings, server.max_connections)
@@ -116,8 +131,9 @@ async def _serve(settings: Settings) -> int:
                 ready=lambda: server.ready,
                 default_deadline=deadline,
                 hide=settings.model_repository,
+                remote_control=access.gate.closed,
             )
-            _watch(registry, server, admission, engine)
+            _watch(registry, server, admission, engine, access)
             await server.start(faces, inference=inference, reflect=settings.reflection)
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
@@ -129,6 +145,7 @@ async def _serve(settings: Settings) -> int:
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
             left = max(0, settings.lame_duck_secs + left - (time.monotonic() - began))
         finally:
+            watching.cancel()
             await server.close()
             if not await asyncio.to_thread(engine.close, left):
                 logger.warning(
@@ -176,8 +193,18 @@ def _metrics_served(
         endpoint.close()
 
 
+def _unix_socket(settings: Settings) -> UnixSocket | None:
+    if settings.grpc_socket is None:
+        return None
+    return UnixSocket(settings.grpc_socket, int(settings.grpc_socket_mode, 8))
+
+
 def _watch(
-    registry: CollectorRegistry, server: RpcServer, admission: Admission, engine: "Engine"
+    registry: CollectorRegistry,
+    server: RpcServer,
+    admission: Admission,
+    engine: "Engine",
+    access: Access,
 ) -> None:
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
@@ -214,6 +241,13 @@ def _watch(
         "Bytes of photos that wait to be decoded, and of pixels that are not freed.",
         lambda: engine.pool.room.nbytes,
     )
+    if access.certificate is not None:
+        watch(
+            registry,
+            "mien_tls_certificate_days_left",
+            "Days until the first of the server's certificates ends.",
+            access.certificate.days_left,
+        )
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -230,6 +264,14 @@ def _stop_on_signals() -> asyncio.Event:
     for number in SIGNALS:
         loop.add_signal_handler(number, begin, number)
     return stop
+
+
+def _watch_files(access: Access) -> asyncio.Task[None]:
+    """Keeps keys and the like as their files are, and reads them again on SIGHUP."""
+    now = asyncio.Event()
+    if access.files:  # else SIGHUP ends the server, as it does when its terminal is closed
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, now.set)
+    return asyncio.create_task(watch_files(access.files, now))
 
 
 def _default_models(settings: Settings) -> tuple[str, str]:

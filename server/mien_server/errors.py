@@ -33,6 +33,9 @@ class Reason(StrEnum):
     BACKEND_ERROR = "BACKEND_ERROR"
     INTERNAL = "INTERNAL"
     UNIMPLEMENTED = "UNIMPLEMENTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    CALLER_LIMIT = "CALLER_LIMIT"
 
 
 class MienError(Exception):
@@ -93,6 +96,32 @@ class ModelNotReady(MienError):
     def __init__(self, message: str, *, field: str = "", lasting: bool = False) -> None:
         super().__init__(Reason.MODEL_NOT_READY, message, field=field)
         self.lasting = lasting
+
+
+class Unauthenticated(MienError):
+    """The caller has not proved who it is. UNAUTHENTICATED on the wire."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.UNAUTHENTICATED, message)
+
+
+class PermissionDenied(MienError):
+    """The caller is known, and may not do this. PERMISSION_DENIED on the wire."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.PERMISSION_DENIED, message)
+
+
+class CallerLimit(MienError):
+    """The caller asks for more than one caller may. RESOURCE_EXHAUSTED on the wire.
+
+    Attributes:
+        retry_after: seconds after which another try has a chance.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(Reason.CALLER_LIMIT, message)
+        self.retry_after = retry_after
 
 
 class OperatorError(Exception):

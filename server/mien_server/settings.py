@@ -25,7 +25,7 @@ from pydantic_settings import (
 from mien_server.errors import OperatorError
 
 ENV_PREFIX = "MIEN_"
-GROUPS = ("Listening", "Models", "Limits", "Devices", "Logging", "Shutdown")
+GROUPS = ("Listening", "Access", "Models", "Limits", "Devices", "Logging", "Shutdown")
 MIB = 1024 * 1024
 
 
@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     grpc_address: IPvAnyAddress = _setting(
         ipaddress.IPv4Address("127.0.0.1"),
         "Listening",
-        "The IP address to listen on. 0.0.0.0 or ::: every interface. There is no authentication, so"
-        " do that only inside a trusted network.",
+        "The IP address to listen on. 0.0.0.0 or ::: every interface. Beyond loopback it takes"
+        " `--tls-cert` and `--tls-key`, or `--insecure`.",
     )
     grpc_port: int = _setting(
         8001,
@@ -59,6 +59,17 @@ class Settings(BaseSettings):
         "The TCP port of the gRPC endpoint. 0: any free one; the ready line of the log names it.",
         ge=0,
         le=65535,
+    )
+    grpc_socket: Path | None = _setting(
+        None,
+        "Listening",
+        "A Unix socket to listen on instead of `--grpc-address` and `--grpc-port`; clients call unix:PATH.",
+    )
+    grpc_socket_mode: str = _setting(
+        "600",
+        "Listening",
+        "Who may connect to that socket: its mode, in octal. 660: its group, too.",
+        pattern="^[0-7]{3}$",
     )
     reflection: bool = _setting(
         True, "Listening", "Whether gRPC server reflection is served, for tools such as grpcurl."
@@ -82,6 +93,61 @@ class Settings(BaseSettings):
         "Seconds that a call without a deadline of its own may take.",
         gt=0,
         le=3600,
+    )
+
+    keys_file: Path | None = _setting(
+        None,
+        "Access",
+        "The file of API keys and of client certificates' names, which `mien-server keys` writes. With it"
+        " the server answers only callers that are in it; none: it answers everybody.",
+    )
+    tls_cert: Path | None = _setting(
+        None,
+        "Access",
+        "A PEM file of the server's certificate, followed by those that signed it. With it the server speaks"
+        " TLS alone.",
+    )
+    tls_key: Path | None = _setting(
+        None, "Access", "A PEM file of its private key, without a password."
+    )
+    tls_client_ca: Path | None = _setting(
+        None,
+        "Access",
+        "A PEM file of the authorities whose client certificates count. With it every client must show one;"
+        " what its name may do, `--keys-file` says.",
+    )
+    insecure: bool = _setting(
+        False,
+        "Access",
+        "Listen beyond loopback without TLS: photos, vectors and keys cross the network in plain text.",
+    )
+
+    jwt_jwks: str | None = _setting(
+        None,
+        "Access",
+        "The public keys (JSON Web Key Set) of who signs the tokens of callers: a file, or an https address.",
+    )
+    jwt_algorithm: Literal["RS256", "ES256", "EdDSA"] = _setting(
+        "RS256",
+        "Access",
+        "How tokens are signed. No other signature is taken, whatever a token says.",
+    )
+    jwt_issuer: str = _setting("", "Access", "Who must have issued a token: its `iss`.")
+    jwt_audience: str = _setting(
+        "", "Access", "Whom a token must be for: what its `aud` is, or has in it."
+    )
+    jwt_roles_claim: str = _setting(
+        "roles",
+        "Access",
+        "The claim that says what a token's subject may do: a list of words, or words with spaces between"
+        " them. `a.b`: the claim b in the claim a.",
+        min_length=1,
+    )
+    jwt_role: Annotated[tuple[str, ...], NoDecode] = _setting(
+        (),
+        "Access",
+        "WORD=ROLE: what role a word of that claim stands for. Repeat the flag for several; in the variable,"
+        " separate them by commas. none: the words are infer, enrol, read, admin themselves.",
     )
 
     model_repository: Annotated[tuple[Path, ...], NoDecode] = _setting(
@@ -211,6 +277,67 @@ class Settings(BaseSettings):
         ge=MIB,
     )
 
+    caller_rate: float | None = _setting(
+        None,
+        "Limits",
+        "Calls a second that each caller may make in the long run; more are refused with CALLER_LIMIT."
+        " Messages of streams count as calls, and wait. none: any number.",
+        gt=0,
+        le=1_000_000,
+    )
+    caller_burst: int | None = _setting(
+        None,
+        "Limits",
+        "Calls that a caller may make at once after a rest. none: those of a second.",
+        ge=1,
+        le=1_000_000,
+    )
+    caller_max_calls: int | None = _setting(
+        None,
+        "Limits",
+        "Calls that each caller may have in progress, streams among them; more are refused with CALLER_LIMIT."
+        " none: any number.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_concurrent_streams: int = _setting(
+        4096,
+        "Limits",
+        "Calls in progress on one connection. A client makes the others wait; those that it sends before it"
+        " knows the limit are UNAVAILABLE.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_connection_age_secs: float | None = _setting(
+        None,
+        "Limits",
+        "Seconds after which a connection is ended, so that clients behind a balancer spread anew: no new"
+        " calls, and those in progress finish. none: never.",
+        gt=0,
+        le=31_536_000,
+    )
+    max_connection_age_grace_secs: float = _setting(
+        60.0,
+        "Limits",
+        "Seconds that the calls of such a connection may take to finish; then they are cancelled.",
+        gt=0,
+        le=31_536_000,
+    )
+    keepalive_secs: float = _setting(
+        120.0,
+        "Limits",
+        "Seconds without traffic after which a client is pinged, so that one that is gone is noticed.",
+        ge=10,
+        le=86_400,
+    )
+    keepalive_timeout_secs: float = _setting(
+        20.0,
+        "Limits",
+        "Seconds that it may take to answer before its connection is closed.",
+        ge=1,
+        le=3600,
+    )
+
     cpu_cores: int = _setting(
         0,
         "Devices",
@@ -260,7 +387,7 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: Any) -> Any:
         return value.split(os.pathsep) if isinstance(value, str) else value
 
-    @field_validator("load_model", mode="before")
+    @field_validator("load_model", "jwt_role", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return value.split(",") if isinstance(value, str) else value
@@ -280,6 +407,20 @@ class Settings(BaseSettings):
         if self.allow_metrics and self.grpc_port == self.metrics_port != 0:
             raise ValueError(
                 f"{name_of('metrics_port')}: {self.metrics_port} is that of {name_of('grpc_port')}, too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _access_is_whole(self) -> Self:
+        pairs = [("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")]
+        if self.jwt_jwks is None:
+            pairs += [("tls_client_ca", "keys_file")]
+        for given, missing in (*pairs, ("jwt_jwks", "jwt_issuer"), ("jwt_jwks", "jwt_audience")):
+            if getattr(self, given) and not getattr(self, missing):
+                raise ValueError(f"{name_of(given)}: it takes {name_of(missing)}, too")
+        if "://" in (source := self.jwt_jwks or "") and not source.startswith("https://"):
+            raise ValueError(
+                f"{name_of('jwt_jwks')}: {source} is neither a file nor an https address"
             )
         return self
 

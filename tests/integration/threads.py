@@ -57,7 +57,7 @@ class Photo:
 
 @contextmanager
 def scheduling(
-    device: FakeDevice | None = None, **limits: int
+    device: FakeDevice | None = None, **limits: Any
 ) -> Iterator[tuple[Scheduler, Callable[..., Slot]]]:
     """A scheduler and how to open slots on it; at the end it must leave no thread."""
     before = set(threading.enumerate())

@@ -14,7 +14,7 @@ from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import PrecisionError
 from mien_server.repository.loader import RepositoryError
 from mien_server.repository.manifest import ManifestError
-from mien_server.rpc.server import ListenError
+from mien_server.rpc.ports import ListenError
 from mien_server.scheduling.errors import SchedulingError
 from mien_server.settings import SettingsError
 from mien_server.start_checks import StartError

@@ -1,5 +1,7 @@
 """`mien-server serve`: the server itself."""
 
+import os
+
 from mien_server.commands.shared import Commands, add_command, add_settings
 from mien_server.settings import GROUPS, load_settings, settings_of
 
@@ -13,6 +15,8 @@ def add_to(commands: Commands) -> None:
 
 def _serve(**flags: object) -> int:
     settings = load_settings(flags)
+    # gRPC writes a line past the log for every handshake that fails, and anybody can have one fail.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from mien_server.app import serve
     from mien_server.observability.logging import configure_logging
 

@@ -30,6 +30,7 @@ def configure_logging(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("asyncio", "grpc", "PIL"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_metadata)
     logging.captureWarnings(True)
     # Nobody reads where in the code a line comes from, and to find out took a third of what a line costs.
     for unread in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
@@ -64,6 +65,11 @@ def log_quickly(
                 handler.release()
             return
     logger.log(level, message, extra=facts)
+
+
+def _quotes_no_metadata(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs of metadata that is no UTF-8: all of it, be it a key, as often as it comes."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:

@@ -12,9 +12,11 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
+from mien_server.access.gate import Gate
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.pipeline.types import Call, StageTime
+from mien_server.rpc.gatekeeper import Check, audited, check_of, guarded_stream, note_subject
 from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
@@ -206,11 +208,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     A unary request must arrive in time, is admitted before it is parsed, one that is no valid message is
     INVALID_ARGUMENT, and whatever a method raises becomes the status that `rpc/status.py` names. Streams
-    admit their requests themselves, and meet InvalidRequest where they read one that is no valid message.
+    admit their requests themselves, and meet a MienError where they read one that is no valid message, or
+    whose caller is refused.
 
     Args:
         admission: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
+        gate: knows callers, and what they may do.
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info, and not at debug.
         arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
@@ -220,6 +224,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         admission: Admission,
         metrics: CallMetrics,
+        gate: Gate,
         *,
         hide: Sequence[Path] = (),
         access_log: bool = False,
@@ -227,6 +232,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._gate = gate
         self._hide = hide
         self._level = logging.INFO if access_log else logging.DEBUG
         self._arrival_seconds = arrival_seconds
@@ -244,19 +250,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         # None: no such method. gRPC answers UNIMPLEMENTED, and nothing may be remembered of names
         # that callers make up.
-        if handler is None or method.startswith(INFRASTRUCTURE):
+        if handler is None:
             return handler
+        check = check_of(self._gate, method, streams=bool(handler.request_streaming))
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
-        if parse and run:
+        if method.startswith(INFRASTRUCTURE):
+            wrapped = guarded_stream(check, handler) if check else handler
+        elif parse and run:
             # To the caller it is the same as a unary method. But gRPC reads the request of one of those
             # before it asks anybody, of whatever size and for however long.
             wrapped = grpc.stream_unary_rpc_method_handler(
-                self._call(method, parse, run), None, handler.response_serializer
+                audited(method, self._call(method, parse, run, check)),
+                None,
+                handler.response_serializer,
             )
         elif parse and handler.stream_stream:
             wrapped = grpc.stream_stream_rpc_method_handler(
-                self._stream(method, parse, handler.stream_stream),
+                self._stream(method, parse, handler.stream_stream, check),
                 None,
                 handler.response_serializer,
             )
@@ -266,14 +277,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _call(
-        self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        run: Callable[..., Any],
+        check: Check | None,
     ) -> Callable[..., Any]:
         admitted = nullcontext if method in UNCOUNTED else self._admitted
 
         async def respond(requests: AsyncIterator[bytes], context: Context) -> Any:
+            if check:  # before anything of the request is taken in
+                await check(context)
             raw = await self._arrived(requests, context)
             with admitted(len(raw)):
                 request = _parsed(parse, raw)
+                note_subject(method, request)
                 del raw  # parsing has copied it
                 return await run(request, context)
 
@@ -297,13 +315,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     def _stream(
-        self, method: str, parse: Callable[[bytes], Any], run: Callable[..., Any]
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        run: Callable[..., Any],
+        check: Check | None,
     ) -> Callable[..., Any]:
+        async def messages(stream: AsyncIterable[bytes], context: Context) -> AsyncIterator[Any]:
+            async for raw in stream:
+                if check:  # a key may be revoked while its stream is open
+                    await check(context, message=True)
+                yield _parsed(parse, raw)
+
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
-            requests = (_parsed(parse, raw) async for raw in stream)
             with self._record(STREAM, method, context) as record:
                 try:
-                    await run(requests, context)
+                    if check:  # one that sends nothing is not to stay
+                        await check(context)
+                    await run(messages(stream, context), context)
                 except asyncio.CancelledError:
                     record.cancelled()
                     raise

@@ -13,6 +13,7 @@ from typing import Self
 
 import grpc
 
+from mien_server.access.callers import CALLER
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.observability.logging import RateLimit, log_quickly
 from mien_server.pipeline.types import StageTime
@@ -34,7 +35,10 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z._:@/+=-]{1,128}")
 current_record: "ContextVar[CallRecord | None]" = ContextVar("current_record", default=None)
 """The record of the call that the running task answers."""
 
-_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+_CONCERNS_THE_OPERATOR = (
+    *(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE),
+    *(grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED),
+)
 
 
 class CallRecord:
@@ -48,7 +52,6 @@ class CallRecord:
         level: of the lines of calls that went as they should, or were refused for what they asked.
 
     Attributes:
-        identity: who calls, as far as the log may know; "" if nobody does.
         stages: how long its parts took so far.
     """
 
@@ -62,7 +65,6 @@ class CallRecord:
         hide: Sequence[Path] = (),
         level: int = logging.DEBUG,
     ) -> None:
-        self.identity = ""
         self.stages: Sequence[StageTime] = ()
         self._metrics = metrics
         self._hide = hide
@@ -119,8 +121,9 @@ class CallRecord:
             "code": code,
             "ms": round(1e3 * self._seconds(), 2),
         }
-        if self.identity:
-            facts["identity"] = self.identity
+        caller = CALLER.get()
+        if caller.proof:
+            facts["caller"] = caller.name
         if self.stages:
             facts |= _durations(self.stages)
         return facts
@@ -153,7 +156,7 @@ def record_fault(
         logger.error("call failed", exc_info=error, extra=facts)
     elif fault.code is grpc.StatusCode.INTERNAL:
         logger.error("call failed in the backend", extra=facts)
-    elif fault.code in _OVERLOAD:
+    elif fault.code in _CONCERNS_THE_OPERATOR:
         logger.warning(_REFUSED, fault.message, extra=facts)
     else:
         logger.log(level, _REFUSED, fault.message, extra=facts)

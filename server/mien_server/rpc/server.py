@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
-from mien_server.errors import OperatorError
+from mien_server.access.certificates import Certificate
+from mien_server.access.gate import Gate
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.quoting import without_folders
 from mien_server.rpc.calls import Admission, CallInterceptor
+from mien_server.rpc.ports import Connections, ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
 
 logger = logging.getLogger(__name__)
@@ -28,33 +29,12 @@ INFERENCE_SERVICE = "inference.GRPCInferenceService"
 MIN_PING_INTERVAL_MS = 10_000
 """Clients may send keepalive pings this often, even without calls. gRPC's own limit is 5 minutes."""
 
-HANDSHAKE_TIMEOUT_MS = 10_000
-"""A connection that has not said what it is by then is closed. gRPC's own limit is 2 minutes."""
-
-SPARE_DESCRIPTORS, MOST_CONNECTIONS = 128, 10_000
-"""File descriptors that are left to models, metrics and libraries, and connections that are always enough."""
-
 QUIET_SECONDS, LINGER_SECONDS = 0.25, 1.0
 """gRPC answers calls that reach a server while it shuts down with a bare CANCELLED. So the server goes on
 refusing them properly until none has come for QUIET_SECONDS, for LINGER_SECONDS at most."""
 
 FLUSH_SECONDS = 0.5
 """How long answers that are on their way out, and the streams of health watchers, get to end."""
-
-
-class ListenError(OperatorError):
-    """The server cannot listen where it was told to; the message says why and what to do."""
-
-
-def file_descriptors() -> int:
-    """How many this process may have open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def connections_for(descriptors: int) -> int:
-    """How many connections fit into so many file descriptors, of which others need some, at least 1."""
-    spare = min(SPARE_DESCRIPTORS, descriptors // 2)
-    return max(1, min(descriptors - spare, MOST_CONNECTIONS))
 
 
 class RpcServer:
@@ -71,11 +51,13 @@ class RpcServer:
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info.
         arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
-        max_connections: more are closed as they come in; None: as many as there are file descriptors for.
-        idle_seconds: a connection without a call for so long is closed; None: never.
+        gate: knows callers, and what they may do; None admits everybody.
+        certificate: what TLS works with; None: plain text.
+        unix: the socket to listen on instead of address and port.
+        connections: what connections may do; None: the defaults.
 
     Attributes:
-        address: host:port, as it listens.
+        address: host:port, as it listens, or unix:PATH.
         ready: what the health service says.
         max_connections: as it is in force.
         unready: why it says NOT_SERVING: what is the matter with what, as far as callers may know.
@@ -92,8 +74,10 @@ class RpcServer:
         hide: Sequence[Path] = (),
         access_log: bool = False,
         arrival_seconds: float = 60.0,
-        max_connections: int | None = None,
-        idle_seconds: float | None = None,
+        gate: Gate | None = None,
+        certificate: Certificate | None = None,
+        unix: UnixSocket | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self._admission = admission
         self.ready = False
@@ -101,31 +85,36 @@ class RpcServer:
         self._hide = hide
         self._services = [SERVICE]
         self._health = health.aio.HealthServicer()
-        self.max_connections = max_connections or connections_for(file_descriptors())
-        idle = [("grpc.max_connection_idle_ms", int(idle_seconds * 1000))] if idle_seconds else []
+        connections = connections or Connections()
+        self.max_connections = connections.limit
         self._server = grpc.aio.server(
             interceptors=(
                 CallInterceptor(
                     admission,
                     metrics,
+                    gate or Gate(),
                     hide=hide,
                     access_log=access_log,
                     arrival_seconds=arrival_seconds,
                 ),
             ),
             options=(
-                *idle,
-                ("grpc.max_allowed_incoming_connections", self.max_connections),
-                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 # Two servers that share a port by accident would each get half of the calls.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                *connections.options(),
             ),
         )
-        self.address = self._bind(address, port)
+        self._credentials = None if certificate is None else server_credentials(certificate)
+        self.address = self._bind(address, port) if unix is None else unix.bind(self._add_port)
+
+    def _add_port(self, where: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(where)
+        return self._server.add_secure_port(where, self._credentials)
 
     def _bind(self, address: IPv4Address | IPv6Address, port: int) -> str:
         host = f"[{address}]" if address.version == 6 else str(address)
@@ -133,7 +122,7 @@ class RpcServer:
         try:
             # gRPC does not say why it cannot listen; a socket of our own does.
             socket.create_server((str(address), port), family=family).close()
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._add_port(f"{host}:{port}")
         except (OSError, RuntimeError) as error:
             why = error.strerror if isinstance(error, OSError) else "address already in use"
             raise ListenError(

@@ -9,11 +9,14 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from mien_server.errors import (
+    CallerLimit,
     InvalidRequest,
     MienError,
     ModelNotFound,
     ModelNotReady,
+    PermissionDenied,
     Reason,
+    Unauthenticated,
     Unmet,
 )
 from mien_server.scheduling import errors as scheduling
@@ -36,6 +39,9 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     Unmet: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    CallerLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -116,7 +122,12 @@ def fault_of(error: Exception) -> Fault:
         case MienError():
             lasting = isinstance(error, ModelNotReady) and error.lasting
             return Fault(
-                _code(error), error.reason, error.message, field=error.field, lasting=lasting
+                _code(error),
+                error.reason,
+                error.message,
+                field=error.field,
+                retry_after=error.retry_after if isinstance(error, CallerLimit) else None,
+                lasting=lasting,
             )
         case Unimplemented():
             return Fault(grpc.StatusCode.UNIMPLEMENTED, Reason.UNIMPLEMENTED, str(error))

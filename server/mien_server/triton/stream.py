@@ -7,7 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as triton
 
-from mien_server.errors import InvalidRequest
+from mien_server.errors import MienError
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.rpc.record import record_fault
 
@@ -31,7 +31,7 @@ async def answer_stream(
 
     What `infer` raises becomes the answer's `error_message`, as Triton's, with the request's id in
     `infer_response`; the stream goes on. One that is no valid message has no id: it ends the stream,
-    once those before it are answered.
+    once those before it are answered. So does one whose caller is not allowed any more.
 
     Args:
         requests: each an `inference.ModelInferRequest`; they end when the caller has sent its last.
@@ -41,27 +41,27 @@ async def answer_stream(
         hide: folders whose place on this machine the caller is not told.
 
     Raises:
-        InvalidRequest: what reading from `requests` raises.
+        MienError: what reading from `requests` raises.
     """
     answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
 
     async with asyncio.TaskGroup() as group:
 
-        async def read() -> InvalidRequest | None:
-            invalid = None
+        async def read() -> MienError | None:
+            refused = None
             try:
                 async for request in requests:
                     await answers.put(group.create_task(_answer(request, infer, metrics, hide)))
-            except InvalidRequest as error:
-                invalid = error
+            except MienError as error:
+                refused = error
             await answers.put(None)
-            return invalid
+            return refused
 
         reading = group.create_task(read())
         while (answer := await answers.get()) is not None:
             await write(await answer)
-    if invalid := reading.result():
-        raise invalid
+    if refused := reading.result():
+        raise refused
 
 
 async def _answer(

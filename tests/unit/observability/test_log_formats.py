@@ -54,6 +54,16 @@ def test_lines_below_the_level_are_dropped() -> None:
     assert stream.getvalue() == ""
 
 
+def test_grpc_repeats_no_metadata() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "text", stream)
+    grpcs = logging.getLogger("grpc._cython.cygrpc")
+    grpcs.error("Invalid encoding on %s", b"Bearer secret\xff")
+    grpcs.error("Unexpected exception in the handler")
+    assert "Unexpected" in stream.getvalue()
+    assert "secret" not in stream.getvalue()
+
+
 def record(level: int, template: str, at: float) -> logging.LogRecord:
     made = logging.makeLogRecord({"levelno": level, "msg": template})
     made.created = at

@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from mien.v1 import face_pb2
-from mien_server.rpc import server as rpc_server
+from mien_server.rpc import ports
 from mien_server.rpc.calls import Admission
-from mien_server.rpc.server import connections_for
+from mien_server.rpc.ports import Connections, connections_for
 from tests.http2 import DATA, RST_STREAM, begin_call, connect, frame, greet, is_closed
 from tests.unit.rpc.test_face_service import EMPTY, PHOTO, Running, details_of, returning, serving
 
@@ -129,7 +129,7 @@ async def _done(call: Any) -> None:
 
 
 async def test_connections_beyond_the_limit_are_closed_and_a_free_place_is_taken() -> None:
-    async with serving(returning(EMPTY), max_connections=2) as running:
+    async with serving(returning(EMPTY), connections=Connections(most=2)) as running:
         assert running.server.max_connections == 2
         await running.faces.Detect(PHOTO)  # the channel's connection is the first
         with ExitStack() as stack:
@@ -151,7 +151,7 @@ async def test_connections_beyond_the_limit_are_closed_and_a_free_place_is_taken
 
 
 async def test_connection_without_calls_is_closed_and_its_client_connects_again() -> None:
-    async with serving(returning(EMPTY), idle_seconds=0.2) as running:
+    async with serving(returning(EMPTY), connections=Connections(max_idle=0.2)) as running:
         await running.faces.Detect(PHOTO)
         with await asyncio.to_thread(connect, running.server.address) as silent:
             greet(silent)
@@ -162,7 +162,7 @@ async def test_connection_without_calls_is_closed_and_its_client_connects_again(
 
 
 async def test_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_server, "HANDSHAKE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(ports, "HANDSHAKE_TIMEOUT_MS", 200)
     async with serving(returning(EMPTY)) as running:
         with await asyncio.to_thread(connect, running.server.address) as silent:
             assert await asyncio.to_thread(is_closed, silent)

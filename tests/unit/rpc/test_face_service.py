@@ -27,7 +27,8 @@ from mien_server.pipeline.running import together
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
 from mien_server.rpc.calls import LONGEST_SECONDS, Admission
 from mien_server.rpc.faces import FaceService
-from mien_server.rpc.server import SERVICE, ListenError, RpcServer
+from mien_server.rpc.ports import ListenError
+from mien_server.rpc.server import SERVICE, RpcServer
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
 
 Code = grpc.StatusCode

@@ -289,8 +289,13 @@ async def refusal(call: Any) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def serving(*, loading: bool = False, access_log: bool = False) -> AsyncIterator[Running]:
-    """A server of two models, `vectors` and `finder`, ready unless `loading`; and clients of it."""
+async def serving(*, loading: bool = False, **options: Any) -> AsyncIterator[Running]:
+    """A server of two models, `vectors` and `finder`, ready unless `loading`; and clients of it.
+
+    Args:
+        loading: whether it is not ready yet.
+        options: of `RpcServer`, beside those that every server here has.
+    """
     world = World()
     world.add("vectors", EMBEDDER, Scripted(mean_colour))
     world.add("finder", DETECTOR, Scripted(as_many_faces_as_red))
@@ -303,7 +308,7 @@ async def serving(*, loading: bool = False, access_log: bool = False) -> AsyncIt
         max_message_bytes=1 << 26,
         admission=admission,
         metrics=metrics,
-        access_log=access_log,
+        **options,
     )
     pipeline = cast(FacePipeline, world)
     service = InferenceService(
@@ -322,9 +327,11 @@ async def serving(*, loading: bool = False, access_log: bool = False) -> AsyncIt
         admission.open()
         await server.set_ready(True)
     running = Running(world, server, admission, registry)
-    yield running
-    await running.client.close()
-    await running.channel.close()
-    await server.close()
-    world.pool.close()
-    world.scheduler.close()
+    try:
+        yield running
+    finally:
+        await running.client.close()
+        await running.channel.close()
+        await server.close()
+        world.pool.close()
+        world.scheduler.close()

@@ -1,0 +1,31 @@
+"""Who calls."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from mien_server.access.roles import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who has proved to be whom, and what that one may do.
+
+    Attributes:
+        name: who: what the operator called the key, the certificate's name, or the token's subject.
+        roles: those included in others are in it, too.
+        proof: what it was proved by: `key mien_…` without its secret, `certificate`, `token`; "" of nobody.
+    """
+
+    name: str
+    roles: frozenset[Role]
+    proof: str = ""
+
+
+ANONYMOUS = Caller("anonymous", frozenset(Role))
+"""Everybody, where nobody has to prove anything."""
+
+NOBODY = Caller("-", frozenset())
+"""Who has not proved anything, or not yet."""
+
+CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
+"""The caller of the call that this task answers, for the lines of the log about it."""
