@@ -1,6 +1,8 @@
 """A small version put to the test: found, run against its golden file, measured and reported."""
 
+import errno
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.reports import check_document, check_text
 from mien_server.repository.golden import BOUNDS
 from mien_server.repository.manifest import ManifestError, read_manifest
+from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.golden import renew_golden
 
@@ -82,6 +85,21 @@ def test_golden_files_are_used_if_they_are_for_these_pixels(repository: Path) ->
     check = check_version(find_target([repository], "colours", 1), cores=1)
     assert check.cosines == ()
     assert "its golden file is for pixels prepared as RGB" in check.problem
+
+
+def test_a_golden_file_that_cannot_be_written_leaves_the_version_as_it_was(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository / "colours" / "1"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(WeightsError, match="no golden file can be written: .*No space left"):
+        renew_golden(repository, folder, "model.onnx", Progress(io.StringIO()))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
