@@ -97,7 +97,7 @@ def test_a_golden_file_that_cannot_be_written_leaves_the_version_as_it_was(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copy2", full)
-    with pytest.raises(WeightsError, match="no golden file can be written: .*No space left"):
+    with pytest.raises(WeightsError, match=r"no golden file can be written: .*No space left"):
         renew_golden(repository, folder, "model.onnx", Progress(io.StringIO()))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
