@@ -37,5 +37,6 @@ def test_inputs_come_again_by_their_numbers() -> None:
 
 
 def test_table_has_the_rows_of_the_page() -> None:
-    assert ("INVALID_ARGUMENT", "INVALID_IMAGE") in table()
-    assert len(table()) == 20
+    known = {("INVALID_ARGUMENT", "INVALID_IMAGE"), ("UNAUTHENTICATED", "UNAUTHENTICATED")}
+    assert known <= table()
+    assert len(table()) >= 23

@@ -150,11 +150,12 @@ def test_words_stand_for_roles() -> None:
 
 
 def test_remembered_token_ends_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, good = checker(), token()
+    now = int(time.time())
+    tokens, good = checker(), token(exp=now + 600)
     assert tokens.find(good)
-    monkeypatch.setattr(time, "time", lambda: NOW + 600 + 20.0)
+    monkeypatch.setattr(time, "time", lambda: now + 600 + 20.0)
     assert tokens.find(good)  # clocks differ
-    monkeypatch.setattr(time, "time", lambda: NOW + 600 + 60.0)
+    monkeypatch.setattr(time, "time", lambda: now + 600 + 60.0)
     assert tokens.find(good) is None
 
 
