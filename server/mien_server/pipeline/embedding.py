@@ -5,6 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnifi
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.quality import of_crop, of_face
 from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.selection import select_faces
 from mien_server.pipeline.types import (
@@ -25,12 +27,14 @@ from mien_server.pipeline.types import (
     Embedding,
     EncodedImage,
     Face,
+    FacePolicy,
     FaceSelection,
     ImageSource,
     ImageU8,
     Limits,
     ModelIdentity,
     PhotoFaces,
+    Quality,
     RawPixels,
     StageTime,
 )
@@ -49,12 +53,14 @@ async def embed_image(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool = False,
 ) -> PhotoFaces:
     """Embeds an aligned crop, or the chosen faces of a photo.
 
     Args:
         detector: a photo needs one.
         selection: checked by `check_selection`.
+        inspect: whether to tell the faces' quality, for which all faces of a photo are found.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
@@ -63,10 +69,10 @@ async def embed_image(
     """
     with at("image"), at(image.part):
         if isinstance(image, AlignedFace):
-            return await _embed_crop(image.crop, embedder, limits, pool, call)
+            return await _embed_crop(image.crop, embedder, limits, pool, call, inspect)
         if detector is None:
             raise ValueError("a photo needs a detector")
-        return await _embed_photo(image, detector, embedder, selection, limits, pool, call)
+        return await _embed_photo(image, detector, embedder, selection, limits, pool, call, inspect)
 
 
 async def _embed_crop(
@@ -75,6 +81,7 @@ async def _embed_crop(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool,
 ) -> PhotoFaces:
     def crop() -> tuple[ImageU8, float]:
         begun = time.monotonic()
@@ -93,7 +100,8 @@ async def _embed_crop(
         )
     call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
     (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
-    face = Face(None, 0.0, None, embedding)
+    quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
+    face = Face(None, 0.0, None, embedding, quality)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
 
 
@@ -105,11 +113,12 @@ async def _embed_photo(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool,
 ) -> PhotoFaces:
     found = await find_faces(
         image,
         detector,
-        selection,
+        replace(selection, policy=FacePolicy.ALL) if inspect else selection,
         limits=limits,
         pool=pool,
         call=call,
@@ -128,11 +137,17 @@ async def _embed_photo(
             partial(_cut, image, found.photo, faces.landmarks[chosen], limits)
         )
         call.stages.append(StageTime("align", time.monotonic() - begun))
+    qualities: Sequence[Quality | None] = [None] * len(chosen)
+    if inspect:
+        qualities = await pool.finish(partial(_judge, crops, faces, chosen, width, height))
     # The crops are all that the call needs of the photo while it waits.
     del found
     embeddings = await _embed_crops(crops, embedder, call, passed=1)
     return PhotoFaces(
-        [face_of(faces, i, e) for i, e in zip(chosen, embeddings, strict=True)],
+        [
+            face_of(faces, i, embedding, quality)
+            for i, embedding, quality in zip(chosen, embeddings, qualities, strict=True)
+        ],
         width,
         height,
         identity_of(detector.model),
@@ -148,6 +163,24 @@ def _cut(
         # The reduced photo has fewer pixels of some face than its crop: decode it in full.
         photo = load(image, limits)
     return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
+
+
+def _judge(
+    crops: Sequence[ImageU8], faces: Detections, chosen: Sequence[int], width: int, height: int
+) -> list[Quality]:
+    """The quality of the chosen ones of a photo's faces, of which these are the crops."""
+    return [
+        of_face(
+            crop,
+            box=faces.boxes[i],
+            landmarks=faces.landmarks[i],
+            score=float(faces.scores[i]),
+            others=np.delete(faces.boxes, i, axis=0),
+            width=width,
+            height=height,
+        )
+        for crop, i in zip(crops, chosen, strict=True)
+    ]
 
 
 async def _embed_crops(
@@ -178,13 +211,19 @@ def identity_of(model: ReadyModel) -> ModelIdentity:
     return ModelIdentity(model.name, model.version, model.fingerprint)
 
 
-def face_of(found: Detections, index: int, embedding: Embedding | None = None) -> Face:
-    """One of the faces found, with its embedding if it has one."""
+def face_of(
+    found: Detections,
+    index: int,
+    embedding: Embedding | None = None,
+    quality: Quality | None = None,
+) -> Face:
+    """One of the faces found, with its embedding and its quality if it has them."""
     return Face(
         found.boxes[index].astype(np.float32),
         float(found.scores[index]),
         found.landmarks[index].astype(np.float32),
         embedding,
+        quality,
     )
 
 
