@@ -78,6 +78,7 @@ async def _serve(settings: Settings) -> int:
     with _metrics_served(settings, registry):
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
+        from mien_server.rpc.galleries import GalleryService
         from mien_server.triton.service import InferenceService
 
         engine = build_engine(settings)
@@ -86,6 +87,7 @@ async def _serve(settings: Settings) -> int:
         try:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)
+            galleries = GalleryService(engine.gallery, default_deadline=deadline)
             inference = InferenceService(
                 engine.catalogue,
                 engine.loader,
@@ -97,7 +99,9 @@ async def _serve(settings: Settings) -> int:
                 default_deadline=deadline,
             )
             _watch(registry, server, admission, engine)
-            await server.start(faces, inference=inference, reflect=settings.reflection)
+            await server.start(
+                faces, galleries=galleries, inference=inference, reflect=settings.reflection
+            )
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mien_server.backends.devices import CpuDevice, CudaDevice, gpu_count
+from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.store import Store
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits
@@ -27,6 +29,7 @@ class Engine:
         loader: loads them from the repository's folders.
         pool: the threads for work on pictures.
         pipeline: answers Detect, Embed and Verify, to be called on one event loop.
+        gallery: keeps and finds faces, on the same loop; None: there is no folder for it.
     """
 
     devices: Sequence[AnyDevice]
@@ -35,6 +38,7 @@ class Engine:
     loader: Loader
     pool: PicturePool
     pipeline: FacePipeline
+    gallery: Gallery | None
 
     def close(self, timeout: float | None = None) -> bool:
         """Stops the threads, and blocks until what they run is done.
@@ -45,6 +49,8 @@ class Engine:
         ended = self.loader.close(timeout)
         self.pool.close()
         self.scheduler.close()
+        if self.gallery is not None:
+            self.gallery.store.close()
         return ended
 
 
@@ -56,7 +62,8 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
         draw: decides which calls go to a canary; None: anew for each engine.
 
     Raises:
-        OperatorError: a model repository is no folder, or the core budget cannot hold.
+        OperatorError: a model repository is no folder, the core budget cannot hold, or the galleries cannot
+            be opened.
     """
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[AnyDevice] = [cpu]
@@ -67,7 +74,15 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
         max_bytes=settings.max_queued_bytes or settings.max_pending_bytes,
     )
     catalogue = Catalogue(draw)
+    store = None
     try:
+        if settings.gallery_dir is not None:
+            store = Store(
+                settings.gallery_dir,
+                max_bytes=settings.gallery_max_bytes,
+                scheduler=scheduler,
+                device=cpu,
+            )
         loader = Loader(
             catalogue,
             settings.model_repository,
@@ -78,6 +93,8 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
         )
     except BaseException:
         scheduler.close()
+        if store is not None:
+            store.close()
         raise
     pool = PicturePool(
         threads=settings.decode_threads or cpu.cores,
@@ -95,4 +112,7 @@ def build_engine(settings: Settings, *, draw: random.Random | None = None) -> En
             max_faces=settings.max_faces,
         ),
     )
-    return Engine(devices, scheduler, catalogue, loader, pool, pipeline)
+    gallery = None
+    if store is not None:
+        gallery = Gallery(store, catalogue, pipeline, default_embedder=settings.default_embedder)
+    return Engine(devices, scheduler, catalogue, loader, pool, pipeline, gallery)

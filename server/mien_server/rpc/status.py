@@ -9,10 +9,13 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from mien_server.errors import (
+    AlreadyInGallery,
+    GalleryFull,
     InvalidRequest,
     MienError,
     ModelNotFound,
     ModelNotReady,
+    NotInGallery,
     Reason,
     Unmet,
 )
@@ -36,6 +39,9 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     Unmet: grpc.StatusCode.FAILED_PRECONDITION,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    NotInGallery: grpc.StatusCode.NOT_FOUND,
+    AlreadyInGallery: grpc.StatusCode.ALREADY_EXISTS,
+    GalleryFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
