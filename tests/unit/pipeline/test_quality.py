@@ -55,7 +55,9 @@ def test_blur_lowers_sharpness_and_nothing_else_much(face: Portrait) -> None:
     pixels, landmarks = face
     whole = judged(pixels, landmarks)
     sigmas = (2, 4, 8, 12, 16, 24)
-    blurred = [judged(cv2.GaussianBlur(pixels, (0, 0), s), landmarks) for s in sigmas]
+    blurred = [
+        judged(np.asarray(cv2.GaussianBlur(pixels, (0, 0), s), np.uint8), landmarks) for s in sigmas
+    ]
     assert falling([whole.sharpness, *(each.sharpness for each in blurred)])
     assert all(abs(each.brightness - whole.brightness) < 0.03 for each in blurred)
     assert [issue.problem for issue in problems(blurred[2])] == [Problem.BLURRED]
@@ -68,7 +70,11 @@ def test_shrinking_lowers_size_and_sharpness(face: Portrait) -> None:
     for side in (60, 40, 25, 16, 10, 6):
         scale = side / eyes
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        shrunk.append(judged(small, ((landmarks + 0.5) * scale - 0.5).astype(np.float32)))
+        shrunk.append(
+            judged(
+                np.asarray(small, np.uint8), ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
+            )
+        )
     assert falling([each.size or 0.0 for each in shrunk])
     assert falling([each.sharpness for each in shrunk])
     assert problems(shrunk[0]) == []
