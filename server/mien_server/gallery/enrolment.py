@@ -202,5 +202,8 @@ def _refused(face: NewFace, reason: Reason, message: str, field: str) -> Enrolme
 def _refuse_for_issues(enrolment: Enrolment, path: str) -> None:
     enrolment.reason = Reason.LOW_QUALITY
     told = "; ".join(str(issue) for issue in enrolment.issues)
-    enrolment.message = f"The face would make the gallery worse: {told}. Take another photo of it."
+    enrolment.message = (
+        f"The face would make the gallery worse: {told}. Send a better photo, check whose it is, or enrol it"
+        " all the same with the quality policy WARN."
+    )
     enrolment.field = path

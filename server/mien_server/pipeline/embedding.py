@@ -5,7 +5,6 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +16,7 @@ from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnifi
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.quality import of_crop, of_face
+from mien_server.pipeline.quality import LIMITS, of_crop, of_face
 from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.selection import select_faces
 from mien_server.pipeline.types import (
@@ -27,7 +26,6 @@ from mien_server.pipeline.types import (
     Embedding,
     EncodedImage,
     Face,
-    FacePolicy,
     FaceSelection,
     ImageSource,
     ImageU8,
@@ -60,7 +58,7 @@ async def embed_image(
     Args:
         detector: a photo needs one.
         selection: checked by `check_selection`.
-        inspect: whether to tell the faces' quality, for which all faces of a photo are found.
+        inspect: whether to tell the faces' quality, too.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
@@ -118,7 +116,7 @@ async def _embed_photo(
     found = await find_faces(
         image,
         detector,
-        replace(selection, policy=FacePolicy.ALL) if inspect else selection,
+        selection,
         limits=limits,
         pool=pool,
         call=call,
@@ -169,13 +167,14 @@ def _judge(
     crops: Sequence[ImageU8], faces: Detections, chosen: Sequence[int], width: int, height: int
 ) -> list[Quality]:
     """The quality of the chosen ones of a photo's faces, of which these are the crops."""
+    sure = faces.scores >= LIMITS.min_score
     return [
         of_face(
             crop,
             box=faces.boxes[i],
             landmarks=faces.landmarks[i],
             score=float(faces.scores[i]),
-            others=np.delete(faces.boxes, i, axis=0),
+            others=faces.boxes[sure & (np.arange(len(sure)) != i)],
             width=width,
             height=height,
         )

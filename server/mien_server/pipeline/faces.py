@@ -133,7 +133,7 @@ class FacePipeline:
         """The chosen faces of a photo, or an aligned crop, with their embeddings.
 
         Args:
-            inspect: whether to tell the faces' quality, too, which costs a closer look at the photo.
+            inspect: whether to tell the faces' quality, too.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.

@@ -41,8 +41,15 @@ class Issue:
     person: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.problem.replace('_', ' ').lower()}: {self.value:.3g}, {self.limit:.3g} would pass"
-        return f"{what} ({self.person!r})" if self.person else what
+        if self.problem is Problem.LIKE_ANOTHER_PERSON:
+            figures = f"{self.value:.3f}, less than {self.limit:.3f} passes"
+            return f"it is like a face of {self.person!r} ({figures})"
+        passes = "or less" if self.problem in _TOO_HIGH else "or more"
+        what = self.problem.replace("_", " ").lower()
+        return f"{what} ({self.value:.3g}, {self.limit:.3g} {passes} passes)"
+
+
+_TOO_HIGH = (Problem.BRIGHT, Problem.TURNED, Problem.CUT_OFF, Problem.SEVERAL_FACES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ def of_face(
     Args:
         crop: [112, 112, 3], RGB.
         box: [4] in pixels of the photo, as landmarks [5, 2].
-        others: [n, 4], the boxes of the photo's other faces.
+        others: [n, 4], the boxes of the photo's other faces, as far as these are surely faces.
         width, height: of the photo.
     """
     pixels = of_crop(crop)

@@ -175,6 +175,7 @@ def test_crop_alone_has_figures_of_its_pixels_only() -> None:
 
 
 def test_issue_tells_its_figure_and_what_would_pass() -> None:
-    assert str(Issue(Problem.SMALL, 24.33, 32.0)) == "small: 24.3, 32 would pass"
+    assert str(Issue(Problem.SMALL, 24.33, 32.0)) == "small (24.3, 32 or more passes)"
+    assert str(Issue(Problem.CUT_OFF, 0.31, 0.1)) == "cut off (0.31, 0.1 or less passes)"
     like = Issue(Problem.LIKE_ANOTHER_PERSON, 0.93, 0.68, "ann")
-    assert str(like) == "like another person: 0.93, 0.68 would pass ('ann')"
+    assert str(like) == "it is like a face of 'ann' (0.930, less than 0.680 passes)"
