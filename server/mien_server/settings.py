@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         4096 * MIB,
         "Galleries",
         "Bytes of memory that all enrolled faces may take, and of disk about as many: 4 for each number of"
-        " an embedding and some 50 more a face. Faces beyond that are refused with GALLERY_FULL.",
+        " an embedding and some 30 more a face. Faces beyond that are refused with GALLERY_FULL.",
         ge=MIB,
     )
 

@@ -1,6 +1,8 @@
 """Galleries over the wire: created, filled, searched and emptied, by both clients and from a shell."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 
 import mien
-from tests.conftest import LaunchServer
+from mien import cli
+from tests.conftest import ROOT, LaunchServer
 from tools.local_server import LocalServer
 
 Sample = Callable[[str], Path]
@@ -296,6 +299,34 @@ async def test_async_client_does_all_of_it(
         assert (await gallery.delete()).faces == 0
 
 
+def test_examples_of_the_page_run_in_their_order(
+    galleries: LocalServer, portraits: list[Path], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "galleries.md").read_text()
+    examples = re.findall(r"^```(python|sh)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in examples} == {"python", "sh"}
+    for portrait in portraits:
+        shutil.copy(portrait, tmp_path)
+    scripts = str(Path(sys.executable).parent)
+    for language, code in examples:
+        interpreter = [sys.executable, "-c"] if language == "python" else ["sh", "-euc"]
+        done = subprocess.run(
+            [*interpreter, code],
+            cwd=tmp_path,
+            env=os.environ
+            | {"MIEN_ADDRESS": galleries.address, "PATH": f"{scripts}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), code
+        assert done.stdout
+        for told in re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+            shown = {line for line in told.splitlines() if not line.startswith("person_a ")}
+            assert language == "python" or shown <= set(done.stdout.splitlines())
+
+
 def test_server_without_galleries_says_so(server_address: str) -> None:
     with mien.Client(server_address) as client, pytest.raises(mien.MienError) as caught:
         client.galleries()
@@ -304,19 +335,13 @@ def test_server_without_galleries_says_so(server_address: str) -> None:
 
 
 def test_folder_is_added_once_and_searched_from_a_shell(
-    galleries: LocalServer, sample: Sample, tmp_path: Path
+    galleries: LocalServer, sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: object, status: int = 0) -> str:
-        command = [Path(sys.executable).parent / "mien", "--address", galleries.address, "gallery"]
-        done = subprocess.run(
-            [*map(str, command), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        given = ["--address", galleries.address, "gallery", *map(str, arguments)]
+        assert cli.main(given) == status
+        output, errors = capsys.readouterr()
+        return errors if status else output
 
     for who in ("person_a", "person_b"):
         (tmp_path / "photos" / who).mkdir(parents=True)
