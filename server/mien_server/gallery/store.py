@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
-from mien_server.gallery import record
+from mien_server.gallery import reading, record
 from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database
 from mien_server.gallery.index import Index, NewRow
-from mien_server.gallery.record import FaceRow, Written, no_collection
+from mien_server.gallery.reading import Written, no_collection
+from mien_server.gallery.record import FaceRow
 from mien_server.gallery.search import Lanes, Search
 from mien_server.gallery.types import (
     Collection,
@@ -120,7 +121,7 @@ class Store:
 
     async def size(self, live: Live) -> CollectionSize:
         """How much is in a collection."""
-        persons, faces = await self._read(record.counts, live)
+        persons, faces = await self._read(reading.counts, live)
         return CollectionSize(persons, faces, live.index.nbytes)
 
     async def create(
@@ -213,23 +214,23 @@ class Store:
 
     async def of_request(self, live: Live, request_key: str) -> Written | None:
         """The face that was enrolled with a request key, if there is one."""
-        return await self._read(record.face_of_request, live, request_key)
+        return await self._read(reading.face_of_request, live, request_key)
 
     async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
-        """As `record.persons`."""
-        return await self._read(record.persons, live, after=after, most=most)
+        """As `reading.persons`."""
+        return await self._read(reading.persons, live, after=after, most=most)
 
     async def person(self, live: Live, name: str) -> Person:
-        """As `record.person`."""
-        return await self._read(record.person, live, name)
+        """As `reading.person`."""
+        return await self._read(reading.person, live, name)
 
     async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
-        """As `record.faces`."""
-        return await self._read(record.faces, live, of=of, after=after, most=most)
+        """As `reading.faces`."""
+        return await self._read(reading.faces, live, of=of, after=after, most=most)
 
     async def face(self, live: Live, key: int) -> EnrolledFace:
-        """As `record.face`."""
-        return await self._read(record.face, live, key)
+        """As `reading.face`."""
+        return await self._read(reading.face, live, key)
 
     async def search(
         self, live: Live, queries: Sequence[Query], call: Call, *, passed: int
@@ -263,10 +264,10 @@ class Store:
     def _load(self, connection: sqlite3.Connection) -> dict[str, Live]:
         live = {}
         try:
-            for collection in record.collections(connection):
+            for collection in reading.collections(connection):
                 started = time.monotonic()
                 index = Index(collection.dimensions)
-                for part in record.load(connection, collection):
+                for part in reading.load(connection, collection):
                     index.add_arrays(
                         part.vectors, part.faces, part.persons, part.names, part.labels
                     )
@@ -274,7 +275,7 @@ class Store:
                 faces, seconds = index.snapshot.faces, round(time.monotonic() - started, 2)
                 facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
                 _log.info("collection loaded", extra=facts)
-        except (record.Broken, sqlite3.DatabaseError, ValueError, KeyError) as error:
+        except (reading.Broken, sqlite3.DatabaseError, ValueError, KeyError) as error:
             raise damaged(self._path, str(error)) from error
         if (used := sum(each.index.nbytes for each in live.values())) > self._max_bytes:
             _log.warning(

@@ -19,7 +19,7 @@ from mien_server.gallery.checks import (
 )
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
-from mien_server.gallery.record import face_id
+from mien_server.gallery.reading import face_id
 from mien_server.gallery.store import Live, Store
 from mien_server.gallery.types import (
     EnrolledFace,
