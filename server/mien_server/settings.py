@@ -133,7 +133,8 @@ class Settings(BaseSettings):
         4096 * MIB,
         "Galleries",
         "Bytes of memory that all enrolled faces may take, and of disk about as many: 4 for each number of"
-        " an embedding and some 30 more a face. Faces beyond that are refused with GALLERY_FULL.",
+        " an embedding, some 90 more a face, and 200 for every different set of labels. Faces beyond that"
+        " are refused with GALLERY_FULL.",
         ge=MIB,
     )
 

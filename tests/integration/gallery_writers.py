@@ -2,8 +2,8 @@
 
     python -m tests.integration.gallery_writers FOLDER SECONDS SEED
 
-Each round runs in a forked process, which tells what it begins and what was acknowledged through a pipe, until
-SIGKILL ends it. Enrolments that nobody acknowledged are sent again in the next round, with their keys.
+Each round runs in a forked process, which tells what it begins and what was acknowledged through a pipe,
+until SIGKILL ends it. Enrolments that nobody acknowledged are sent again in the next round, with their keys.
 Prints how many rounds there were and how many faces are left; fails on the first thing that is wrong.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 from mien_server.backends.devices import CpuDevice
 from mien_server.gallery import reading
 from mien_server.gallery.database import FILENAME, lock, open_database
+from mien_server.gallery.labels import from_text
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.store import Live, Store
 from mien_server.pipeline.types import ModelIdentity
@@ -119,7 +120,7 @@ class Ledger:
                 assert seed not in there, f"{name} is there twice"
                 there[seed] = face
                 expected = row(seed)
-                assert labels == expected.labels
+                assert from_text(labels) == expected.labels
                 np.testing.assert_array_equal(vector, expected.vector)
         assert there.keys() <= self.begun
         for seed, face in self.kept.items():

@@ -6,7 +6,6 @@ whatever changes rows that count makes new arrays for all but the vectors. A sea
 nobody and sees one state from its beginning to its end.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,15 +13,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.gallery.types import Labels
+from mien_server.gallery.labels import LabelSets
 from mien_server.pipeline.types import ArrayF32
 
 BLOCK_BYTES = 8 * 1024 * 1024
 """Bytes of the vectors of a large block: enough work for one product, little to copy when it is thinned."""
 
 _FIRST_ROWS = 64
-_ROW_BYTES = 8 + 8 + 8 + 4
-"""Of a face beside its vector: its key, its person's key and name, its labels."""
+_ROW_BYTES = 8 + 8 + 8 + 4 + 64
+"""Of a face beside its vector: its key, its person's key and name, the number of its labels, and the name's
+characters, which faces of one person share: as many as a name usually has."""
 
 _GONE = 0
 """The face of a row that has been deleted. Keys begin at 1."""
@@ -37,7 +37,7 @@ class Block:
         faces: [capacity] int64, the faces' keys; `_GONE` where one was deleted.
         persons: [capacity] int64, the persons' keys.
         names: [capacity] object, the persons' names.
-        labels: [capacity] int32, numbers of label sets.
+        labels: [capacity] int32, the numbers of their labels' texts.
         gone: deleted rows among those that count.
     """
 
@@ -79,11 +79,11 @@ class Snapshot:
 
     Attributes:
         blocks: none of them empty.
-        label_sets: by number; None where no face has it any more.
+        label_texts: by number, see `labels`; None where no face has it any more.
     """
 
     blocks: tuple[Block, ...]
-    label_sets: Sequence[Labels | None]
+    label_texts: list[str | None]
 
     @cached_property
     def faces(self) -> int:
@@ -108,48 +108,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A face to add: its key, its person's key and name, its labels, and its vector [d] of unit length."""
+    """A face to add: its key, its person's key and name, its labels' text, its vector [d] of unit length."""
 
     face: int
     person: int
     name: str
-    labels: Labels
+    labels: str
     vector: ArrayF32
-
-
-class LabelSets:
-    """The different labels that faces have, by number. A number is not used twice."""
-
-    def __init__(self) -> None:
-        self.sets: list[Labels | None] = []
-        self._numbers: dict[str, int] = {}
-        self._uses: list[int] = []
-
-    def number(self, labels: Labels) -> int:
-        """The number of these labels for one more face."""
-        text = json.dumps(labels, sort_keys=True)
-        number = self._numbers.get(text)
-        if number is None:
-            number = self._numbers[text] = len(self.sets)
-            self.sets.append(labels)
-            self._uses.append(0)
-        self._uses[number] += 1
-        return number
-
-    def drop(self, numbers: NDArray[np.int32]) -> None:
-        """Ends the use of these numbers, each as often as it is there."""
-        unused = []
-        for number in numbers.tolist():
-            self._uses[number] -= 1
-            if not self._uses[number]:
-                unused.append(number)
-        if not unused:
-            return
-        for number in unused:
-            del self._numbers[json.dumps(self.sets[number], sort_keys=True)]
-        # A new list: searches that are under way still read the old one.
-        gone = set(unused)
-        self.sets = [None if i in gone else labels for i, labels in enumerate(self.sets)]
 
 
 class Index:
@@ -164,7 +129,7 @@ class Index:
         self.row_bytes = 4 * dimensions + _ROW_BYTES
         self._full_rows = max(_FIRST_ROWS, BLOCK_BYTES // (4 * dimensions))
         self._labels = LabelSets()
-        self._snapshot = Snapshot((), self._labels.sets)
+        self._snapshot = Snapshot((), self._labels.texts)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -173,8 +138,8 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the rows take."""
-        return self._snapshot.rows * self.row_bytes
+        """Bytes of memory that the faces take."""
+        return self._snapshot.rows * self.row_bytes + self._labels.nbytes
 
     def add(self, rows: Sequence[NewRow]) -> None:
         """Appends faces."""
@@ -193,9 +158,9 @@ class Index:
         faces: NDArray[np.int64],
         persons: NDArray[np.int64],
         names: Sequence[str],
-        labels: Sequence[Labels],
+        labels: Sequence[str],
     ) -> None:
-        """Appends faces [n]: vectors [n, d], keys, and of each the person's name and the labels."""
+        """Appends faces [n]: vectors [n, d], keys, and of each the person's name and the labels' text."""
         numbers = np.array([self._labels.number(each) for each in labels], np.int32)
         blocks = list(self._snapshot.blocks)
         start, count = 0, len(faces)
@@ -250,7 +215,7 @@ class Index:
         self._publish(blocks)
 
     def _publish(self, blocks: Sequence[Block]) -> None:
-        self._snapshot = Snapshot(tuple(blocks), self._labels.sets)
+        self._snapshot = Snapshot(tuple(blocks), self._labels.texts)
 
 
 def _without_gone(block: Block) -> Block:

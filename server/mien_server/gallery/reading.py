@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mien_server.errors import NotInGallery, Reason
 from mien_server.gallery import payloads
-from mien_server.gallery.types import Collection, EnrolledFace, Labels, Person
+from mien_server.gallery.labels import from_text
+from mien_server.gallery.types import Collection, EnrolledFace, Person
 from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
 
 _LOADED_AT_ONCE = 4096
@@ -28,12 +29,12 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Faces [n] as they are read at the start: keys, persons' keys, names, labels, vectors [n, d]."""
+    """Faces [n] as they are read at the start: keys, persons' keys, names, labels' texts, vectors [n, d]."""
 
     faces: NDArray[np.int64]
     persons: NDArray[np.int64]
     names: list[str]
-    labels: list[Labels]
+    labels: list[str]
     vectors: ArrayF32
 
 
@@ -174,12 +175,11 @@ def _face(
     key: int, name: bytes, labels: bytes | None, quality: str | None, created: float
 ) -> EnrolledFace:
     figures = Quality(**json.loads(quality)) if quality else None
-    return EnrolledFace(key, payloads.to_text(name), _labels(labels), figures, created)
+    return EnrolledFace(key, payloads.to_text(name), from_text(_text(labels)), figures, created)
 
 
-def _labels(body: bytes | None) -> Labels:
-    read: Labels = json.loads(payloads.to_text(body)) if body else {}
-    return read
+def _text(body: bytes | None) -> str:
+    return payloads.to_text(body) if body else ""
 
 
 def load(connection: sqlite3.Connection, collection: Collection) -> Iterator[Loaded]:
@@ -196,7 +196,6 @@ def load(connection: sqlite3.Connection, collection: Collection) -> Iterator[Loa
             (collection.key,),
         )
     }
-    read_labels: dict[bytes | None, Labels] = {None: {}}
     rows = connection.execute(
         "SELECT faces.id, person, texts.body, vectors.body FROM faces"
         " JOIN payloads AS vectors ON vectors.id = vector"
@@ -214,13 +213,11 @@ def load(connection: sqlite3.Connection, collection: Collection) -> Iterator[Loa
         wrong = np.flatnonzero(~(np.abs(norms - 1.0) < 1e-3))
         if len(wrong):
             raise Broken(f"the vector of face {keys[wrong[0]]} is not of unit length")
-        for text in set(labels) - read_labels.keys():
-            read_labels[text] = _labels(text)
         yield Loaded(
             np.array(keys, np.int64),
             np.array(of_persons, np.int64),
             [names[person] for person in of_persons],
-            [read_labels[text] for text in labels],
+            [_text(body) for body in labels],
             vectors,
         )
 

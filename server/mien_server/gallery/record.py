@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from mien_server.errors import AlreadyInGallery, Reason
 from mien_server.gallery import payloads
+from mien_server.gallery.labels import to_text
 from mien_server.gallery.reading import (
     Written,
     face_of_request,
@@ -109,7 +110,7 @@ def _enrol(
         if existing:
             return existing
     person = _person(connection, collection, row.person, now)
-    labels = json.dumps(row.labels, sort_keys=True, ensure_ascii=False) if row.labels else ""
+    labels = to_text(row.labels)
     face = connection.execute(
         "INSERT INTO faces (collection, person, vector, labels, request, quality, norm, created)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

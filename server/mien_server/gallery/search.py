@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.gallery.index import Block, Index, Snapshot
+from mien_server.gallery.labels import fitting, from_text
 from mien_server.gallery.types import Found, Labels, Match, Query, Sample
 from mien_server.pipeline.types import ArrayF32
 
@@ -173,8 +174,7 @@ def best_persons(snapshot: Snapshot, scores: ArrayF32, query: Query) -> list[Mat
 
 def _with_labels(snapshot: Snapshot, wanted: Labels) -> NDArray[np.bool_]:
     """Which rows [rows] have all of the labels."""
-    items = wanted.items()
-    fits = np.array([s is not None and items <= s.items() for s in snapshot.label_sets], bool)
+    fits = fitting(snapshot.label_texts, wanted)
     return np.concatenate([fits[block.labels[: block.length]] for block in snapshot.blocks])
 
 
@@ -204,6 +204,6 @@ def _looked_at(snapshot: Snapshot, rows: _Rows, query: Query) -> Iterator[tuple[
         exact = np.clip((block.vectors[at].astype(np.float64) * vector).sum(axis=1), -1.0, 1.0)
         for row, similarity in zip(at.tolist(), exact.tolist(), strict=True):
             if similarity >= query.threshold:
-                labels = snapshot.label_sets[block.labels[row]] or {}
+                labels = from_text(snapshot.label_texts[block.labels[row]] or "")
                 sample = Sample(int(block.faces[row]), similarity, labels)
                 yield int(block.persons[row]), block.names[row], sample

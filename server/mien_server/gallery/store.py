@@ -23,6 +23,7 @@ from mien_server.errors import GalleryFull
 from mien_server.gallery import reading, record
 from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database
 from mien_server.gallery.index import Index, NewRow
+from mien_server.gallery.labels import nbytes_of, to_text
 from mien_server.gallery.reading import Written, no_collection
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.search import Lanes, Search
@@ -156,12 +157,13 @@ class Store:
             GalleryFull: there is no room for them.
             NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
         """
+        texts = [to_text(row.labels) for row in rows]
 
         def publish(written: Sequence[Written]) -> None:
             live.index.add(
                 [
-                    NewRow(w.face, w.person, sys.intern(w.name), row.labels, row.vector)
-                    for w, row in zip(written, rows, strict=True)
+                    NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
+                    for w, row, text in zip(written, rows, texts, strict=True)
                     if not w.existing
                 ]
             )
@@ -169,7 +171,7 @@ class Store:
         written, _ = await self._write(
             lambda c: record.enrol(c, live.collection, rows),
             publish,
-            nbytes=len(rows) * live.index.row_bytes,
+            nbytes=len(rows) * live.index.row_bytes + sum(map(nbytes_of, texts)),
         )
         return written
 

@@ -129,7 +129,7 @@ class Writer:
             return
         made = [change for change in changes if not isinstance(change.outcome, MienError)]
         for change in made:
-            change.publish(change.outcome)
+            self._publish(change)
         self._unerased = self._unerased or any(change.erases for change in made)
         if any(change.erases for change in made):
             self._erase()
@@ -138,6 +138,13 @@ class Writer:
                 change.done.set_exception(change.outcome)
             else:
                 change.done.set_result((change.outcome, not self._unerased))
+
+    def _publish(self, change: Change[Any]) -> None:
+        try:
+            change.publish(change.outcome)
+        except Exception:
+            # It is on the disk: the next start shows it. The others must not wait for ever until then.
+            _log.exception("a change of the galleries is kept, but searches do not see it")
 
     def _in_transaction(self, changes: Sequence[Change[Any]]) -> None:
         """Makes changes and commits them, or none of them; refusals become their outcomes."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mien_server.gallery.index import Index, NewRow, Snapshot
+from mien_server.gallery.labels import to_text
 from tests.unit.gallery.vectors import filled, random_units, rows
 
 D = 8
@@ -19,7 +20,7 @@ def state(snapshot: Snapshot) -> dict[int, tuple[int, str, str, tuple[float, ...
         int(block.faces[i]): (
             int(block.persons[i]),
             block.names[i],
-            str(snapshot.label_sets[block.labels[i]]),
+            snapshot.label_texts[block.labels[i]] or "",
             tuple(block.vectors[i].tolist()),
         )
         for block in snapshot.blocks
@@ -52,7 +53,7 @@ def test_every_state_is_what_the_changes_say_and_stays_as_it_was(
         if kind == "add":
             vectors = random_units(argument, D, seed=number)
             new = [
-                NewRow(next_face + i, 1 + i % 7, f"p{1 + i % 7}", {"n": str(i % 3)}, vectors[i])
+                NewRow(next_face + i, 1 + i % 7, f"p{1 + i % 7}", f"label {i % 3}", vectors[i])
                 for i in range(argument)
             ]
             index.add(new)
@@ -113,12 +114,14 @@ def test_labels_that_nobody_has_any_more_are_forgotten() -> None:
     index = Index(D)
     vectors = random_units(3, D)
     index.add(rows(vectors, [1, 2, 3], labels=[{"a": "1"}, {"a": "1"}, {"b": "2"}]))
-    before = index.snapshot
+    before, full = index.snapshot, index.nbytes
+    one, other = to_text({"a": "1"}), to_text({"b": "2"})
     index.remove([1, 3])
-    assert [labels for labels in index.snapshot.label_sets if labels] == [{"a": "1"}]
-    assert {"b": "2"} in before.label_sets
+    assert [text for text in index.snapshot.label_texts if text] == [one]
+    assert other in before.label_texts
     index.remove([2])
-    assert not any(index.snapshot.label_sets)
+    assert not any(index.snapshot.label_texts)
+    assert (full > 3 * index.row_bytes, index.nbytes) == (True, 0)
 
 
 def test_searches_beside_a_writer_see_whole_states() -> None:

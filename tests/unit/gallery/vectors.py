@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mien_server.gallery.index import Index, NewRow
+from mien_server.gallery.labels import to_text
 from mien_server.pipeline.types import ArrayF32
 
 
@@ -35,7 +36,7 @@ def rows(
 ) -> list[NewRow]:
     """Faces `first`, `first` + 1, … of persons who are called by their numbers."""
     return [
-        NewRow(first + i, person, f"p{person}", labels[i] if labels else {}, vectors[i])
+        NewRow(first + i, person, f"p{person}", to_text(labels[i]) if labels else "", vectors[i])
         for i, person in enumerate(persons)
     ]
 
