@@ -160,7 +160,8 @@ def _watch(
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
 
-    registry.register(ModelMetrics(engine.catalogue))
+    galleries = engine.gallery.store if engine.gallery else None
+    registry.register(ModelMetrics(engine.catalogue, galleries))
     watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
     watch(
         registry,

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import mien
 from mien import cli
 from tests.conftest import ROOT, LaunchServer
+from tests.exposition import Exposition
 from tools.local_server import LocalServer
 
 Sample = Callable[[str], Path]
@@ -212,6 +214,21 @@ def test_faces_are_listed_moved_and_deleted(
         gallery.delete_faces([ids[8], ids[0]])
     assert (caught.value.reason, caught.value.field) == ("ENROLLED_FACE_NOT_FOUND", "face_ids[1]")
     assert gallery.info().faces == 3
+
+
+def test_metrics_tell_of_faces_and_searches(
+    galleries: LocalServer, gallery: mien.Gallery, embeddings: dict[str, mien.Embedding]
+) -> None:
+    gallery.enrol(embeddings["person_a_1"], "a", quality_policy="accept")
+    for _ in range(3):
+        gallery.identify(embeddings["person_a_2"])
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(galleries.metrics_url, timeout=10) as response:
+        told = Exposition(response.read().decode())
+    assert told.one("mien_gallery_faces", collection=gallery.name) == 1
+    assert told.one("mien_gallery_bytes", collection=gallery.name) > 512
+    searched = {"model": f"collection {gallery.name}", "version": "", "outcome": "succeeded"}
+    assert told.one("mien_slot_requests_total", **searched) == 3
 
 
 def test_several_galleries_are_searched_together(
