@@ -669,7 +669,7 @@ class EnrolResult(_message.Message):
 
     @_builtins.property
     def issues(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityIssue]:
-        """What is wrong with it: why it was refused, or with the policy WARN what to be wary of."""
+        """What is wrong with it: why it was refused, or if it is enrolled what to be wary of."""
 
     def __init__(
         self,

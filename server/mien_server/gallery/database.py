@@ -65,6 +65,13 @@ _MIGRATIONS = (
 """What makes each version of the schema from the one before; user_version counts them."""
 
 
+_NOT_DAMAGED = (
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY),
+)
+"""Codes of SQLite's that say nothing of what is in the file."""
+
+
 class GalleryDamaged(OperatorError):
     """The file of the galleries cannot be used; the message says why and what to do."""
 
@@ -108,8 +115,18 @@ def open_database(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     except sqlite3.Error as error:
-        raise damaged(path, str(error)) from error
+        raise unusable(path, error) from error
     return connection
+
+
+def unusable(path: Path, error: sqlite3.Error) -> OperatorError:
+    """The error to raise for one of SQLite's at the start."""
+    if error.sqlite_errorcode & 0xFF in _NOT_DAMAGED:
+        return OperatorError(
+            f"{path} cannot be opened for writing: {error}. Give this user the right to, and the disk room,"
+            f" or name another folder with {name_of('gallery_dir')}."
+        )
+    return damaged(path, str(error))
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
 from mien_server.gallery import reading, record
-from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database
+from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database, unusable
 from mien_server.gallery.index import Index, NewRow
 from mien_server.gallery.labels import nbytes_of, to_text
 from mien_server.gallery.reading import Written, no_collection
@@ -277,7 +277,9 @@ class Store:
                 faces, seconds = index.snapshot.faces, round(time.monotonic() - started, 2)
                 facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
                 _log.info("collection loaded", extra=facts)
-        except (reading.Broken, sqlite3.DatabaseError, ValueError, KeyError) as error:
+        except sqlite3.Error as error:
+            raise unusable(self._path, error) from error
+        except (reading.Broken, ValueError, KeyError) as error:
             raise damaged(self._path, str(error)) from error
         if (used := sum(each.index.nbytes for each in live.values())) > self._max_bytes:
             _log.warning(

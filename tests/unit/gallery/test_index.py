@@ -131,7 +131,7 @@ def test_searches_beside_a_writer_see_whole_states() -> None:
     over = threading.Event()
 
     def write() -> None:
-        for pair in range(400):
+        for pair in range(120):
             index.add(rows(vectors, [pair + 1, pair + 1], first=2 * pair + 1))
             if pair % 3:
                 index.remove([2 * pair + 1, 2 * pair + 2])
