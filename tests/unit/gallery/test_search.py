@@ -49,6 +49,20 @@ def test_top_k_is_that_of_a_plain_product(kind: str, cores: int, lanes: Lanes) -
         assert found.faces == count
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+def test_top_k_of_many_is_that_of_a_plain_product(kind: str, lanes: Lanes) -> None:
+    count, d = 100_000, 512
+    vectors = random_units(count, d) if kind == "random" else clustered_units(count, d, 500)
+    persons = list(range(1, count + 1))
+    index = filled(vectors, persons)
+    asked = np.concatenate([vectors[::10_000], random_units(10, d, seed=9)])
+    queries = [Query(vector, 10, -1.0) for vector in asked]
+    for query, found in zip(queries, search(index, lanes, *queries, cores=2), strict=True):
+        expected = best(vectors, persons, query.vector, 10)
+        assert [person for person, _ in told(found)] == [person for person, _ in expected]
+
+
 def test_face_gets_one_similarity_alone_and_in_any_batch(lanes: Lanes) -> None:
     vectors = random_units(3000, 128)
     index = filled(vectors, range(1, 3001))
