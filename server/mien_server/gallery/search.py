@@ -75,6 +75,9 @@ def _multiply(queries: ArrayF32, vectors: ArrayF32, out: ArrayF32) -> None:
     In strips that stay in a core's cache, which every query then reads from there. For a few queries BLAS has
     no product that is faster than one for each.
     """
+    if len(queries) == 1:
+        np.dot(vectors, queries[0], out=out[0])
+        return
     rows = max(1, _STRIP_BYTES // (4 * vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         strip = vectors[start : start + rows]

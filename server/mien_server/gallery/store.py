@@ -289,9 +289,8 @@ class Store:
         return live
 
     def _opened(self, collection: Collection, index: Index) -> Live:
-        placed = [
-            PlacedInstance(Search(index, self._lanes), self._device.name, self._device.executors)
-        ]
+        # One product at a time, on all cores that are free: others gather meanwhile and share the next.
+        placed = [PlacedInstance(Search(index, self._lanes), self._device.name)]
         slot = self._scheduler.open_slot(f"collection {collection.name}", 1, SEARCHES, placed)
         return Live(collection, index, slot)
 
