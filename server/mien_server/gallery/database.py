@@ -77,13 +77,16 @@ class GalleryDamaged(OperatorError):
 
 
 def lock(folder: Path) -> IO[bytes]:
-    """Makes the folder if need be, and keeps other servers out of it until the returned file is closed.
+    """Makes the folder if need be, for its owner alone, and keeps other servers out of it.
+
+    Returns:
+        what keeps them out, until it is closed.
 
     Raises:
         OperatorError: it cannot be made, or another server has it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (folder / LOCK).open("wb")
     except OSError as error:
         raise OperatorError(

@@ -290,6 +290,11 @@ def test_folder_belongs_to_one_server(open_store: OpenStore) -> None:
         pass
 
 
+def test_folder_is_made_for_its_owner_alone(open_store: OpenStore, tmp_path: Path) -> None:
+    with open_store(tmp_path / "deep" / "galleries"):
+        assert (tmp_path / "deep" / "galleries").stat().st_mode & 0o777 == 0o700
+
+
 def test_folder_that_cannot_be_made_is_told(open_store: OpenStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OperatorError, match="--gallery-dir"):
