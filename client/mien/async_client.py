@@ -2,14 +2,17 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
+from mien.async_gallery import AsyncGallery
 from mien.channel import channel_options
 from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient
 from mien.errors import Cancelled
+from mien.gallery_messages import identify_request, identify_result, info
+from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
 from mien.messages import (
     ModelLike,
@@ -24,9 +27,12 @@ from mien.messages import (
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
 from mien.timing import StageTiming, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
+from mien.v1.gallery_pb2 import ListCollectionsRequest
+from mien.v1.gallery_pb2_grpc import GalleryServiceStub
 
 if TYPE_CHECKING:
     from mien.v1.face_pb2_grpc import FaceServiceAsyncStub
+    from mien.v1.gallery_pb2_grpc import GalleryServiceAsyncStub
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -64,6 +70,11 @@ class AsyncClient(BaseClient):
             else grpc.aio.secure_channel(self.address, self._credentials, options)
         )
         return FaceServiceStub(self._channel)
+
+    @functools.cached_property
+    def _gallery_stub(self) -> "GalleryServiceAsyncStub":
+        assert self._channel is not None  # noqa: S101 - asked for once it is open
+        return GalleryServiceStub(self._channel)
 
     async def detect(
         self,
@@ -150,6 +161,55 @@ class AsyncClient(BaseClient):
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
 
+    def gallery(self, name: str) -> AsyncGallery:
+        """As `Client.gallery`."""
+        return AsyncGallery(self, name)
+
+    async def galleries(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> tuple[GalleryInfo, ...]:
+        """As `Client.galleries`."""
+        response, _ = await self._call_gallery(
+            "ListCollections", ListCollectionsRequest, timeout, timing=False
+        )
+        return tuple(map(info, response.collections))
+
+    async def identify(
+        self,
+        image: ImageLike | Embedding,
+        galleries: Sequence[str],
+        *,
+        aligned: bool = False,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        timing: bool = False,
+    ) -> IdentifyResult:
+        """As `Client.identify`."""
+        build = functools.partial(
+            identify_request,
+            galleries,
+            image,
+            aligned=aligned,
+            top_k=top_k,
+            threshold=threshold,
+            labels=labels,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+        )
+        return identify_result(*await self._call_gallery("Identify", build, timeout, timing))
+
     async def close(self) -> None:
         """Closes the connection; calls in progress end with `Cancelled`. May be called twice."""
         self._closed = True
@@ -161,6 +221,16 @@ class AsyncClient(BaseClient):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _call_gallery(
+        self,
+        method: str,
+        build: Callable[[], Any],
+        timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
+        timing: bool,
+    ) -> tuple[Any, tuple[StageTiming, ...]]:
+        _ = self._stub  # opens the channel, or says why not
+        return await self._call(method, getattr(self._gallery_stub, method), build, timeout, timing)
 
     async def _call(
         self,

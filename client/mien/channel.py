@@ -20,12 +20,24 @@ MAX_TIMEOUT = 365 * 24 * 60 * 60
 # The schemes of gRPC that are written with "://". It would take any other for a host's name.
 _SCHEMES = ("dns", "unix", "xds")
 
+# Of galleries: what may be done twice. A deletion whose answer was lost would next find nothing to delete.
+_REPEATABLE = (
+    *("Enrol", "Identify", "ListCollections", "GetCollection"),
+    *("ListPersons", "GetPerson", "ListFaces", "GetFace", "MoveFaces"),
+)
+
 # Only what no server has worked on is tried again. The throttle stops retries for all calls of a
 # channel while most of them fail, so that a server in trouble is not hit four times as hard.
 SERVICE_CONFIG: Mapping[str, Any] = {
     "methodConfig": [
         {
-            "name": [{"service": "mien.v1.FaceService"}],
+            "name": [
+                {"service": "mien.v1.FaceService"},
+                *(
+                    {"service": "mien.v1.GalleryService", "method": method}
+                    for method in _REPEATABLE
+                ),
+            ],
             "waitForReady": False,
             "retryPolicy": {
                 "maxAttempts": 4,

@@ -1,4 +1,4 @@
-"""The command `mien`: detect, embed, verify, and a server's models, from a shell."""
+"""The command `mien`: detect, embed, verify, galleries, and a server's models, from a shell."""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ from mien import cli_options
 from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from mien.client import DEFAULT_TIMEOUT, Client
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
+from mien.gallery_cli import add_gallery_command
 from mien.images import read_encoded, read_file
 from mien.messages import FacePolicy
 from mien.models_cli import LOAD_TIMEOUT, add_models_command
@@ -223,6 +224,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     verify.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
 
+    add_gallery_command(commands, common, _client, _read)
     add_models_command(commands, common)
 
     defaults = argparse.Namespace(

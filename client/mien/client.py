@@ -1,14 +1,17 @@
 """`Client`: the three calls, blocking; and what it shares with `AsyncClient`."""
 
 import functools
-from collections.abc import Callable
-from typing import Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from mien.access import Bearer, TokenLike
 from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, MienError, from_rpc_error
+from mien.gallery import Gallery
+from mien.gallery_messages import identify_request, identify_result, info
+from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
 from mien.messages import (
     ModelLike,
@@ -23,6 +26,8 @@ from mien.messages import (
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
 from mien.timing import StageTiming, request_metadata, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
+from mien.v1.gallery_pb2 import ListCollectionsRequest
+from mien.v1.gallery_pb2_grpc import GalleryServiceStub
 
 DEFAULT_TIMEOUT = 10.0
 CLOSED = "this client is closed"
@@ -120,6 +125,7 @@ class Client(BaseClient):
         )
         self._channel = open_channel(self.address, credentials)
         self._stub = FaceServiceStub(self._channel)
+        self._gallery_stub = GalleryServiceStub(self._channel)
 
     def detect(
         self,
@@ -250,6 +256,80 @@ class Client(BaseClient):
         )
         return verify_result(*self._call("Verify", self._stub.Verify, build, timeout, timing))
 
+    def gallery(self, name: str) -> Gallery:
+        """A gallery by its name. No call is made: it need not exist yet."""
+        return Gallery(self, name)
+
+    def galleries(self, *, timeout: float | None = None) -> tuple[GalleryInfo, ...]:
+        """The server's galleries, by name.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            WrongServer: it has none, because its operator gave it no folder for them.
+        """
+        response, _ = self._call_gallery(
+            "ListCollections", ListCollectionsRequest, timeout, timing=False
+        )
+        return tuple(map(info, response.collections))
+
+    def identify(
+        self,
+        image: ImageLike | Embedding,
+        galleries: Sequence[str],
+        *,
+        aligned: bool = False,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+        timing: bool = False,
+    ) -> IdentifyResult:
+        """Says whose face it is: the persons of one or more galleries who are most like it.
+
+        Args:
+            image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            galleries: their names, up to 16, all of the same model.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            top_k: how many persons for each face, from 1 to 100; 5 by default.
+            threshold: persons of a lower similarity are left out, in [-1, 1]; by default each gallery's own,
+                or else its model's.
+            labels: only faces with all of these labels are looked at.
+            policy: which faces of a photo; the largest by default. With "all", every face is looked for.
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            NotInGallery: there is no such gallery.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+            EmbeddingMismatch: the galleries or the embedding are of different models.
+        """
+        build = functools.partial(
+            identify_request,
+            galleries,
+            image,
+            aligned=aligned,
+            top_k=top_k,
+            threshold=threshold,
+            labels=labels,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+        )
+        return identify_result(*self._call_gallery("Identify", build, timeout, timing))
+
     def close(self) -> None:
         """Closes the connection; calls in progress end with `Cancelled`. May be called twice."""
         self._closed = True
@@ -260,6 +340,11 @@ class Client(BaseClient):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _call_gallery(
+        self, method: str, build: Callable[[], Any], timeout: float | None, timing: bool
+    ) -> tuple[Any, tuple[StageTiming, ...]]:
+        return self._call(method, getattr(self._gallery_stub, method), build, timeout, timing)
 
     def _call(
         self,

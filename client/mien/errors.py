@@ -92,6 +92,28 @@ class EmbeddingMismatch(FailedPrecondition):
     """The embeddings come from different models or versions and cannot be compared."""
 
 
+class LowQuality(FailedPrecondition):
+    """The face would make the gallery worse. The message has the figures."""
+
+
+class NotInGallery(MienError):
+    """There is no such gallery, person or enrolled face; the reason says which."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+
+
+class GalleryExists(MienError):
+    """There is a gallery of this name already."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class GalleryFull(MienError):
+    """The server has no room for more faces. What it has is still found; trying again is of no use."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class ModelNotFound(MienError):
     """The server has no such model or version."""
 
@@ -156,6 +178,12 @@ _BY_REASON: Mapping[str, type[MienError]] = {
     "FACE_TOO_SMALL": FaceTooSmall,
     "EMBEDDING_MISMATCH": EmbeddingMismatch,
     "MODEL_NOT_READY": ModelNotReady,
+    "LOW_QUALITY": LowQuality,
+    "COLLECTION_NOT_FOUND": NotInGallery,
+    "PERSON_NOT_FOUND": NotInGallery,
+    "ENROLLED_FACE_NOT_FOUND": NotInGallery,
+    "GALLERY_FULL": GalleryFull,
+    "BACKEND_ERROR": ServerError,
 }
 
 _BY_CODE: Mapping[grpc.StatusCode, type[MienError]] = {
@@ -163,6 +191,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[MienError]] = {
     for kind in (
         InvalidRequest,
         FailedPrecondition,
+        GalleryExists,
         ModelNotFound,
         Unavailable,
         Overloaded,
@@ -197,6 +226,12 @@ def from_rpc_error(error: grpc.RpcError, *, method: str, address: str, timeout: 
             retry.retry_delay.ToTimedelta().total_seconds() if _unpack(details, retry) else None
         ),
     )
+
+
+def refused(message: str, *, reason: str, field: str, method: str) -> MienError:
+    """The exception for a part of a call that was refused while the call was answered."""
+    kind = _BY_REASON.get(reason, InvalidRequest)
+    return kind(message, reason=reason, field=field, method=method)
 
 
 def _details(call: grpc.Call) -> Sequence[Any]:

@@ -60,8 +60,8 @@ def detect_request(
     """The request of `detect`."""
     request = pb.DetectRequest(
         image=image_message(image),
-        detector=_model_ref(detector, "detector"),
-        selection=_selection(policy, min_score, min_face_size, max_faces),
+        detector=model_ref(detector, "detector"),
+        selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
     return _fitting(request)
 
@@ -80,9 +80,9 @@ def embed_request(
     """The request of `embed`."""
     request = pb.EmbedRequest(
         image=image_message(image, aligned=aligned),
-        detector=_model_ref(detector, "detector"),
-        embedder=_model_ref(embedder, "embedder"),
-        selection=_selection(policy, min_score, min_face_size, max_faces),
+        detector=model_ref(detector, "detector"),
+        embedder=model_ref(embedder, "embedder"),
+        selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
     return _fitting(request)
 
@@ -102,12 +102,12 @@ def verify_request(
     """The request of `verify`."""
     photos = 2 - isinstance(a, Embedding) - isinstance(b, Embedding)
     request = pb.VerifyRequest(
-        a=_subject(a, aligned, "a", photos),
-        b=_subject(b, aligned, "b", photos),
-        detector=_model_ref(detector, "detector"),
-        embedder=_model_ref(embedder, "embedder"),
-        selection=_selection(policy, min_score, min_face_size, None),
-        threshold=_number(threshold, "threshold"),
+        a=subject_message(a, aligned, "a", photos),
+        b=subject_message(b, aligned, "b", photos),
+        detector=model_ref(detector, "detector"),
+        embedder=model_ref(embedder, "embedder"),
+        selection=selection_message(policy, min_score, min_face_size, None),
+        threshold=optional_number(threshold, "threshold"),
     )
     if request.ByteSize() > MAX_MESSAGE_BYTES:
         larger = "a" if request.a.ByteSize() >= request.b.ByteSize() else "b"
@@ -122,8 +122,8 @@ def verify_request(
 def detect_result(response: pb.DetectResponse, timing: tuple[StageTiming, ...]) -> DetectResult:
     """The answer of `detect`."""
     return DetectResult(
-        faces=tuple(map(_face, response.faces)),
-        detector=_identity(response.detector),
+        faces=tuple(map(face_result, response.faces)),
+        detector=identity(response.detector),
         image_width=response.image_width,
         image_height=response.image_height,
         timing=timing,
@@ -133,9 +133,9 @@ def detect_result(response: pb.DetectResponse, timing: tuple[StageTiming, ...]) 
 def embed_result(response: pb.EmbedResponse, timing: tuple[StageTiming, ...]) -> EmbedResult:
     """The answer of `embed`."""
     return EmbedResult(
-        faces=tuple(map(_face, response.faces)),
-        embedder=_identity(response.embedder),
-        detector=_identity(response.detector) if response.HasField("detector") else None,
+        faces=tuple(map(face_result, response.faces)),
+        embedder=identity(response.embedder),
+        detector=identity(response.detector) if response.HasField("detector") else None,
         image_width=response.image_width,
         image_height=response.image_height,
         timing=timing,
@@ -150,10 +150,10 @@ def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) 
         threshold=response.threshold,
         threshold_source="request" if from_request else "model",
         matched=response.matched,
-        face_a=_face(response.face_a),
-        face_b=_face(response.face_b),
-        embedder=_identity(response.embedder),
-        detector=_identity(response.detector) if response.HasField("detector") else None,
+        face_a=face_result(response.face_a),
+        face_b=face_result(response.face_b),
+        embedder=identity(response.embedder),
+        detector=identity(response.detector) if response.HasField("detector") else None,
         timing=timing,
     )
 
@@ -164,7 +164,19 @@ def _fitting(request: _PhotoRequest) -> _PhotoRequest:
     return request
 
 
-def _subject(subject: ImageLike | Embedding, aligned: bool, side: str, photos: int) -> pb.Subject:
+def subject_message(
+    subject: ImageLike | Embedding, aligned: bool, side: str, photos: int
+) -> pb.Subject:
+    """The message for a photo or an embedding.
+
+    Args:
+        aligned: it is a 112x112 crop.
+        side: named in errors: `a`, `subject`.
+        photos: how many share the request, at least 1.
+
+    Raises:
+        InvalidRequest, OSError, TypeError: as `image_message` says.
+    """
     if isinstance(subject, Embedding):
         try:
             model = pb.ModelIdentity(
@@ -186,7 +198,12 @@ def _subject(subject: ImageLike | Embedding, aligned: bool, side: str, photos: i
     return pb.Subject(image=image)
 
 
-def _model_ref(model: ModelLike | None, field: str) -> pb.ModelRef | None:
+def model_ref(model: ModelLike | None, field: str) -> pb.ModelRef | None:
+    """The message for a model, or None for none.
+
+    Raises:
+        InvalidRequest: it names no model.
+    """
     if model is None:
         return None
     given: object = (model.name, model.version) if isinstance(model, ModelIdentity) else model
@@ -218,12 +235,17 @@ def _names_no_model(model: object, field: str) -> InvalidRequest:
     )
 
 
-def _selection(
+def selection_message(
     policy: PolicyLike,
     min_score: float | None,
     min_face_size: float | None,
     max_faces: int | None,
 ) -> pb.FaceSelection | None:
+    """The message for which faces are wanted, or None where nothing is said.
+
+    Raises:
+        InvalidRequest: an option is of a wrong type, or no policy.
+    """
     if policy is None and min_score is None and min_face_size is None and max_faces is None:
         return None
     if policy is not None and policy not in list(FacePolicy):
@@ -233,13 +255,18 @@ def _selection(
         )
     return pb.FaceSelection(
         policy=pb.FacePolicy.Value(f"FACE_POLICY_{(policy or 'unspecified').upper()}"),
-        min_score=_number(min_score, "selection.min_score"),
-        min_face_size=_number(min_face_size, "selection.min_face_size"),
-        max_faces=_count(max_faces, "selection.max_faces"),
+        min_score=optional_number(min_score, "selection.min_score"),
+        min_face_size=optional_number(min_face_size, "selection.min_face_size"),
+        max_faces=optional_count(max_faces, "selection.max_faces"),
     )
 
 
-def _number(value: object, field: str) -> float | None:
+def optional_number(value: object, field: str) -> float | None:
+    """A number, or None.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
     if value is None:
         return None
     if not isinstance(value, numbers.Real):
@@ -248,7 +275,12 @@ def _number(value: object, field: str) -> float | None:
     return float(value)
 
 
-def _count(value: object, field: str) -> int | None:
+def optional_count(value: object, field: str) -> int | None:
+    """A whole number, or None.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
     if value is None:
         return None
     if not (isinstance(value, numbers.Integral) and 0 <= int(value) <= _MAX_UINT32):
@@ -261,11 +293,13 @@ def _invalid_option(message: str, field: str) -> InvalidRequest:
     return InvalidRequest(message, reason="INVALID_OPTION", field=field)
 
 
-def _identity(message: pb.ModelIdentity) -> ModelIdentity:
+def identity(message: pb.ModelIdentity) -> ModelIdentity:
+    """A model that answered."""
     return ModelIdentity(message.name, message.version, message.fingerprint)
 
 
-def _face(message: pb.Face) -> Face:
+def face_result(message: pb.Face) -> Face:
+    """A face of an answer."""
     normalized = message.HasField("box_normalized")
     return Face(
         box=_box(message.box) if message.HasField("box") else None,
@@ -296,4 +330,4 @@ def _landmarks(message: pb.Landmarks) -> Landmarks:
 
 def _embedding(message: pb.Embedding) -> Embedding:
     values = np.array(message.values, dtype=np.float32)
-    return Embedding(values, message.norm, _identity(message.model))
+    return Embedding(values, message.norm, identity(message.model))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mien.timing import StageTiming
 
 
-def _shortest(value: float) -> float:
+def shortest(value: float) -> float:
     """A float32's shortest decimal: 0.363 instead of 0.3630000054836273."""
     return float(str(np.float32(value)))
 
@@ -63,7 +63,7 @@ class Box:
 
     def as_list(self) -> list[float]:
         """[x1, y1, x2, y2]."""
-        return [_shortest(value) for value in (self.x1, self.y1, self.x2, self.y2)]
+        return [shortest(value) for value in (self.x1, self.y1, self.x2, self.y2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,7 @@ class Landmarks:
 
     def as_dict(self) -> dict[str, list[float]]:
         """Each landmark's [x, y] by its name."""
-        return {
-            name: [_shortest(value) for value in getattr(self, name)] for name in self.__slots__
-        }
+        return {name: [shortest(value) for value in getattr(self, name)] for name in self.__slots__}
 
 
 # Compared by identity: equality of vectors is a question for `verify`.
@@ -117,8 +115,8 @@ class Embedding:
     def as_dict(self) -> dict[str, Any]:
         """`embedding` (d numbers), `norm` and `model`; `from_dict` reads them back exactly."""
         return {
-            "embedding": [_shortest(value) for value in self.values],
-            "norm": _shortest(self.norm),
+            "embedding": [shortest(value) for value in self.values],
+            "norm": shortest(self.norm),
             "model": self.model.as_dict(),
         }
 
@@ -156,7 +154,7 @@ class Face:
         """`box`, `score`, `landmarks`, and what the embedding adds, if there is one."""
         return {
             "box": self.box.as_list() if self.box else None,
-            "score": _shortest(self.score),
+            "score": shortest(self.score),
             "landmarks": self.landmarks.as_dict() if self.landmarks else None,
             **(self.embedding.as_dict() if self.embedding else {}),
         }
@@ -187,7 +185,7 @@ class DetectResult:
             "detector": self.detector.as_dict(),
             "image_width": self.image_width,
             "image_height": self.image_height,
-            **_timing_dict(self.timing),
+            **timing_dict(self.timing),
         }
 
 
@@ -233,7 +231,7 @@ class EmbedResult:
             "detector": self.detector.as_dict() if self.detector else None,
             "image_width": self.image_width,
             "image_height": self.image_height,
-            **_timing_dict(self.timing),
+            **timing_dict(self.timing),
         }
 
 
@@ -269,8 +267,8 @@ class VerifyResult:
         The faces are those of side a and b, without their embeddings.
         """
         return {
-            "similarity": _shortest(self.similarity),
-            "threshold": _shortest(self.threshold),
+            "similarity": shortest(self.similarity),
+            "threshold": shortest(self.threshold),
             "threshold_source": self.threshold_source,
             "matched": self.matched,
             "model": self.embedder.as_dict(),
@@ -278,9 +276,10 @@ class VerifyResult:
             "faces": [
                 replace(face, embedding=None).as_dict() for face in (self.face_a, self.face_b)
             ],
-            **_timing_dict(self.timing),
+            **timing_dict(self.timing),
         }
 
 
-def _timing_dict(timing: tuple[StageTiming, ...]) -> dict[str, Any]:
+def timing_dict(timing: tuple[StageTiming, ...]) -> dict[str, Any]:
+    """`timing`, where the call asked for it."""
     return {"timing": [stage.as_dict() for stage in timing]} if timing else {}

@@ -113,6 +113,7 @@ async def _serve(settings: Settings) -> int:
     with _metrics_served(settings, registry, threads, server):
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
+        from mien_server.rpc.galleries import GalleryService
         from mien_server.triton.service import InferenceService
 
         engine = build_engine(settings, threads=threads)
@@ -121,6 +122,7 @@ async def _serve(settings: Settings) -> int:
         try:
             deadline = settings.default_deadline_secs
             faces = FaceService(engine.pipeline, default_deadline=deadline)
+            galleries = GalleryService(engine.gallery, default_deadline=deadline)
             inference = InferenceService(
                 engine.catalogue,
                 engine.loader,
@@ -134,7 +136,9 @@ async def _serve(settings: Settings) -> int:
                 remote_control=access.gate.closed,
             )
             _watch(registry, server, admission, engine, access)
-            await server.start(faces, inference=inference, reflect=settings.reflection)
+            await server.start(
+                faces, galleries=galleries, inference=inference, reflect=settings.reflection
+            )
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
                 admission.open()
@@ -209,7 +213,8 @@ def _watch(
     """Adds the metrics of what is there once the server has been built."""
     from mien_server.observability.model_metrics import ModelMetrics
 
-    registry.register(ModelMetrics(engine.catalogue))
+    galleries = engine.gallery.store if engine.gallery else None
+    registry.register(ModelMetrics(engine.catalogue, galleries))
     watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
     watch(
         registry,

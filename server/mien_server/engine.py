@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mien_server.backends.devices import CpuDevice, CudaDevice, gpu_count
+from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.store import Store
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits
@@ -28,6 +30,7 @@ class Engine:
         loader: loads them from the repository's folders.
         pool: the threads for work on pictures.
         pipeline: answers Detect, Embed and Verify, to be called on one event loop.
+        gallery: keeps and finds faces, on the same loop; None: there is no folder for it.
     """
 
     devices: Sequence[AnyDevice]
@@ -36,6 +39,7 @@ class Engine:
     loader: Loader
     pool: PicturePool
     pipeline: FacePipeline
+    gallery: Gallery | None
 
     def close(self, timeout: float | None = None) -> bool:
         """Stops the threads, and blocks until what they run is done.
@@ -46,6 +50,8 @@ class Engine:
         ended = self.loader.close(timeout)
         self.pool.close()
         self.scheduler.close()
+        if self.gallery is not None:
+            self.gallery.store.close()
         return ended
 
 
@@ -60,7 +66,8 @@ def build_engine(
         threads: keeps the engine's threads alive; None: nobody asks how they are.
 
     Raises:
-        OperatorError: a model repository is no folder, or the core budget cannot hold.
+        OperatorError: a model repository is no folder, the core budget cannot hold, or the galleries cannot
+            be opened.
     """
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[AnyDevice] = [cpu]
@@ -72,7 +79,16 @@ def build_engine(
         threads=threads,
     )
     catalogue = Catalogue(draw)
+    store = None
     try:
+        if settings.gallery_dir is not None:
+            store = Store(
+                settings.gallery_dir,
+                max_bytes=settings.gallery_max_bytes,
+                scheduler=scheduler,
+                device=cpu,
+                threads=threads,
+            )
         loader = Loader(
             catalogue,
             settings.model_repository,
@@ -83,6 +99,8 @@ def build_engine(
         )
     except BaseException:
         scheduler.close()
+        if store is not None:
+            store.close()
         raise
     pool = PicturePool(
         threads=settings.decode_threads or cpu.cores,
@@ -101,4 +119,7 @@ def build_engine(
             max_faces=settings.max_faces,
         ),
     )
-    return Engine(devices, scheduler, catalogue, loader, pool, pipeline)
+    gallery = None
+    if store is not None:
+        gallery = Gallery(store, catalogue, pipeline, default_embedder=settings.default_embedder)
+    return Engine(devices, scheduler, catalogue, loader, pool, pipeline, gallery)

@@ -23,6 +23,12 @@ class Reason(StrEnum):
     MULTIPLE_FACES = "MULTIPLE_FACES"
     FACE_TOO_SMALL = "FACE_TOO_SMALL"
     EMBEDDING_MISMATCH = "EMBEDDING_MISMATCH"
+    LOW_QUALITY = "LOW_QUALITY"
+    COLLECTION_NOT_FOUND = "COLLECTION_NOT_FOUND"
+    COLLECTION_EXISTS = "COLLECTION_EXISTS"
+    PERSON_NOT_FOUND = "PERSON_NOT_FOUND"
+    ENROLLED_FACE_NOT_FOUND = "ENROLLED_FACE_NOT_FOUND"
+    GALLERY_FULL = "GALLERY_FULL"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     MODEL_NOT_READY = "MODEL_NOT_READY"
     MODEL_LOAD_FAILED = "MODEL_LOAD_FAILED"
@@ -77,6 +83,21 @@ class InvalidRequest(MienError):
 
 class Unmet(MienError):
     """The request is well formed but what it asks for does not hold. FAILED_PRECONDITION."""
+
+
+class NotInGallery(MienError):
+    """No such collection, person or enrolled face. NOT_FOUND on the wire."""
+
+
+class AlreadyInGallery(MienError):
+    """There is a collection of that name. ALREADY_EXISTS on the wire."""
+
+
+class GalleryFull(MienError):
+    """The galleries or their disk hold no more; what they hold is still found. RESOURCE_EXHAUSTED."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.GALLERY_FULL, message)
 
 
 class ModelNotFound(MienError):

@@ -25,7 +25,10 @@ from pydantic_settings import (
 from mien_server.errors import OperatorError
 
 ENV_PREFIX = "MIEN_"
-GROUPS = ("Listening", "Access", "Models", "Limits", "Devices", "Logging", "Shutdown")
+GROUPS = (
+    *("Listening", "Access", "Models", "Galleries"),
+    *("Limits", "Devices", "Logging", "Shutdown"),
+)
 MIB = 1024 * 1024
 
 
@@ -187,6 +190,21 @@ class Settings(BaseSettings):
         "Models",
         "Whether the server is ready only while every model that it has tried to load serves. false:"
         " the default detector and embedder are enough, or under `--model-control-mode explicit` none.",
+    )
+
+    gallery_dir: Path | None = _setting(
+        None,
+        "Galleries",
+        "The folder that keeps the galleries; it is made if it does not exist. none: the server has no"
+        " galleries.",
+    )
+    gallery_max_bytes: int = _setting(
+        4096 * MIB,
+        "Galleries",
+        "Bytes of memory that all enrolled faces may take, and of disk about as many: 4 for each number of"
+        " an embedding, some 90 more a face, and 200 for every different set of labels. Faces beyond that"
+        " are refused with GALLERY_FULL.",
+        ge=MIB,
     )
 
     max_message_bytes: int = _setting(

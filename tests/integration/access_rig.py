@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
-from mien.v1 import face_pb2
+from mien.v1 import face_pb2, gallery_pb2
 from mien_server.access.roles import Role
 from mien_server.observability.logging import RateLimit
 
@@ -34,7 +34,7 @@ def fresh_log_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def served_methods() -> dict[str, tuple[bool, bool]]:
     """Every method that a server has: whether requests and whether answers are streams."""
-    files = (face_pb2, service_pb2, health_pb2, reflection_pb2)
+    files = (face_pb2, gallery_pb2, service_pb2, health_pb2, reflection_pb2)
     found = {
         f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
         for file in files

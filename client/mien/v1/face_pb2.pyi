@@ -76,6 +76,8 @@ class _ThresholdSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Thres
     """The embedding model's configuration."""
     THRESHOLD_SOURCE_REQUEST: _ThresholdSource.ValueType  # 2
     """The request."""
+    THRESHOLD_SOURCE_COLLECTION: _ThresholdSource.ValueType  # 3
+    """The collection that was looked in. Identify only."""
 
 class ThresholdSource(_ThresholdSource, metaclass=_ThresholdSourceEnumTypeWrapper):
     """Where a threshold came from."""
@@ -86,6 +88,8 @@ THRESHOLD_SOURCE_MODEL: ThresholdSource.ValueType  # 1
 """The embedding model's configuration."""
 THRESHOLD_SOURCE_REQUEST: ThresholdSource.ValueType  # 2
 """The request."""
+THRESHOLD_SOURCE_COLLECTION: ThresholdSource.ValueType  # 3
+"""The collection that was looked in. Identify only."""
 Global___ThresholdSource: _TypeAlias = ThresholdSource  # noqa: Y015
 
 @_typing.final

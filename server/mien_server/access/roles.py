@@ -23,12 +23,28 @@ OPEN = "open"
 """What a method needs that answers everybody: probes carry no credentials."""
 
 _FACES = "/mien.v1.FaceService/"
+_GALLERY = "/mien.v1.GalleryService/"
 _TRITON = "/inference.GRPCInferenceService/"
 _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 
 METHODS: dict[str, Role | str] = {
     **{_FACES + method: Role.INFER for method in ("Detect", "Embed", "Verify")},
+    _GALLERY + "Identify": Role.INFER,
+    **{
+        _GALLERY + method: Role.READ
+        for method in (
+            *("ListCollections", "GetCollection"),
+            *("ListPersons", "GetPerson", "ListFaces", "GetFace"),
+        )
+    },
+    **{
+        _GALLERY + method: Role.ENROL
+        for method in (
+            *("CreateCollection", "DeleteCollection"),
+            *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson"),
+        )
+    },
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},
     **{_TRITON + method: Role.INFER for method in ("ModelInfer", "ModelStreamInfer")},
     **{

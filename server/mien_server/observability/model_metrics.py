@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from mien_server.gallery.store import Live, Store
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.statistics import InferenceTotals, VersionStatistics
 from mien_server.repository.versions import State, VersionStatus
@@ -69,24 +70,29 @@ _TRITON: tuple[tuple[str, str, Callable[[InferenceTotals], int]], ...] = (
 
 
 class ModelMetrics(Collector):
-    """Collects the metrics of all models. Safe for threads.
+    """Collects the metrics of all models and galleries. Safe for threads.
 
     Args:
         models: what there is.
+        galleries: likewise; None: none.
     """
 
-    def __init__(self, models: Catalogue) -> None:
+    def __init__(self, models: Catalogue, galleries: Store | None = None) -> None:
         self._models = models
+        self._galleries = galleries
 
     def collect(self) -> Iterator[Metric]:
         """Every family, whether or not there is a model to have a sample in it."""
         statistics = self._models.statistics()
         slots = [(_labels(each), each.slot) for each in statistics if each.slot]
+        collections = self._galleries.collections() if self._galleries else []
+        slots += [([each.slot.name, ""], each.slot.statistics()) for each in collections]
         yield from _states(self._models.statuses())
         yield from _triton(statistics)
         yield from _requests(slots)
         yield from _batches(slots)
         yield from _traffic(statistics)
+        yield from _galleries(collections)
 
 
 _Slots = Sequence[tuple[list[str], SlotStatistics]]
@@ -94,6 +100,17 @@ _Slots = Sequence[tuple[list[str], SlotStatistics]]
 
 def _labels(figures: VersionStatistics) -> list[str]:
     return [figures.name, str(figures.version)]
+
+
+def _galleries(collections: Sequence[Live]) -> Iterator[Metric]:
+    faces = GaugeMetricFamily("mien_gallery_faces", "Faces enrolled.", labels=("collection",))
+    nbytes = GaugeMetricFamily(
+        "mien_gallery_bytes", "Bytes of memory that they take.", labels=("collection",)
+    )
+    for each in collections:
+        faces.add_metric([each.collection.name], each.index.snapshot.faces)
+        nbytes.add_metric([each.collection.name], each.index.nbytes)
+    yield from (faces, nbytes)
 
 
 def _states(statuses: Sequence[VersionStatus]) -> Iterator[Metric]:

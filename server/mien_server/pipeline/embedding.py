@@ -16,6 +16,7 @@ from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnifi
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.quality import LIMITS, of_crop, of_face
 from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.running import run_rows, together
 from mien_server.pipeline.selection import select_faces
@@ -32,6 +33,7 @@ from mien_server.pipeline.types import (
     Limits,
     ModelIdentity,
     PhotoFaces,
+    Quality,
     RawPixels,
     StageTime,
 )
@@ -50,12 +52,14 @@ async def embed_image(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool = False,
 ) -> PhotoFaces:
     """Embeds an aligned crop, or the chosen faces of a photo.
 
     Args:
         detector: a photo needs one.
         selection: checked by `check_selection`.
+        inspect: whether to tell the faces' quality, too.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
@@ -64,10 +68,10 @@ async def embed_image(
     """
     with at("image"), at(image.part):
         if isinstance(image, AlignedFace):
-            return await _embed_crop(image.crop, embedder, limits, pool, call)
+            return await _embed_crop(image.crop, embedder, limits, pool, call, inspect)
         if detector is None:
             raise ValueError("a photo needs a detector")
-        return await _embed_photo(image, detector, embedder, selection, limits, pool, call)
+        return await _embed_photo(image, detector, embedder, selection, limits, pool, call, inspect)
 
 
 async def _embed_crop(
@@ -76,6 +80,7 @@ async def _embed_crop(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool,
 ) -> PhotoFaces:
     def crop() -> tuple[ImageU8, float]:
         begun = time.monotonic()
@@ -95,7 +100,8 @@ async def _embed_crop(
         )
     call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
     (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
-    face = Face(None, 0.0, None, embedding)
+    quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
+    face = Face(None, 0.0, None, embedding, quality)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
 
 
@@ -107,6 +113,7 @@ async def _embed_photo(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    inspect: bool,
 ) -> PhotoFaces:
     found = await find_faces(
         image,
@@ -130,11 +137,17 @@ async def _embed_photo(
             partial(_cut, image, found.photo, faces.landmarks[chosen], limits, pool.room)
         )
         call.stages.append(StageTime("align", time.monotonic() - begun))
+    qualities: Sequence[Quality | None] = [None] * len(chosen)
+    if inspect:
+        qualities = await pool.finish(partial(_judge, crops, faces, chosen, width, height))
     # The crops are all that the call needs of the photo while it waits.
     del found
     embeddings = await _embed_crops(crops, embedder, call, passed=1)
     return PhotoFaces(
-        [face_of(faces, i, e) for i, e in zip(chosen, embeddings, strict=True)],
+        [
+            face_of(faces, i, embedding, quality)
+            for i, embedding, quality in zip(chosen, embeddings, qualities, strict=True)
+        ],
         width,
         height,
         identity_of(detector.model),
@@ -155,6 +168,25 @@ def _cut(
         with room.hold(refusable=False) as hold:
             photo = load(image, limits, hold=hold)
     return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
+
+
+def _judge(
+    crops: Sequence[ImageU8], faces: Detections, chosen: Sequence[int], width: int, height: int
+) -> list[Quality]:
+    """The quality of the chosen ones of a photo's faces, of which these are the crops."""
+    sure = faces.scores >= LIMITS.min_score
+    return [
+        of_face(
+            crop,
+            box=faces.boxes[i],
+            landmarks=faces.landmarks[i],
+            score=float(faces.scores[i]),
+            others=faces.boxes[sure & (np.arange(len(sure)) != i)],
+            width=width,
+            height=height,
+        )
+        for crop, i in zip(crops, chosen, strict=True)
+    ]
 
 
 async def _embed_crops(
@@ -185,13 +217,19 @@ def identity_of(model: ReadyModel) -> ModelIdentity:
     return ModelIdentity(model.name, model.version, model.fingerprint)
 
 
-def face_of(found: Detections, index: int, embedding: Embedding | None = None) -> Face:
-    """One of the faces found, with its embedding if it has one."""
+def face_of(
+    found: Detections,
+    index: int,
+    embedding: Embedding | None = None,
+    quality: Quality | None = None,
+) -> Face:
+    """One of the faces found, with its embedding and its quality if it has them."""
     return Face(
         found.boxes[index].astype(np.float32),
         float(found.scores[index]),
         found.landmarks[index].astype(np.float32),
         embedding,
+        quality,
     )
 
 

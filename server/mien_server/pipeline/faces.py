@@ -128,8 +128,12 @@ class FacePipeline:
         embedder: ModelRef,
         selection: FaceSelection,
         call: Call,
+        inspect: bool = False,
     ) -> PhotoFaces:
         """The chosen faces of a photo, or an aligned crop, with their embeddings.
+
+        Args:
+            inspect: whether to tell the faces' quality, too.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.
@@ -145,7 +149,14 @@ class FacePipeline:
                 with at("detector"):
                     finder = leases.enter_context(self._lease(detector, DETECTOR))
             return await embed_image(
-                image, finder, lease, selection, limits=self._limits, pool=self._pool, call=call
+                image,
+                finder,
+                lease,
+                selection,
+                limits=self._limits,
+                pool=self._pool,
+                call=call,
+                inspect=inspect,
             )
 
     async def verify(

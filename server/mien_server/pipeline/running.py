@@ -1,13 +1,14 @@
 """Work of one call that runs elsewhere: rows in a model's slot, and parts of the call at the same time."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, StageTime
 from mien_server.repository.versions import Lease
 from mien_server.scheduling.interface import Work
+from mien_server.scheduling.scheduler import Slot
 
 T = TypeVar("T")
 
@@ -47,10 +48,42 @@ async def run_rows(
     Raises:
         SchedulingError: why there is no result.
     """
-    role = lease.model.config.role
-    shape = role.shape(rows[0])
+    model = lease.model
+    shape = model.config.role.shape(rows[0])
+    results = await run_in_slot(
+        model.slot,
+        model.config.role.name,
+        rows,
+        call,
+        shape=shape,
+        nbytes=nbytes,
+        passed=passed,
+        deadline=deadline,
+    )
+    if lease.shadow:
+        mirror(model, lease.shadow, rows, results, shape=shape, nbytes=nbytes)
+    return results
+
+
+async def run_in_slot(
+    slot: Slot,
+    stage: str,
+    rows: Sequence[Any],
+    call: Call,
+    *,
+    nbytes: int,
+    passed: int,
+    deadline: float | None,
+    shape: Hashable = None,
+) -> Sequence[Any]:
+    """As `run_rows`, of a slot that need not be a model's.
+
+    Args:
+        stage: what the names of the stages begin with.
+        shape: of the rows: see `Work`.
+    """
     done = await asyncio.wrap_future(
-        lease.model.slot.submit(
+        slot.submit(
             Work(
                 rows=rows,
                 shape=shape,
@@ -65,11 +98,9 @@ async def run_rows(
     )
     timing = done.timing
     call.stages += [
-        StageTime(f"{role.name}.queue", timing.queue),
-        StageTime(f"{role.name}.preprocess", timing.preprocess),
-        StageTime(f"{role.name}.compute", timing.compute, timing.batch_rows),
-        StageTime(f"{role.name}.postprocess", timing.postprocess),
+        StageTime(f"{stage}.queue", timing.queue),
+        StageTime(f"{stage}.preprocess", timing.preprocess),
+        StageTime(f"{stage}.compute", timing.compute, timing.batch_rows),
+        StageTime(f"{stage}.postprocess", timing.postprocess),
     ]
-    if lease.shadow:
-        mirror(lease.model, lease.shadow, rows, done.results, shape=shape, nbytes=nbytes)
     return done.results

@@ -93,13 +93,44 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """The figures of a face; the contract's FaceQuality says what they mean. None: of a crop, unknown.
+
+    Attributes:
+        sharpness: of fine detail, as a part of the contrast, 0 or more.
+        brightness: mean, in [0, 1].
+        contrast: standard deviation of the brightness, in [0, 1].
+        size: shorter side of the box, in pixels of the photo.
+        yaw, pitch, roll: in degrees.
+        cut_off: the share of the face outside of the photo, in [0, 1].
+        next_face: the side of the next largest face, as a part of this one's; 0: alone.
+        score: the detector's, in [0, 1].
+    """
+
+    sharpness: float
+    brightness: float
+    contrast: float
+    size: float | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+    roll: float | None = None
+    cut_off: float | None = None
+    next_face: float | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
-    """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop."""
+    """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
+
+    `quality` is there if it was asked for.
+    """
 
     box: ArrayF32 | None
     score: float
     landmarks: ArrayF32 | None
     embedding: Embedding | None = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,8 @@ def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> Fa
 def detect_response(found: PhotoFaces) -> face_pb2.DetectResponse:
     """The answer of Detect."""
     return face_pb2.DetectResponse(
-        faces=[_face(face, (found.width, found.height)) for face in found.faces],
-        detector=_optional_identity(found.detector),
+        faces=[face_message(face, (found.width, found.height)) for face in found.faces],
+        detector=optional_identity(found.detector),
         image_width=found.width,
         image_height=found.height,
     )
@@ -139,9 +139,9 @@ def detect_response(found: PhotoFaces) -> face_pb2.DetectResponse:
 def embed_response(found: PhotoFaces) -> face_pb2.EmbedResponse:
     """The answer of Embed."""
     return face_pb2.EmbedResponse(
-        faces=[_face(face, (found.width, found.height)) for face in found.faces],
-        detector=_optional_identity(found.detector),
-        embedder=_optional_identity(found.embedder),
+        faces=[face_message(face, (found.width, found.height)) for face in found.faces],
+        detector=optional_identity(found.detector),
+        embedder=optional_identity(found.embedder),
         image_width=found.width,
         image_height=found.height,
     )
@@ -158,14 +158,15 @@ def verify_response(compared: Comparison) -> face_pb2.VerifyResponse:
             else face_pb2.THRESHOLD_SOURCE_MODEL
         ),
         matched=compared.matched,
-        face_a=_face(compared.face_a, compared.size_a),
-        face_b=_face(compared.face_b, compared.size_b),
-        detector=_optional_identity(compared.detector),
-        embedder=_identity(compared.embedder),
+        face_a=face_message(compared.face_a, compared.size_a),
+        face_b=face_message(compared.face_b, compared.size_b),
+        detector=optional_identity(compared.detector),
+        embedder=identity_message(compared.embedder),
     )
 
 
-def _face(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
+def face_message(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
+    """A face, of an upright photo of this width and height; None for a crop or an embedding."""
     message = face_pb2.Face(score=face.score)
     if face.box is not None:
         x1, y1, x2, y2 = face.box.tolist()
@@ -190,18 +191,20 @@ def _face(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
     if face.embedding is not None:
         message.embedding.norm = face.embedding.norm
         message.embedding.values.extend(face.embedding.values.tolist())
-        message.embedding.model.CopyFrom(_identity(face.embedding.model))
+        message.embedding.model.CopyFrom(identity_message(face.embedding.model))
     return message
 
 
-def _identity(model: ModelIdentity) -> face_pb2.ModelIdentity:
+def identity_message(model: ModelIdentity) -> face_pb2.ModelIdentity:
+    """Which model answered."""
     return face_pb2.ModelIdentity(
         name=model.name, version=model.version, fingerprint=model.fingerprint
     )
 
 
-def _optional_identity(model: ModelIdentity | None) -> face_pb2.ModelIdentity | None:
-    return None if model is None else _identity(model)
+def optional_identity(model: ModelIdentity | None) -> face_pb2.ModelIdentity | None:
+    """Which model answered, if any did."""
+    return None if model is None else identity_message(model)
 
 
 class FaceService(face_pb2_grpc.FaceServiceServicer):

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from mien.v1 import face_pb2, face_pb2_grpc
+from mien.v1 import face_pb2, face_pb2_grpc, gallery_pb2, gallery_pb2_grpc
 from mien_server.access.certificates import Certificate
 from mien_server.access.gate import Gate
 from mien_server.observability.call_metrics import CallMetrics
@@ -24,6 +24,7 @@ from mien_server.rpc.reflection import add_reflection
 logger = logging.getLogger(__name__)
 
 SERVICE = face_pb2.DESCRIPTOR.services_by_name["FaceService"].full_name
+GALLERY_SERVICE = gallery_pb2.DESCRIPTOR.services_by_name["GalleryService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 MIN_PING_INTERVAL_MS = 10_000
@@ -136,6 +137,7 @@ class RpcServer:
         self,
         faces: face_pb2_grpc.FaceServiceServicer,
         *,
+        galleries: gallery_pb2_grpc.GalleryServiceServicer | None = None,
         inference: Any = None,
         reflect: bool,
     ) -> None:
@@ -143,10 +145,14 @@ class RpcServer:
 
         Args:
             faces: `mien.v1.FaceService`.
+            galleries: `mien.v1.GalleryService`, or None.
             inference: `inference.GRPCInferenceService`, of tritonclient's stubs, or None.
             reflect: whether to serve reflection.
         """
         face_pb2_grpc.add_FaceServiceServicer_to_server(faces, self._server)
+        if galleries is not None:
+            self._services.append(GALLERY_SERVICE)
+            gallery_pb2_grpc.add_GalleryServiceServicer_to_server(galleries, self._server)
         if inference is not None:
             # Its stubs take half a second to import, and what is wrong at the start is told sooner.
             from tritonclient.grpc import service_pb2_grpc

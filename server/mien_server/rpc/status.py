@@ -9,11 +9,14 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from mien_server.errors import (
+    AlreadyInGallery,
     CallerLimit,
+    GalleryFull,
     InvalidRequest,
     MienError,
     ModelNotFound,
     ModelNotReady,
+    NotInGallery,
     PermissionDenied,
     Reason,
     Unauthenticated,
@@ -42,6 +45,9 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     CallerLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotInGallery: grpc.StatusCode.NOT_FOUND,
+    AlreadyInGallery: grpc.StatusCode.ALREADY_EXISTS,
+    GalleryFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

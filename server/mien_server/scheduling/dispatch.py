@@ -325,8 +325,10 @@ class Dispatcher:
                 if part.request.deadline is not None and part.request.deadline < done_by[part.size]
             ]
             if not late:
-                if device.sharers > 1:
-                    most = ceil(slot.queue.rows / device.sharers)
+                # Not among more batches than the slot may run at once.
+                sharers = min(device.sharers, slot.runs(device.device.name))
+                if sharers > 1:
+                    most = ceil(slot.queue.rows / sharers)
                     decision = at_most(decision, most, split=slot.policy.split_rows)
                 return in_time(decision, now, typical)
             for request in late:
@@ -349,12 +351,24 @@ class Dispatcher:
             most = max(1, min(device.free_cores, device.device.cores) // sharers)
             company = device.company
             company.begin(_calls_in(batch), self._next_calls(device))
-            cores = slot.costs.choose(most, batch.rows, batch.shape, company.often, now)
+            often = 0.0 if self._has_for_itself(slot, device) else company.often
+            cores = slot.costs.choose(most, batch.rows, batch.shape, often, now)
         device.free_cores -= cores
         device.idle -= 1
         rows = [row for part in batch.parts for row in part.request.rows[part.start : part.stop]]
         run = BatchRun(str(slot), slot.instances[index].instance, rows)
         return Assignment(slot, index, device, batch, run, cores, now)
+
+    def _has_for_itself(self, slot: SlotState, device: DeviceState) -> bool:
+        """Whether cores that a batch of the slot leaves would stand idle.
+
+        They would where the slot may run no other batch beside it, and no other slot has anything to do.
+        """
+        name = device.device.name
+        return slot.runs(name) == 1 and not any(
+            other is not slot and name in other.share and (len(other.queue) or any(other.running))
+            for other in self.slots
+        )
 
     def _give_back(self, assignment: Assignment, now: float) -> None:
         slot, device = assignment.slot, assignment.device

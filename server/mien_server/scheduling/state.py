@@ -142,6 +142,10 @@ class SlotState:
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
 
+    def runs(self, device: str) -> int:
+        """How many batches it may run on a device at once."""
+        return sum(placed.count for placed in self.instances if placed.device == device)
+
     def free_runs(self, device: str) -> list[int]:
         """The indices of its instances on a device, once for each more batch that they may run now."""
         return [
@@ -155,7 +159,7 @@ class SlotState:
         """About how many batches the requests make that wait."""
         if not self.policy.combine:
             return len(self.queue)
-        if device.sharers > 1:
+        if min(device.sharers, self.runs(device.device.name)) > 1:
             return self.queue.rows
         return ceil(self.queue.rows / self.policy.usual_batch_size)
 

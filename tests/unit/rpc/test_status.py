@@ -21,7 +21,12 @@ def leaves(kind: type[Exception]) -> list[type[Exception]]:
 
 @pytest.mark.parametrize("kind", leaves(MienError))
 def test_every_request_error_has_a_code(kind: type[Exception]) -> None:
-    takes_reason = kind in (errors.InvalidRequest, errors.Unmet)
+    takes_reason = kind in (
+        errors.InvalidRequest,
+        errors.Unmet,
+        errors.NotInGallery,
+        errors.AlreadyInGallery,
+    )
     error = kind(Reason.INVALID_IMAGE, "why") if takes_reason else kind("why")
     assert fault_of(error).code is not grpc.StatusCode.INTERNAL
 

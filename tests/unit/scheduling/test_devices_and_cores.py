@@ -1,5 +1,7 @@
 """Devices, instances and their counts, and how batches share the processor's cores."""
 
+from statistics import mode
+
 import pytest
 
 from mien_server.scheduling.interface import Work
@@ -155,6 +157,33 @@ def test_a_slot_runs_no_more_batches_at_once_than_its_count() -> None:
     for running in (second, third):
         lab.finish(running)
     lab.assert_empty()
+
+
+def test_rows_are_not_spread_over_cores_where_the_slot_may_run_nothing_else() -> None:
+    lab = Lab(cpu(4))
+    slot = lab.slot(max_batch_size=16, placed=(("cpu", 1),))
+    lab.submit_each(slot, range(9))
+    whole = lab.taken()
+    assert (rows_of(whole), whole.cores) == (list(range(9)), 4)
+    assert lab.take() is None
+
+
+@pytest.mark.parametrize(("count", "grant"), [(1, 2), (2, 1)])
+def test_cores_that_would_stand_idle_go_to_the_only_batch_whatever_they_cost(
+    count: int, grant: int
+) -> None:
+    """Two cores are not twice as fast as one: in company one is granted, if the other can be put to use."""
+    lab = Lab(cpu(2))
+    slot = lab.slot(max_batch_size=8, placed=(("cpu", count),))
+    grants = []
+    for _ in range(20):
+        lab.submit_each(slot, [0])
+        lab.wait(0.01)
+        lab.submit_each(slot, [1])
+        while (running := lab.take()) is not None:
+            grants.append(running.cores)
+            lab.finish(running, after=1.0 if running.cores == 1 else 0.7)
+    assert mode(grants[-9:]) == grant
 
 
 def test_each_device_runs_the_slots_that_live_on_it_and_a_slot_on_two_is_served_by_both() -> None:

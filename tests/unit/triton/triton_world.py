@@ -46,6 +46,7 @@ from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
 from mien_server.repository.versions import Lease, ReadyModel, State, VersionStatus
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
+from mien_server.rpc.galleries import GalleryService
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import PlacedInstance
@@ -322,7 +323,8 @@ async def serving(*, loading: bool = False, **options: Any) -> AsyncIterator[Run
         default_deadline=30,
     )
     faces = FaceService(pipeline, default_deadline=30)
-    await server.start(faces, inference=service, reflect=True)
+    galleries = GalleryService(None, default_deadline=30)
+    await server.start(faces, galleries=galleries, inference=service, reflect=True)
     if not loading:
         admission.open()
         await server.set_ready(True)

@@ -1,0 +1,228 @@
+"""`AsyncGallery`: as `Gallery`, for asyncio."""
+
+# ruff: noqa: ASYNC109 - a timeout becomes its call's deadline
+
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mien import gallery_messages as messages
+from mien.gallery import PAGE
+from mien.gallery_messages import QualityPolicyLike
+from mien.gallery_results import (
+    Deleted,
+    EnrolledFace,
+    EnrolResult,
+    GalleryInfo,
+    GalleryPerson,
+    IdentifyResult,
+    NewFace,
+)
+from mien.images import ImageLike
+from mien.messages import ModelLike, PolicyLike
+from mien.results import Embedding
+from mien.v1 import gallery_pb2 as pb
+
+if TYPE_CHECKING:
+    from mien.async_client import AsyncClient
+
+
+class AsyncGallery:
+    """As `Gallery`, for asyncio. Made by `AsyncClient.gallery`, without a call.
+
+    Attributes:
+        name: its name.
+    """
+
+    def __init__(self, client: "AsyncClient", name: str) -> None:
+        self.name = name
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"{self._client!r}.gallery({self.name!r})"
+
+    async def create(
+        self,
+        *,
+        embedder: ModelLike | None = None,
+        threshold: float | None = None,
+        timeout: float | None = None,
+    ) -> GalleryInfo:
+        """As `Gallery.create`."""
+        build = functools.partial(messages.create_request, self.name, embedder, threshold)
+        return messages.info((await self._call("CreateCollection", build, timeout)).collection)
+
+    async def info(self, *, timeout: float | None = None) -> GalleryInfo:
+        """As `Gallery.info`."""
+        build = functools.partial(pb.GetCollectionRequest, collection=self.name)
+        return messages.info((await self._call("GetCollection", build, timeout)).collection)
+
+    async def enrol(
+        self,
+        image: ImageLike | Embedding,
+        person: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        request_key: str = "",
+        aligned: bool = False,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> EnrolResult:
+        """As `Gallery.enrol`."""
+        build = functools.partial(
+            messages.enrol_request,
+            self.name,
+            [NewFace(image, person, labels or {}, request_key, aligned)],
+            quality_policy=quality_policy,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            detector=detector,
+        )
+        return messages.enrolled_or_raise(await self._call("Enrol", build, timeout))
+
+    async def enrol_faces(
+        self,
+        faces: Sequence[NewFace],
+        *,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> tuple[EnrolResult, ...]:
+        """As `Gallery.enrol_faces`."""
+        build = functools.partial(
+            messages.enrol_request,
+            self.name,
+            faces,
+            quality_policy=quality_policy,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            detector=detector,
+        )
+        return messages.enrol_results(await self._call("Enrol", build, timeout))
+
+    async def identify(
+        self,
+        image: ImageLike | Embedding,
+        *,
+        aligned: bool = False,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+        timing: bool = False,
+    ) -> IdentifyResult:
+        """As `Gallery.identify`."""
+        return await self._client.identify(
+            image,
+            [self.name],
+            aligned=aligned,
+            top_k=top_k,
+            threshold=threshold,
+            labels=labels,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+            timeout=timeout,
+            timing=timing,
+        )
+
+    async def persons(self, *, timeout: float | None = None) -> AsyncIterator[GalleryPerson]:
+        """As `Gallery.persons`."""
+        build = functools.partial(pb.ListPersonsRequest, collection=self.name, page_size=PAGE)
+        async for page in self._pages("ListPersons", build, timeout):
+            for each in page.persons:
+                yield messages.person(each)
+
+    async def person(self, person: str, *, timeout: float | None = None) -> GalleryPerson:
+        """As `Gallery.person`."""
+        build = functools.partial(pb.GetPersonRequest, collection=self.name, person_id=person)
+        return messages.person((await self._call("GetPerson", build, timeout)).person)
+
+    async def faces(
+        self,
+        person: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[EnrolledFace]:
+        """As `Gallery.faces`."""
+        build = functools.partial(
+            pb.ListFacesRequest, collection=self.name, person_id=person or "", page_size=PAGE
+        )
+        async for page in self._pages("ListFaces", build, timeout):
+            for each in page.faces:
+                yield messages.enrolled_face(each)
+
+    async def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
+        """As `Gallery.face`."""
+        build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
+        return messages.enrolled_face((await self._call("GetFace", build, timeout)).face)
+
+    async def move(
+        self,
+        face_ids: str | Sequence[str],
+        person: str,
+        *,
+        timeout: float | None = None,
+    ) -> tuple[str, ...]:
+        """As `Gallery.move`."""
+        build = functools.partial(
+            pb.MoveFacesRequest,
+            collection=self.name,
+            face_ids=messages.face_ids(face_ids),
+            person_id=person,
+        )
+        return tuple((await self._call("MoveFaces", build, timeout)).emptied_person_ids)
+
+    async def delete_faces(
+        self,
+        face_ids: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+    ) -> Deleted:
+        """As `Gallery.delete_faces`."""
+        ids = messages.face_ids(face_ids)
+        build = functools.partial(pb.DeleteFacesRequest, collection=self.name, face_ids=ids)
+        return messages.deleted_faces(
+            await self._call("DeleteFaces", build, timeout), len(set(ids))
+        )
+
+    async def delete_person(self, person: str, *, timeout: float | None = None) -> Deleted:
+        """As `Gallery.delete_person`."""
+        build = functools.partial(pb.DeletePersonRequest, collection=self.name, person_id=person)
+        return messages.deleted(await self._call("DeletePerson", build, timeout), person=person)
+
+    async def delete(self, *, timeout: float | None = None) -> Deleted:
+        """As `Gallery.delete`."""
+        build = functools.partial(pb.DeleteCollectionRequest, collection=self.name)
+        return messages.deleted(await self._call("DeleteCollection", build, timeout))
+
+    async def _pages(
+        self, method: str, build: Callable[..., Any], timeout: float | None
+    ) -> AsyncIterator[Any]:
+        token = ""
+        while True:
+            page = await self._call(method, functools.partial(build, page_token=token), timeout)
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def _call(self, method: str, build: Callable[[], Any], timeout: float | None) -> Any:
+        response, _ = await self._client._call_gallery(method, build, timeout, timing=False)
+        return response

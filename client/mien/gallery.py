@@ -1,0 +1,281 @@
+"""`Gallery`: a collection of enrolled faces, and whose a face is among them."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mien import gallery_messages as messages
+from mien.gallery_messages import QualityPolicyLike
+from mien.gallery_results import (
+    Deleted,
+    EnrolledFace,
+    EnrolResult,
+    GalleryInfo,
+    GalleryPerson,
+    IdentifyResult,
+    NewFace,
+)
+from mien.images import ImageLike
+from mien.messages import ModelLike, PolicyLike
+from mien.results import Embedding
+from mien.v1 import gallery_pb2 as pb
+
+if TYPE_CHECKING:
+    from mien.client import Client
+
+PAGE = 500
+"""Persons or faces that are asked for at a time."""
+
+
+class Gallery:
+    """A gallery of a server, by its name. Made by `Client.gallery`, without a call: it need not exist yet.
+
+    Safe to share between threads. Every call takes its own `timeout` in seconds, and raises a `MienError` as
+    the client's calls do: `NotInGallery` where the gallery, a person or a face does not exist, `WrongServer`
+    where the server has no galleries.
+
+    Attributes:
+        name: its name.
+    """
+
+    def __init__(self, client: "Client", name: str) -> None:
+        self.name = name
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"{self._client!r}.gallery({self.name!r})"
+
+    def create(
+        self,
+        *,
+        embedder: ModelLike | None = None,
+        threshold: float | None = None,
+        timeout: float | None = None,
+    ) -> GalleryInfo:
+        """Makes the gallery, pinned to one version of an embedding model.
+
+        Args:
+            embedder: the model; the server's default if unset.
+            threshold: the similarity from which on `identify` counts a face as a person's, in [-1, 1]. If
+                unset, the model's own, which is made for comparing two faces: choose a higher one for a
+                gallery of many (see docs/galleries.md).
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            GalleryExists: there is one of this name.
+        """
+        build = functools.partial(messages.create_request, self.name, embedder, threshold)
+        return messages.info(self._call("CreateCollection", build, timeout).collection)
+
+    def info(self, *, timeout: float | None = None) -> GalleryInfo:
+        """What the gallery is, and how much is in it."""
+        build = functools.partial(pb.GetCollectionRequest, collection=self.name)
+        return messages.info(self._call("GetCollection", build, timeout).collection)
+
+    def enrol(
+        self,
+        image: ImageLike | Embedding,
+        person: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        request_key: str = "",
+        aligned: bool = False,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> EnrolResult:
+        """Adds one face. When this returns, it is on the server's disk and is found.
+
+        Args:
+            image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            person: whose it is, in your words; a new person begins with the first face.
+            labels: what you want to know of it later, at most 16.
+            request_key: makes it safe to enrol it again, see `NewFace`.
+            aligned: the image is a 112x112 crop, aligned already.
+            quality_policy: "refuse" raises for a face that would make the gallery worse, "warn" enrols it
+                and tells the issues, "accept" enrols it without a look at what is enrolled already.
+            policy: which face of a photo; the largest by default. Not "all".
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            LowQuality: the face would make the gallery worse; the message has the figures.
+            FaceNotFound: the photo has no face.
+            EmbeddingMismatch: the embedding is of another model than the gallery's.
+            GalleryFull: the server has no room for it.
+        """
+        build = functools.partial(
+            messages.enrol_request,
+            self.name,
+            [NewFace(image, person, labels or {}, request_key, aligned)],
+            quality_policy=quality_policy,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            detector=detector,
+        )
+        return messages.enrolled_or_raise(self._call("Enrol", build, timeout))
+
+    def enrol_faces(
+        self,
+        faces: Sequence[NewFace],
+        *,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> tuple[EnrolResult, ...]:
+        """Adds up to 64 faces in one call, which is quicker than one by one.
+
+        Each is judged by itself: what is wrong with one is in its result, and keeps no other one out. An
+        exception means that none was enrolled, or that nobody knows: give them request keys, and enrol again.
+
+        Args:
+            faces: 1 to 64; their photos share the 32 MiB of a request.
+            quality_policy, policy, min_score, min_face_size, detector, timeout: as for `enrol`.
+
+        Returns:
+            what became of each face, in their order.
+        """
+        build = functools.partial(
+            messages.enrol_request,
+            self.name,
+            faces,
+            quality_policy=quality_policy,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            detector=detector,
+        )
+        return messages.enrol_results(self._call("Enrol", build, timeout))
+
+    def identify(
+        self,
+        image: ImageLike | Embedding,
+        *,
+        aligned: bool = False,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+        timing: bool = False,
+    ) -> IdentifyResult:
+        """Says whose face it is: the persons most like it. `Client.identify` looks in several galleries.
+
+        Args: as for `Client.identify`.
+        """
+        return self._client.identify(
+            image,
+            [self.name],
+            aligned=aligned,
+            top_k=top_k,
+            threshold=threshold,
+            labels=labels,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+            timeout=timeout,
+            timing=timing,
+        )
+
+    def persons(self, *, timeout: float | None = None) -> Iterator[GalleryPerson]:
+        """The persons, the first enrolled first; asked for in pages as they are needed.
+
+        Args:
+            timeout: seconds for each page; the client's own if unset.
+        """
+        build = functools.partial(pb.ListPersonsRequest, collection=self.name, page_size=PAGE)
+        for page in self._pages("ListPersons", build, timeout):
+            yield from map(messages.person, page.persons)
+
+    def person(self, person: str, *, timeout: float | None = None) -> GalleryPerson:
+        """One person."""
+        build = functools.partial(pb.GetPersonRequest, collection=self.name, person_id=person)
+        return messages.person(self._call("GetPerson", build, timeout).person)
+
+    def faces(
+        self, person: str | None = None, *, timeout: float | None = None
+    ) -> Iterator[EnrolledFace]:
+        """The faces, the first enrolled first; asked for in pages as they are needed.
+
+        Args:
+            person: only this person's; all if unset.
+            timeout: seconds for each page; the client's own if unset.
+        """
+        build = functools.partial(
+            pb.ListFacesRequest, collection=self.name, person_id=person or "", page_size=PAGE
+        )
+        for page in self._pages("ListFaces", build, timeout):
+            yield from map(messages.enrolled_face, page.faces)
+
+    def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
+        """One face."""
+        build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
+        return messages.enrolled_face(self._call("GetFace", build, timeout).face)
+
+    def move(
+        self, face_ids: str | Sequence[str], person: str, *, timeout: float | None = None
+    ) -> tuple[str, ...]:
+        """Gives faces to another person, who may be new: all of them, or none.
+
+        Args:
+            face_ids: one or up to 1000.
+            person: whose they are.
+            timeout: seconds; the client's own if unset.
+
+        Returns:
+            the persons who are gone, because they have no face any more.
+        """
+        build = functools.partial(
+            pb.MoveFacesRequest,
+            collection=self.name,
+            face_ids=messages.face_ids(face_ids),
+            person_id=person,
+        )
+        return tuple(self._call("MoveFaces", build, timeout).emptied_person_ids)
+
+    def delete_faces(
+        self, face_ids: str | Sequence[str], *, timeout: float | None = None
+    ) -> Deleted:
+        """Deletes faces, one or up to 1000: all of them, or none."""
+        ids = messages.face_ids(face_ids)
+        build = functools.partial(pb.DeleteFacesRequest, collection=self.name, face_ids=ids)
+        return messages.deleted_faces(self._call("DeleteFaces", build, timeout), len(set(ids)))
+
+    def delete_person(self, person: str, *, timeout: float | None = None) -> Deleted:
+        """Deletes a person with all faces."""
+        build = functools.partial(pb.DeletePersonRequest, collection=self.name, person_id=person)
+        return messages.deleted(self._call("DeletePerson", build, timeout), person=person)
+
+    def delete(self, *, timeout: float | None = None) -> Deleted:
+        """Deletes the gallery with everything in it."""
+        build = functools.partial(pb.DeleteCollectionRequest, collection=self.name)
+        return messages.deleted(self._call("DeleteCollection", build, timeout))
+
+    def _pages(
+        self, method: str, build: Callable[..., Any], timeout: float | None
+    ) -> Iterator[Any]:
+        token = ""
+        while True:
+            page = self._call(method, functools.partial(build, page_token=token), timeout)
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _call(self, method: str, build: Callable[[], Any], timeout: float | None) -> Any:
+        return self._client._call_gallery(method, build, timeout, timing=False)[0]

@@ -1,0 +1,321 @@
+"""`mien gallery`: a server's galleries from a shell, and folders of photos enrolled in them."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mien import cli_options
+from mien.client import Client
+from mien.errors import FailedPrecondition, InvalidRequest
+from mien.gallery_folder import Progress, enrol_photos, photos_of
+from mien.gallery_messages import POLICIES
+from mien.gallery_results import (
+    Deleted,
+    EnrolResult,
+    GalleryInfo,
+    IdentifyResult,
+)
+from mien.messages import FacePolicy
+from mien.tables import aligned, model_line
+
+CONCURRENCY = 4
+ADD_TIMEOUT = 60.0
+TOLD = 20
+"""Refused photos that are listed at the end; the rest is counted."""
+
+Read = Callable[[str], bytes]
+Run = Callable[[Client, argparse.Namespace], None]
+
+
+def add_gallery_command(
+    commands: Any,
+    common: argparse.ArgumentParser,
+    connect: Callable[[argparse.Namespace], Client],
+    read: Read,
+) -> None:
+    """Adds `gallery` and its subcommands to the commands of a parser.
+
+    Args:
+        common: options of each.
+        connect: makes the client of a command.
+        read: reads a photo that a command names.
+    """
+    help_text = "Keeps faces in galleries, and tells whose a face is."
+    group = commands.add_parser("gallery", help=help_text, description=help_text)
+    subcommands = group.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Run, help_text: str, *, gallery: bool = True) -> Any:
+        sub = subcommands.add_parser(name, parents=[common], help=help_text, description=help_text)
+        sub.set_defaults(run=run, parser=sub, connect=connect, read=read)
+        if gallery:
+            sub.add_argument("gallery", metavar="GALLERY")
+        return sub
+
+    create = command("create", _create, "Makes a gallery.")
+    create.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+    create.add_argument(
+        "--threshold",
+        type=float,
+        help="similarity from which on a face is a person's, from -1 to 1 (default: the model's own, which is"
+        " too low for many persons)",
+    )
+    command("ls", _ls, "Lists the galleries.", gallery=False)
+    show = command("show", _show, "Shows a gallery and its persons, or a person's faces.")
+    show.add_argument("person", nargs="?", metavar="PERSON")
+
+    add = command("add", _add, "Enrols the photos of a folder: each folder in it is a person.")
+    add.add_argument("folder", type=Path, metavar="FOLDER")
+    add.add_argument(
+        "--quality",
+        choices=POLICIES,
+        default="refuse",
+        help="what happens to poor photos (default: refuse)",
+    )
+    add.add_argument(
+        "--concurrency",
+        type=cli_options.count,
+        default=CONCURRENCY,
+        metavar="N",
+        help=f"photos at the same time (default: {CONCURRENCY})",
+    )
+    add.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
+
+    search = command("search", _search, "Tells whose face a photo shows.")
+    search.add_argument("photo", metavar="PHOTO")
+    search.add_argument("--all", action="store_true", help="every face, not only the largest")
+    search.add_argument("--top", type=cli_options.count, metavar="K", help="persons (default: 5)")
+    search.add_argument(
+        "--threshold", type=float, help="leave out persons below; -1: none (default: the gallery's)"
+    )
+    search.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="look only among faces with it; may be repeated",
+    )
+    search.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
+
+    remove = command("rm", _rm, "Deletes a person, faces, or a whole gallery.")
+    what = remove.add_mutually_exclusive_group(required=True)
+    what.add_argument("person", nargs="?", metavar="PERSON")
+    what.add_argument("--face", nargs="+", metavar="ID", help="these faces")
+    what.add_argument("--everything", action="store_true", help="the gallery itself")
+
+    move = command("mv", _mv, "Gives faces to another person.")
+    move.add_argument("faces", nargs="+", metavar="FACE")
+    move.add_argument("person", metavar="PERSON")
+
+
+def _create(client: Client, arguments: argparse.Namespace) -> None:
+    gallery = client.gallery(arguments.gallery)
+    _tell_galleries(
+        [gallery.create(embedder=arguments.embedder, threshold=arguments.threshold)], arguments
+    )
+
+
+def _ls(client: Client, arguments: argparse.Namespace) -> None:
+    _tell_galleries(client.galleries(), arguments)
+
+
+def _tell_galleries(galleries: Sequence[GalleryInfo], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        _print_json([each.as_dict() for each in galleries])
+        return
+    if not galleries:
+        print("no galleries yet: mien gallery create NAME")
+        return
+    rows = [
+        [
+            each.name,
+            str(each.persons),
+            str(each.faces),
+            f"{each.memory_bytes / 2**20:.1f}",
+            "model's" if each.threshold is None else f"{each.threshold:.3f}",
+            model_line(each.embedder),
+        ]
+        for each in galleries
+    ]
+    header = ["gallery", "persons", "faces", "MiB", "threshold", "embedder"]
+    print(aligned(header, rows, left={0, 5}))
+
+
+def _show(client: Client, arguments: argparse.Namespace) -> None:
+    gallery = client.gallery(arguments.gallery)
+    if arguments.person is None:
+        info, persons = gallery.info(), list(gallery.persons())
+        if arguments.json:
+            _print_json({**info.as_dict(), "people": [each.as_dict() for each in persons]})
+            return
+        _tell_galleries([info], arguments)
+        if persons:
+            rows = [
+                [each.person, str(each.faces), f"{each.created:%Y-%m-%d %H:%M}"] for each in persons
+            ]
+            print()
+            print(aligned(["person", "faces", "since (UTC)"], rows, left={0, 2}))
+        return
+    faces = list(gallery.faces(arguments.person))
+    if arguments.json:
+        _print_json([face.as_dict() for face in faces])
+        return
+    rows = [
+        [
+            face.face_id,
+            f"{face.created:%Y-%m-%d %H:%M}",
+            f"{face.quality.sharpness:.2f}" if face.quality else "-",
+            f"{face.quality.size:.0f}" if face.quality and face.quality.size else "-",
+            _labels(face.labels),
+        ]
+        for face in faces
+    ]
+    header = ["face", "since (UTC)", "sharpness", "size", "labels"]
+    print(aligned(header, rows, left={0, 1, 4}))
+
+
+def _search(client: Client, arguments: argparse.Namespace) -> None:
+    result = client.gallery(arguments.gallery).identify(
+        arguments.read(arguments.photo),
+        policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
+        top_k=arguments.top,
+        threshold=arguments.threshold,
+        labels=dict(map(_label, arguments.label)),
+        detector=arguments.detector,
+    )
+    if arguments.json:
+        _print_json(result.as_dict())
+    else:
+        print(_search_table(result))
+
+
+def _search_table(result: IdentifyResult) -> str:
+    lines = []
+    for number, found in enumerate(result.faces, 1):
+        if len(result.faces) > 1:
+            box = found.face.box if found.face else None
+            where = f" at {box.x1:.0f}, {box.y1:.0f}" if box else ""
+            lines.append(f"face {number}{where}")
+        if not found.persons:
+            lines.append("nobody known")
+        else:
+            rows = [
+                [
+                    match.person,
+                    f"{match.similarity:.4f}",
+                    str(len(match.samples)),
+                    match.samples[0].face_id,
+                    _labels(match.samples[0].labels),
+                ]
+                for match in found.persons
+            ]
+            header = ["person", "similarity", "faces", "best face", "labels"]
+            lines.append(aligned(header, rows, left={0, 3, 4}))
+        lines.append("")
+    if not result.faces:
+        lines += ["no face in the photo", ""]
+    for each in result.searched:
+        lines.append(
+            f"among {each.faces} faces of {each.gallery}, from {each.threshold:.3f}"
+            f" ({each.threshold_source}) on"
+        )
+    return "\n".join(lines)
+
+
+def _rm(client: Client, arguments: argparse.Namespace) -> None:
+    gallery = client.gallery(arguments.gallery)
+    if arguments.everything:
+        deleted = gallery.delete()
+    elif arguments.face:
+        deleted = gallery.delete_faces(arguments.face)
+    else:
+        deleted = gallery.delete_person(arguments.person)
+    if arguments.json:
+        _print_json(deleted.as_dict())
+    else:
+        print(_deleted_line(deleted))
+
+
+def _deleted_line(deleted: Deleted) -> str:
+    faces = "1 face" if deleted.faces == 1 else f"{deleted.faces} faces"
+    gone = f"; gone: {', '.join(deleted.emptied)}" if deleted.emptied else ""
+    erased = (
+        "erased from the server's files"
+        if deleted.erased
+        else "not erased yet: somebody reads the server's files, and it tries again"
+    )
+    return f"deleted {faces}{gone}; {erased}"
+
+
+def _mv(client: Client, arguments: argparse.Namespace) -> None:
+    emptied = client.gallery(arguments.gallery).move(arguments.faces, arguments.person)
+    if arguments.json:
+        _print_json({"emptied": list(emptied)})
+        return
+    count = len(arguments.faces)
+    faces = "1 face is" if count == 1 else f"{count} faces are"
+    print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+
+
+def _add(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.timeout is None:
+        client.timeout = ADD_TIMEOUT  # photos wait for each other, and for whoever else calls
+    gallery = client.gallery(arguments.gallery)
+    gallery.info()  # one error, rather than one for each photo
+    photos = photos_of(arguments.folder)
+    counts: Counter[str] = Counter()
+    refused: list[dict[str, Any]] = []
+    enrolled = enrol_photos(
+        gallery,
+        photos,
+        quality_policy=arguments.quality,
+        detector=arguments.detector,
+        concurrency=arguments.concurrency,
+    )
+    with Progress(len(photos), quiet=arguments.json) as progress:
+        for (person, path), result in enrolled:
+            outcome = result.outcome if isinstance(result, EnrolResult) else "refused"
+            counts[outcome] += 1
+            if outcome == "refused":
+                told = {"person": person, "photo": str(path)}
+                refused.append(told | {"reason": result.reason, "message": result.message})
+            progress.step(refused=counts["refused"])
+    if arguments.json:
+        _print_json({**{o: counts[o] for o in ("enrolled", "existing")}, "refused": refused})
+    else:
+        print(_added_table(counts, refused))
+    if refused and not counts["enrolled"] and not counts["existing"]:
+        raise FailedPrecondition(
+            "none of the photos could be enrolled", reason=refused[0]["reason"]
+        )
+
+
+def _added_table(counts: Counter[str], refused: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"{counts['enrolled']} enrolled, {counts['existing']} enrolled before, {len(refused)} refused"
+    ]
+    lines += [f"  {each['photo']}: {each['message']} [{each['reason']}]" for each in refused[:TOLD]]
+    if len(refused) > TOLD:
+        reasons = Counter(each["reason"] for each in refused[TOLD:])
+        rest = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"  and {len(refused) - TOLD} more: {rest}")
+    return "\n".join(lines)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest(
+            f"{text!r} is no label: KEY=VALUE", reason="INVALID_OPTION", field="--label"
+        )
+    return key, value
+
+
+def _labels(labels: Any) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document))

@@ -1,0 +1,353 @@
+"""What the server answers of galleries, as plain frozen data. `as_dict` gives what JSON can hold."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from mien.images import ImageLike
+from mien.results import Embedding, Face, ModelIdentity, shortest, timing_dict
+from mien.timing import StageTiming
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryInfo:
+    """A gallery: a collection of enrolled faces.
+
+    Attributes:
+        name: its name.
+        embedder: the model that it is pinned to.
+        dimensions: numbers in each of its embeddings.
+        threshold: the similarity from which on a face is a person's; None: the model's own, which was made
+            for comparing two faces and is too low for many.
+        persons: how many persons are in it, each with at least one face.
+        faces: how many faces.
+        memory_bytes: what they take in the server's memory.
+        created: when it was made, in UTC.
+    """
+
+    name: str
+    embedder: ModelIdentity
+    dimensions: int
+    threshold: float | None
+    persons: int
+    faces: int
+    memory_bytes: int
+    created: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, `created` in ISO 8601."""
+        threshold = None if self.threshold is None else shortest(self.threshold)
+        return {
+            "name": self.name,
+            "embedder": self.embedder.as_dict(),
+            "dimensions": self.dimensions,
+            "threshold": threshold,
+            "persons": self.persons,
+            "faces": self.faces,
+            "memory_bytes": self.memory_bytes,
+            "created": self.created.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewFace:
+    """A face to enrol.
+
+    Attributes:
+        image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+        person: whose it is, in your words: 1 to 256 bytes of UTF-8.
+        labels: what you want to know of it later; `identify` can look among faces with certain ones.
+        request_key: makes it safe to enrol it again: a face that was enrolled with this key is answered as
+            "existing". Empty: a key of its own, for the SDK's retries.
+        aligned: the image is a 112x112 crop, aligned already.
+    """
+
+    image: ImageLike | Embedding
+    person: str
+    labels: Labels = field(default_factory=dict)
+    request_key: str = ""
+    aligned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FaceQuality:
+    """Figures of a face, from its pixels and landmarks; None is unknown, as of an aligned crop.
+
+    Attributes:
+        sharpness: 0 or more: a sharp face has about 0.2, a blurred one less than 0.1.
+        brightness: mean, in [0, 1].
+        contrast: standard deviation of the brightness, in [0, 1].
+        size: the shorter side of its box, in pixels.
+        yaw: how far it is turned, in degrees; above 0, to the right of the picture.
+        pitch: how far it looks up, in degrees; below 0, down.
+        roll: how far it leans, in degrees, clockwise.
+        cut_off: the share of it that is outside of the photo.
+        next_face: the side of the photo's next largest face, as a part of this one's; 0 if it is alone.
+        score: the detector's confidence, in [0, 1].
+    """
+
+    sharpness: float
+    brightness: float
+    contrast: float
+    size: float | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+    roll: float | None = None
+    cut_off: float | None = None
+    next_face: float | None = None
+    score: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The figures by their names."""
+        figures: dict[str, float | None] = asdict(self)
+        return {key: None if v is None else shortest(v) for key, v in figures.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class QualityIssue:
+    """One thing that is wrong with a face.
+
+    Attributes:
+        problem: "small", "blurred", "turned", "dark", "bright", "flat", "cut_off", "several_faces", "unsure"
+            or "like_another_person".
+        value: the figure that says so.
+        limit: what would pass.
+        person: the other person, for "like_another_person".
+    """
+
+    problem: str
+    value: float
+    limit: float
+    person: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """`problem`, `value`, `limit`, and `person` if there is one."""
+        told = {"problem": self.problem, "value": shortest(self.value)}
+        told["limit"] = shortest(self.limit)
+        return {**told, "person": self.person} if self.person else told
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolResult:
+    """What became of a face.
+
+    Attributes:
+        outcome: "enrolled", "existing" (enrolled before, with the same request key) or "refused".
+        face_id: the enrolled face; "" if it was refused.
+        person: whose it is; of an existing face, whose it is now.
+        face: where it is in its photo; None for an embedding, and where there is none.
+        quality: its figures; None where `face` is.
+        issues: why it was refused, or, if it is enrolled, what to be wary of.
+        reason: of a refused face, such as "LOW_QUALITY" or "FACE_NOT_FOUND".
+        message: of a refused face, what is wrong and what to do, for a person.
+        field: of a refused face, the field of the request at fault, or "".
+    """
+
+    outcome: Literal["enrolled", "existing", "refused"]
+    face_id: str
+    person: str
+    face: Face | None = None
+    quality: FaceQuality | None = None
+    issues: tuple[QualityIssue, ...] = ()
+    reason: str = ""
+    message: str = ""
+    field: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "outcome": self.outcome,
+            "face_id": self.face_id,
+            "person": self.person,
+            "face": self.face.as_dict() if self.face else None,
+            "quality": self.quality.as_dict() if self.quality else None,
+            "issues": [issue.as_dict() for issue in self.issues],
+            "reason": self.reason,
+            "message": self.message,
+            "field": self.field,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMatch:
+    """An enrolled face that is like the one looked for; `similarity` is a cosine, in [-1, 1]."""
+
+    face_id: str
+    similarity: float
+    labels: Labels
+
+    def as_dict(self) -> dict[str, Any]:
+        """`face_id`, `similarity` and `labels`."""
+        similarity = shortest(self.similarity)
+        return {"face_id": self.face_id, "similarity": similarity, "labels": dict(self.labels)}
+
+
+@dataclass(frozen=True, slots=True)
+class PersonMatch:
+    """A person whom a face may be of.
+
+    Attributes:
+        gallery: where the person is.
+        person: who it is.
+        similarity: the cosine to the most similar of the person's faces. It is no probability.
+        samples: the person's faces at or above the threshold, the most similar first, at most 10.
+    """
+
+    gallery: str
+    person: str
+    similarity: float
+    samples: tuple[SampleMatch, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`gallery`, `person`, `similarity` and `samples`."""
+        return {
+            "gallery": self.gallery,
+            "person": self.person,
+            "similarity": shortest(self.similarity),
+            "samples": [sample.as_dict() for sample in self.samples],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifiedFace:
+    """A face that was looked for.
+
+    Attributes:
+        face: where it is, without its embedding; None if an embedding was looked for.
+        persons: those at or above the threshold, the most similar first; empty: nobody known.
+    """
+
+    face: Face | None
+    persons: tuple[PersonMatch, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`face` and `persons`."""
+        return {
+            "face": self.face.as_dict() if self.face else None,
+            "persons": [person.as_dict() for person in self.persons],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SearchedGallery:
+    """A gallery that was looked in: how many faces it had, and the threshold and where that came from."""
+
+    gallery: str
+    faces: int
+    threshold: float
+    threshold_source: Literal["model", "request", "collection"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self) | {"threshold": shortest(self.threshold)}
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifyResult:
+    """Whose faces they are.
+
+    Attributes:
+        faces: those of the photo by the policy's order; one for a crop or an embedding.
+        searched: the galleries that were looked in.
+        embedder: the model that they are pinned to.
+        detector: the detector that ran; None if no photo needed one.
+        image_width: the upright photo's width in pixels; 0 for an embedding.
+        image_height: its height in pixels; 0 for an embedding.
+        timing: the server's stages, where the call asked for them.
+    """
+
+    faces: tuple[IdentifiedFace, ...]
+    searched: tuple[SearchedGallery, ...]
+    embedder: ModelIdentity
+    detector: ModelIdentity | None
+    image_width: int
+    image_height: int
+    timing: tuple[StageTiming, ...] = field(default=(), compare=False)
+
+    @property
+    def persons(self) -> tuple[PersonMatch, ...]:
+        """The persons whom the first face may be of: the wanted one, unless the policy is "all"."""
+        return self.faces[0].persons if self.faces else ()
+
+    @property
+    def best(self) -> PersonMatch | None:
+        """The person most like the first face; None: nobody known."""
+        return self.persons[0] if self.persons else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """`faces`, `searched`, `model`, `detector`, the photo's size, and `timing` where asked for."""
+        return {
+            "faces": [face.as_dict() for face in self.faces],
+            "searched": [each.as_dict() for each in self.searched],
+            "model": self.embedder.as_dict(),
+            "detector": self.detector.as_dict() if self.detector else None,
+            "image_width": self.image_width,
+            "image_height": self.image_height,
+            **timing_dict(self.timing),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryPerson:
+    """A person of a gallery: the name, the number of faces, and when the first one was enrolled, in UTC."""
+
+    person: str
+    faces: int
+    created: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, `created` in ISO 8601."""
+        created = self.created.isoformat()
+        return {"person": self.person, "faces": self.faces, "created": created}
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledFace:
+    """A face of a gallery.
+
+    Attributes:
+        face_id: 16 hexadecimal digits.
+        person: whose it is.
+        labels: as it was enrolled.
+        quality: its figures as it was enrolled; None if that was as an embedding.
+        created: when it was enrolled, in UTC.
+    """
+
+    face_id: str
+    person: str
+    labels: Labels
+    quality: FaceQuality | None
+    created: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, `created` in ISO 8601."""
+        return {
+            "face_id": self.face_id,
+            "person": self.person,
+            "labels": dict(self.labels),
+            "quality": self.quality.as_dict() if self.quality else None,
+            "created": self.created.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What was deleted.
+
+    Attributes:
+        faces: how many faces.
+        erased: whether no file of the server has a byte of it any more. False while somebody else, such as a
+            backup, reads the files: the server then erases the rest as soon as it can.
+        emptied: persons who are gone, because they had no other face.
+    """
+
+    faces: int
+    erased: bool
+    emptied: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """`faces`, `erased` and `emptied`."""
+        return {"faces": self.faces, "erased": self.erased, "emptied": list(self.emptied)}

@@ -1,0 +1,1 @@
+"""Galleries: enrolled faces in collections, kept in SQLite and searched in memory."""

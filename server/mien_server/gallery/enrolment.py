@@ -1,0 +1,209 @@
+"""Enrol: faces are embedded, judged, compared with those that are enrolled, and written together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mien_server.errors import InvalidRequest, MienError, Reason, Unmet, at
+from mien_server.gallery.checks import (
+    MAX_FACES_A_CALL,
+    check_count,
+    check_labels,
+    check_person,
+    check_request_key,
+)
+from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.record import FaceRow
+from mien_server.gallery.store import Live
+from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy, Query
+from mien_server.pipeline.quality import Issue, Problem, problems
+from mien_server.pipeline.running import together
+from mien_server.pipeline.types import Call, Embedding, FacePolicy, FaceSelection, ModelRef
+from mien_server.scheduling.errors import RowFailed
+
+_LIKE_WITHOUT_THRESHOLD = 0.7
+
+_OF_THE_CALL = ("detector", "selection", "collection")
+"""Fields that all faces of a call have in common: what is wrong there ends the call."""
+
+
+async def enrol(
+    gallery: Gallery,
+    name: str,
+    faces: Sequence[NewFace],
+    *,
+    detector: ModelRef,
+    selection: FaceSelection,
+    policy: QualityPolicy,
+    call: Call,
+) -> tuple[Live, list[Enrolment]]:
+    """Enrols faces in a collection. One that is refused keeps no other one out.
+
+    Args:
+        name: of the collection.
+        faces: 1 to `MAX_FACES_A_CALL`; the fields of each begin with `faces[0]`.
+
+    Returns:
+        the collection, and what became of each face.
+
+    Raises:
+        InvalidRequest: a name, a label, a key or an option is out of range.
+        NotInGallery: COLLECTION_NOT_FOUND. GalleryFull: there is no room for all of them.
+        SchedulingError: why nothing could be computed. Nothing is enrolled then.
+    """
+    live = gallery.store.find(name)
+    check_count(len(faces), MAX_FACES_A_CALL, "faces")
+    if selection.policy is FacePolicy.ALL:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            "selection.policy: ALL is for Detect, Embed and Identify: say which face is the person's.",
+            field="selection.policy",
+        )
+    for number, face in enumerate(faces):
+        with at(f"faces[{number}]"):
+            check_person(face.person)
+            check_labels(face.labels)
+            check_request_key(face.request_key)
+    judged = await together(
+        *(
+            _judge(gallery, live, face, f"faces[{number}]", detector, selection, policy, call)
+            for number, face in enumerate(faces)
+        )
+    )
+    if policy is not QualityPolicy.ACCEPT:
+        await _compare(gallery, live, faces, judged, policy, call)
+    await _write(gallery, live, faces, judged)
+    return live, [enrolment for enrolment, _ in judged]
+
+
+_Judged = tuple[Enrolment, Embedding | None]
+"""What is known of a face; and its embedding, while it is to be enrolled."""
+
+
+async def _judge(
+    gallery: Gallery,
+    live: Live,
+    face: NewFace,
+    path: str,
+    detector: ModelRef,
+    selection: FaceSelection,
+    policy: QualityPolicy,
+    call: Call,
+) -> _Judged:
+    """Embeds a face and looks at its quality."""
+    if face.request_key:
+        known = await gallery.store.of_request(live, face.request_key)
+        if known:
+            return Enrolment(known.name, known.face, existing=True), None
+    part = replace(call, stages=[])
+    try:
+        photo = await gallery.embed(face.subject, live, detector, selection, part, inspect=True)
+    except (InvalidRequest, Unmet) as error:
+        if error.field.partition(".")[0] in _OF_THE_CALL:
+            raise
+        return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None
+    except RowFailed as error:
+        return _refused(face, Reason.BACKEND_ERROR, f"{error} ({error.incident})", path), None
+    (found,) = photo.faces
+    enrolment = Enrolment(face.person)
+    if not isinstance(face.subject, Embedding):
+        enrolment.face, enrolment.quality = found, found.quality
+        enrolment.size = (photo.width, photo.height) if found.box is not None else None
+    if enrolment.quality:
+        enrolment.issues = problems(enrolment.quality)
+    if enrolment.issues and policy is QualityPolicy.REFUSE:
+        _refuse_for_issues(enrolment, path)
+        return enrolment, None
+    return enrolment, found.embedding
+
+
+async def _compare(
+    gallery: Gallery,
+    live: Live,
+    faces: Sequence[NewFace],
+    judged: list[_Judged],
+    policy: QualityPolicy,
+    call: Call,
+) -> None:
+    """Notes which faces are very much like one of another person, enrolled or before it in the call."""
+    limit = _likeness(gallery, live)
+    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    if not left:
+        return
+    # The person's own faces may be the most similar ones, so the second person counts, too.
+    found = await gallery.store.search(
+        live, [Query(e.values, 2, limit) for _, e in left], call, passed=2
+    )
+    vectors = np.stack([e.values for _, e in left])
+    cosines = vectors @ vectors.T
+    for place, (number, _) in enumerate(left):
+        like: dict[str, float] = {m.person: m.similarity for m in found[place].matches}
+        for earlier in range(place):
+            before, _ = left[earlier]
+            if judged[before][1] is not None and cosines[place, earlier] >= limit:
+                who = faces[before].person
+                like[who] = max(like.get(who, -1.0), float(cosines[place, earlier]))
+        like.pop(faces[number].person, None)
+        if not like:
+            continue
+        other = max(like, key=lambda who: like[who])
+        enrolment = judged[number][0]
+        issue = Issue(Problem.LIKE_ANOTHER_PERSON, like[other], limit, other)
+        enrolment.issues.append(issue)
+        if policy is QualityPolicy.REFUSE:
+            _refuse_for_issues(enrolment, f"faces[{number}]")
+            judged[number] = (enrolment, None)
+
+
+async def _write(
+    gallery: Gallery, live: Live, faces: Sequence[NewFace], judged: Sequence[_Judged]
+) -> None:
+    """Enrols what is left."""
+    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    if not left:
+        return
+    rows = [
+        FaceRow(
+            person=faces[number].person,
+            labels=faces[number].labels,
+            request_key=faces[number].request_key,
+            quality=judged[number][0].quality,
+            norm=embedding.norm,
+            vector=embedding.values,
+        )
+        for number, embedding in left
+    ]
+    for (number, _), written in zip(left, await gallery.store.enrol(live, rows), strict=True):
+        enrolment = judged[number][0]
+        enrolment.key, enrolment.person = written.face, written.name
+        enrolment.existing = written.existing
+
+
+def _likeness(gallery: Gallery, live: Live) -> float:
+    """From which cosine on two faces are so alike that they can hardly be of two persons.
+
+    Half way from the threshold of a match to the same picture: strangers of a large gallery match, but not
+    like that.
+    """
+    try:
+        threshold = gallery.model_threshold(live)
+    except MienError:
+        threshold = None  # embeddings are enrolled while their model does not serve
+    if threshold is None:
+        return _LIKE_WITHOUT_THRESHOLD
+    return (1.0 + threshold) / 2
+
+
+def _refused(face: NewFace, reason: Reason, message: str, field: str) -> Enrolment:
+    return Enrolment(face.person, reason=reason, message=message, field=field)
+
+
+def _refuse_for_issues(enrolment: Enrolment, path: str) -> None:
+    enrolment.reason = Reason.LOW_QUALITY
+    told = "; ".join(str(issue) for issue in enrolment.issues)
+    enrolment.message = (
+        f"The face would make the gallery worse: {told}. Send a better photo, check whose it is, or enrol it"
+        " all the same with the quality policy WARN."
+    )
+    enrolment.field = path

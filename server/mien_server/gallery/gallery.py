@@ -1,0 +1,283 @@
+"""Identify, and what is asked of a gallery beside it: photos and embeddings in, persons out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
+from mien_server.gallery.checks import check_collection_name, check_threshold
+from mien_server.gallery.store import Live, Store
+from mien_server.gallery.types import (
+    Found,
+    Identification,
+    IdentifiedFace,
+    Labels,
+    Match,
+    Query,
+    Searched,
+)
+from mien_server.models.interface import AnyRole
+from mien_server.models.roles import EMBEDDER, EmbedderOptions
+from mien_server.pipeline.compare import check_embedding, check_length
+from mien_server.pipeline.embedding import identity_of
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.running import together
+from mien_server.pipeline.types import (
+    Call,
+    Embedding,
+    Face,
+    FaceSelection,
+    ImageSource,
+    ModelIdentity,
+    ModelRef,
+    PhotoFaces,
+)
+from mien_server.repository.versions import Lease, ReadyModel
+
+
+class Models(Protocol):
+    """Where a gallery finds embedders: see `pipeline.faces.Models`."""
+
+    def lease(
+        self, name: str, version: int, *, role: AnyRole, fingerprint: str
+    ) -> AbstractContextManager[Lease]:
+        """Holds the version that answers a call."""
+        ...
+
+
+class Gallery:
+    """Answers what is asked of the galleries. Its methods run on one event loop, and block it with nothing.
+
+    All of them raise `MienError` for what is wrong with the request, with the field at fault, and
+    `SchedulingError` for what kept it from being computed.
+
+    Args:
+        store: where the faces are; the caller closes it.
+        models: the model repository.
+        pipeline: finds and embeds faces.
+        default_embedder: name of the model for collections that are to have none in particular.
+    """
+
+    def __init__(
+        self, store: Store, models: Models, pipeline: FacePipeline, *, default_embedder: str
+    ) -> None:
+        self.store = store
+        self._models = models
+        self._pipeline = pipeline
+        self._default_embedder = default_embedder
+
+    async def create(self, name: str, embedder: ModelRef, threshold: float | None) -> Live:
+        """Makes a collection, pinned to the embedder that serves now.
+
+        Raises:
+            InvalidRequest: the name, the threshold or the model's role is wrong.
+            AlreadyInGallery: COLLECTION_EXISTS.
+        """
+        check_collection_name(name)
+        check_threshold(threshold)
+        model_name = embedder.name or self._default_embedder
+        with (
+            at("embedder"),
+            self._models.lease(
+                model_name, embedder.version, role=EMBEDDER, fingerprint=""
+            ) as lease,
+        ):
+            identity = identity_of(lease.model)
+            dimensions = lease.model.config.outputs[0].dims[0]
+        return await self.store.create(name, identity, dimensions, threshold)
+
+    async def identify(
+        self,
+        names: Sequence[str],
+        subject: ImageSource | Embedding,
+        *,
+        detector: ModelRef,
+        selection: FaceSelection,
+        top_k: int,
+        threshold: float | None,
+        labels: Labels,
+        call: Call,
+    ) -> Identification:
+        """The persons of some collections who are most like the faces of a photo, or like an embedding.
+
+        Args:
+            names: of the collections, at least one.
+            subject: its field is `subject`.
+            top_k: how many persons for each face, in [1, 100].
+            threshold: None: each collection's own, or else its embedder's.
+
+        Raises:
+            InvalidRequest: the picture, the embedding, an option or a model's role is wrong.
+            Unmet: as Embed says; EMBEDDING_MISMATCH.
+            NotInGallery: COLLECTION_NOT_FOUND.
+        """
+        check_threshold(threshold)
+        searched = []
+        for number, name in enumerate(names):
+            try:
+                searched.append(self.store.find(name))
+            except NotInGallery as error:
+                error.field = f"collections[{number}]"
+                raise
+        first = searched[0].collection
+        for number, live in enumerate(searched):
+            if live.collection.embedder.fingerprint != first.embedder.fingerprint:
+                raise Unmet(
+                    Reason.EMBEDDING_MISMATCH,
+                    f"Collections {first.name!r} and {live.collection.name!r} hold embeddings of different"
+                    " models: look in each by a call of its own.",
+                    field=f"collections[{number}]",
+                )
+        photo = await self.embed(subject, searched[0], detector, selection, call)
+        thresholds = [self._threshold(live, threshold) for live in searched]
+        faces = [face for face in photo.faces if face.embedding is not None]
+        passed = 0 if isinstance(subject, Embedding) else 2
+        found: Sequence[Sequence[Found]] = [[] for _ in searched]
+        if faces:
+            found = await together(
+                *(
+                    self._search(live, faces, top_k, limit, labels, call, passed)
+                    for live, (limit, _) in zip(searched, thresholds, strict=True)
+                )
+            )
+        return Identification(
+            faces=[
+                IdentifiedFace(
+                    None if isinstance(subject, Embedding) else face,
+                    _best(searched, [of_live[number] for of_live in found], top_k),
+                )
+                for number, face in enumerate(faces)
+            ],
+            searched=[
+                Searched(
+                    live.collection.name,
+                    of_live[0].faces if of_live else live.index.snapshot.faces,
+                    limit,
+                    source,
+                )
+                for live, of_live, (limit, source) in zip(searched, found, thresholds, strict=True)
+            ],
+            embedder=first.embedder,
+            detector=photo.detector,
+            width=photo.width,
+            height=photo.height,
+        )
+
+    async def embed(
+        self,
+        subject: ImageSource | Embedding,
+        live: Live,
+        detector: ModelRef,
+        selection: FaceSelection,
+        call: Call,
+        *,
+        inspect: bool = False,
+    ) -> PhotoFaces:
+        """The faces of a photo with embeddings that fit a collection; a given embedding is one without box.
+
+        Raises:
+            InvalidRequest: the picture, the embedding, an option or a model's role is wrong; in the field
+                `subject.image` or `subject.embedding`.
+            Unmet: as Embed says; EMBEDDING_MISMATCH.
+        """
+        collection = live.collection
+        if isinstance(subject, Embedding):
+            with at("subject.embedding"):
+                given = check_embedding(subject)
+                if given.model.fingerprint != collection.embedder.fingerprint:
+                    raise _mismatch(
+                        collection.name, collection.embedder, given.model, field="model"
+                    )
+                check_length(given, collection.dimensions)
+            return PhotoFaces([Face(None, 0.0, None, given)], 0, 0)
+        with self._pinned(live) as lease:
+            model = lease.model
+            if model.fingerprint != collection.embedder.fingerprint:
+                serving = identity_of(model)
+                raise _mismatch(collection.name, collection.embedder, serving, field="collection")
+            try:
+                return await self._pipeline.embed(
+                    subject,
+                    detector=detector,
+                    embedder=ModelRef(model.name, model.version),
+                    selection=selection,
+                    call=call,
+                    inspect=inspect,
+                )
+            except (InvalidRequest, Unmet) as error:
+                if error.field.partition(".")[0] == "image":
+                    error.field = f"subject.{error.field}"
+                raise
+
+    def model_threshold(self, live: Live) -> float | None:
+        """The match threshold of a collection's embedder, if it has one.
+
+        Raises:
+            ModelNotFound, ModelNotReady: it does not serve.
+        """
+        with self._pinned(live) as lease:
+            return _match_threshold(lease.model)
+
+    def _pinned(self, live: Live) -> AbstractContextManager[Lease]:
+        """The embedder of a collection, or what serves under its name instead."""
+        embedder = live.collection.embedder
+        return self._models.lease(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
+
+    def _threshold(self, live: Live, asked: float | None) -> tuple[float, str]:
+        """The threshold that holds for a collection, and where it comes from."""
+        if asked is not None:
+            return asked, "request"
+        if live.collection.threshold is not None:
+            return live.collection.threshold, "collection"
+        own = self.model_threshold(live)
+        if own is None:
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                f"threshold: neither collection {live.collection.name!r} nor its model"
+                f" {live.collection.embedder.name} has one: give one.",
+                field="threshold",
+            )
+        return own, "model"
+
+    async def _search(
+        self,
+        live: Live,
+        faces: Sequence[Face],
+        top_k: int,
+        threshold: float,
+        labels: Mapping[str, str],
+        call: Call,
+        passed: int,
+    ) -> Sequence[Found]:
+        queries = [
+            Query(face.embedding.values, top_k, threshold, labels)
+            for face in faces
+            if face.embedding is not None
+        ]
+        return await self.store.search(live, queries, call, passed=passed)
+
+
+def _best(searched: Sequence[Live], found: Sequence[Found], top_k: int) -> list[tuple[str, Match]]:
+    """The best persons of all collections."""
+    matches = [
+        (live.collection.name, match)
+        for live, of_live in zip(searched, found, strict=True)
+        for match in of_live.matches
+    ]
+    return sorted(matches, key=lambda match: -match[1].similarity)[:top_k]
+
+
+def _match_threshold(model: ReadyModel) -> float | None:
+    options: EmbedderOptions = model.config.options
+    return options.match_threshold
+
+
+def _mismatch(collection: str, pinned: ModelIdentity, other: ModelIdentity, *, field: str) -> Unmet:
+    return Unmet(
+        Reason.EMBEDDING_MISMATCH,
+        f"Collection {collection!r} holds embeddings of {pinned.name} version {pinned.version}"
+        f" ({pinned.fingerprint}), not of {other.name} version {other.version} ({other.fingerprint}): serve"
+        " that version beside the other one (version_policy in its config.pbtxt), or enrol the photos in a"
+        " new collection.",
+        field=field,
+    )

@@ -1,0 +1,245 @@
+"""What the galleries' file is told, in SQL. All of it runs within a transaction of the writer's."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from mien_server.errors import AlreadyInGallery, Reason
+from mien_server.gallery import payloads
+from mien_server.gallery.labels import to_text
+from mien_server.gallery.reading import (
+    Written,
+    face_of_request,
+    find_person,
+    no_collection,
+    no_face,
+    no_person,
+)
+from mien_server.gallery.types import Collection, Labels
+from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
+
+
+@dataclass(frozen=True, slots=True)
+class FaceRow:
+    """A face to write: `vector` [d] of unit length, `norm` before that."""
+
+    person: str
+    labels: Labels
+    request_key: str
+    quality: Quality | None
+    norm: float
+    vector: ArrayF32
+
+
+# Collections.
+
+
+def create_collection(
+    connection: sqlite3.Connection,
+    name: str,
+    embedder: ModelIdentity,
+    dimensions: int,
+    threshold: float | None,
+) -> Collection:
+    """A new collection.
+
+    Raises:
+        AlreadyInGallery: COLLECTION_EXISTS.
+    """
+    row = (name, embedder.name, embedder.version, embedder.fingerprint, dimensions, threshold)
+    created = time.time()
+    if connection.execute("SELECT 1 FROM collections WHERE name = ?", (name,)).fetchone():
+        raise AlreadyInGallery(
+            Reason.COLLECTION_EXISTS,
+            f"There is a collection {name!r} already: use it, delete it first, or choose another name.",
+            field="name",
+        )
+    key = connection.execute(
+        "INSERT INTO collections (name, model, version, fingerprint, dimensions, threshold, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*row, created),
+    ).lastrowid
+    assert key is not None  # noqa: S101 - an INSERT has one
+    return Collection(key, name, embedder, dimensions, threshold, created)
+
+
+def delete_collection(connection: sqlite3.Connection, collection: Collection) -> int:
+    """Deletes a collection with all that is in it; the number of its faces."""
+    _check(connection, collection)
+    faces = connection.execute(
+        "DELETE FROM faces WHERE collection = ? RETURNING vector, labels", (collection.key,)
+    ).fetchall()
+    names = connection.execute(
+        "DELETE FROM persons WHERE collection = ? RETURNING name", (collection.key,)
+    ).fetchall()
+    connection.execute("DELETE FROM collections WHERE id = ?", (collection.key,))
+    _drop_payloads(connection, [*faces, *names])
+    return len(faces)
+
+
+def _check(connection: sqlite3.Connection, collection: Collection) -> None:
+    """Refuses a collection that was deleted while the call was under way."""
+    found = connection.execute("SELECT 1 FROM collections WHERE id = ?", (collection.key,))
+    if not found.fetchone():
+        raise no_collection(collection.name)
+
+
+# Faces and persons.
+
+
+def enrol(
+    connection: sqlite3.Connection, collection: Collection, rows: Sequence[FaceRow]
+) -> list[Written]:
+    """Adds faces, but for those whose request key is there already.
+
+    Raises:
+        NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+    """
+    _check(connection, collection)
+    now = time.time()
+    return [_enrol(connection, collection, row, now) for row in rows]
+
+
+def _enrol(
+    connection: sqlite3.Connection, collection: Collection, row: FaceRow, now: float
+) -> Written:
+    if row.request_key:
+        existing = face_of_request(connection, collection, row.request_key)
+        if existing:
+            return existing
+    person = _person(connection, collection, row.person, now)
+    labels = to_text(row.labels)
+    face = connection.execute(
+        "INSERT INTO faces (collection, person, vector, labels, request, quality, norm, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            collection.key,
+            person,
+            payloads.put(connection, row.vector.astype("<f4").tobytes()),
+            payloads.put(connection, payloads.of_text(labels)) if labels else None,
+            payloads.hashed(connection, row.request_key) if row.request_key else None,
+            json.dumps(asdict(row.quality)) if row.quality else None,
+            row.norm,
+            now,
+        ),
+    ).lastrowid
+    assert face is not None  # noqa: S101 - an INSERT has one
+    return Written(face, person, row.person, existing=False)
+
+
+def _person(connection: sqlite3.Connection, collection: Collection, name: str, now: float) -> int:
+    """The key of a person, who is made if need be."""
+    known = find_person(connection, collection, name)
+    if known is not None:
+        return known
+    key = connection.execute(
+        "INSERT INTO persons (collection, hash, name, created) VALUES (?, ?, ?, ?)",
+        (
+            collection.key,
+            payloads.hashed(connection, name),
+            payloads.put(connection, payloads.of_text(name)),
+            now,
+        ),
+    ).lastrowid
+    assert key is not None  # noqa: S101 - an INSERT has one
+    return key
+
+
+def move_faces(
+    connection: sqlite3.Connection, collection: Collection, faces: Sequence[int], name: str
+) -> tuple[int, list[str]]:
+    """Gives faces to a person, who is made if need be.
+
+    Returns:
+        the person's key, and the names of persons who have no face any more and are gone.
+
+    Raises:
+        NotInGallery: COLLECTION_NOT_FOUND; ENROLLED_FACE_NOT_FOUND, none is moved.
+    """
+    _check(connection, collection)
+    before = _persons_of(connection, collection, faces)
+    person = _person(connection, collection, name, time.time())
+    connection.executemany(
+        "UPDATE faces SET person = ? WHERE id = ?", [(person, face) for face in faces]
+    )
+    return person, _drop_empty(connection, before)
+
+
+def delete_faces(
+    connection: sqlite3.Connection, collection: Collection, faces: Sequence[int]
+) -> list[str]:
+    """Deletes faces; the names of persons who have none any more and are gone.
+
+    Raises:
+        NotInGallery: COLLECTION_NOT_FOUND; ENROLLED_FACE_NOT_FOUND, none is deleted.
+    """
+    _check(connection, collection)
+    before = _persons_of(connection, collection, faces)
+    for face in faces:
+        gone = connection.execute(
+            "DELETE FROM faces WHERE id = ? RETURNING vector, labels", (face,)
+        ).fetchall()
+        _drop_payloads(connection, gone)
+    return _drop_empty(connection, before)
+
+
+def delete_person(connection: sqlite3.Connection, collection: Collection, name: str) -> list[int]:
+    """Deletes a person; the keys of the faces that are gone, too.
+
+    Raises:
+        NotInGallery: COLLECTION_NOT_FOUND, PERSON_NOT_FOUND.
+    """
+    _check(connection, collection)
+    person = find_person(connection, collection, name)
+    if person is None:
+        raise no_person(collection, name)
+    gone = connection.execute(
+        "DELETE FROM faces WHERE person = ? RETURNING id, vector, labels", (person,)
+    ).fetchall()
+    _drop_payloads(connection, [(vector, labels) for _, vector, labels in gone])
+    _drop_empty(connection, {person})
+    return [face for face, _, _ in gone]
+
+
+def _drop_payloads(connection: sqlite3.Connection, rows: Sequence[tuple[int | None, ...]]) -> None:
+    numbers = (number for row in rows for number in row if number is not None)
+    payloads.drop(connection, numbers)
+
+
+def _persons_of(
+    connection: sqlite3.Connection, collection: Collection, faces: Sequence[int]
+) -> set[int]:
+    """The keys of the persons whose faces these are.
+
+    Raises:
+        NotInGallery: ENROLLED_FACE_NOT_FOUND.
+    """
+    persons = set()
+    for number, face in enumerate(faces):
+        found = connection.execute(
+            "SELECT person FROM faces WHERE id = ? AND collection = ?", (face, collection.key)
+        ).fetchone()
+        if not found:
+            raise no_face(collection, face, f"face_ids[{number}]")
+        persons.add(found[0])
+    return persons
+
+
+def _drop_empty(connection: sqlite3.Connection, persons: set[int]) -> list[str]:
+    """Deletes those of the persons who have no faces; their names."""
+    names = []
+    for person in sorted(persons):
+        gone = connection.execute(
+            "DELETE FROM persons WHERE id = ?1"
+            " AND NOT EXISTS (SELECT 1 FROM faces WHERE person = ?1) RETURNING name",
+            (person,),
+        ).fetchall()
+        for (name,) in gone:
+            (body,) = connection.execute(
+                "SELECT body FROM payloads WHERE id = ?", (name,)
+            ).fetchone()
+            names.append(payloads.to_text(body))
+        _drop_payloads(connection, gone)
+    return names

@@ -1,0 +1,355 @@
+"""The galleries of one server: the file, the faces in memory, and the threads and slots between them.
+
+The file is the record and memory its image: every change is committed first and then shown to searches.
+Coroutines run on one event loop and block it with nothing; the rest is safe for threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.errors import GalleryFull
+from mien_server.gallery import reading, record
+from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database, unusable
+from mien_server.gallery.index import Index, NewRow
+from mien_server.gallery.labels import nbytes_of, to_text
+from mien_server.gallery.reading import Written, no_collection
+from mien_server.gallery.record import FaceRow
+from mien_server.gallery.search import Lanes, Search
+from mien_server.gallery.types import (
+    Collection,
+    CollectionSize,
+    EnrolledFace,
+    Found,
+    Person,
+    Query,
+)
+from mien_server.gallery.writer import Writer
+from mien_server.pipeline.running import run_in_slot
+from mien_server.pipeline.types import Call, ModelIdentity
+from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.errors import Draining
+from mien_server.scheduling.interface import PlacedInstance
+from mien_server.scheduling.scheduler import Scheduler, Slot
+from mien_server.settings import flag_of
+from mien_server.threads import Threads
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_READERS = 2
+
+SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
+"""How searches of different callers share a product: beyond some 32 it takes as long for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A collection that is there, its faces, and the queue of searches in front of them."""
+
+    collection: Collection
+    index: Index
+    slot: Slot
+
+
+class Store:
+    """Opens the galleries of a folder, and keeps other servers out of it until `close`. Blocking.
+
+    Args:
+        folder: made if it does not exist.
+        max_bytes: what the faces of all collections may take in memory.
+        scheduler: runs the searches.
+        device: the processor that it runs them on.
+        threads: keeps the thread alive that writes; None: nobody asks how it is.
+
+    Raises:
+        OperatorError: the folder cannot be used, or its file is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        scheduler: Scheduler,
+        device: CpuDevice,
+        threads: Threads | None = None,
+    ) -> None:
+        self._path = folder / FILENAME
+        self._max_bytes = max_bytes
+        self._scheduler = scheduler
+        self._device = device
+        self._reserved = 0
+        self._guard = threading.Lock()
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(lock(folder))
+            connection = open_database(self._path)
+            undo.callback(connection.close)
+            self._lanes = Lanes(device)
+            undo.callback(self._lanes.close)
+            self._live: Mapping[str, Live] = self._load(connection)
+            self._local = threading.local()
+            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+            undo.callback(self._readers.shutdown)
+            self._writer = Writer(connection, threads or Threads())
+            self._close = undo.pop_all().close
+
+    def close(self) -> None:
+        """Makes the changes that wait, and ends the threads. Searches must have ended."""
+        self._writer.close()
+        self._close()
+
+    # Collections.
+
+    def find(self, name: str) -> Live:
+        """The collection of this name.
+
+        Raises:
+            NotInGallery: COLLECTION_NOT_FOUND.
+        """
+        live = self._live.get(name)
+        if live is None:
+            raise no_collection(name)
+        return live
+
+    def collections(self) -> list[Live]:
+        """All collections, by name."""
+        return [live for _, live in sorted(self._live.items())]
+
+    async def size(self, live: Live) -> CollectionSize:
+        """How much is in a collection."""
+        persons, faces = await self._read(reading.counts, live)
+        return CollectionSize(persons, faces, live.index.nbytes)
+
+    async def create(
+        self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
+    ) -> Live:
+        """Makes a collection.
+
+        Raises:
+            AlreadyInGallery: COLLECTION_EXISTS.
+        """
+        await self._write(
+            lambda c: record.create_collection(c, name, embedder, dimensions, threshold),
+            lambda made: self._show(self._opened(made, Index(dimensions))),
+        )
+        return self.find(name)
+
+    async def delete(self, live: Live) -> tuple[int, bool]:
+        """Deletes a collection: how many faces went with it, and whether they are erased."""
+        collection = live.collection
+        return await self._write(
+            lambda c: record.delete_collection(c, collection),
+            lambda _: self._hide(live),
+            erases=True,
+        )
+
+    # Faces and persons.
+
+    async def enrol(self, live: Live, rows: Sequence[FaceRow]) -> list[Written]:
+        """Adds faces: all of them durably, or none.
+
+        Raises:
+            GalleryFull: there is no room for them.
+            NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+        """
+        texts = [to_text(row.labels) for row in rows]
+
+        def publish(written: Sequence[Written]) -> None:
+            live.index.add(
+                [
+                    NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
+                    for w, row, text in zip(written, rows, texts, strict=True)
+                    if not w.existing
+                ]
+            )
+
+        written, _ = await self._write(
+            lambda c: record.enrol(c, live.collection, rows),
+            publish,
+            nbytes=len(rows) * live.index.row_bytes + sum(map(nbytes_of, texts)),
+        )
+        return written
+
+    async def move(self, live: Live, faces: Sequence[int], person: str) -> list[str]:
+        """Gives faces to a person; the names of those who have none any more.
+
+        Raises:
+            NotInGallery: as `record.move_faces` says.
+        """
+        (_, emptied), _ = await self._write(
+            lambda c: record.move_faces(c, live.collection, faces, person),
+            lambda moved: live.index.move(faces, moved[0], sys.intern(person)),
+            # The file has the names of those who are gone.
+            erases=True,
+        )
+        return emptied
+
+    async def delete_faces(self, live: Live, faces: Sequence[int]) -> tuple[list[str], bool]:
+        """Deletes faces: the names of persons who have none any more, and whether they are erased.
+
+        Raises:
+            NotInGallery: as `record.delete_faces` says.
+        """
+        return await self._write(
+            lambda c: record.delete_faces(c, live.collection, faces),
+            lambda _: live.index.remove(faces),
+            erases=True,
+        )
+
+    async def delete_person(self, live: Live, person: str) -> tuple[int, bool]:
+        """Deletes a person: how many faces, and whether they are erased.
+
+        Raises:
+            NotInGallery: as `record.delete_person` says.
+        """
+        gone, erased = await self._write(
+            lambda c: record.delete_person(c, live.collection, person),
+            live.index.remove,
+            erases=True,
+        )
+        return len(gone), erased
+
+    async def of_request(self, live: Live, request_key: str) -> Written | None:
+        """The face that was enrolled with a request key, if there is one."""
+        return await self._read(reading.face_of_request, live, request_key)
+
+    async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
+        """As `reading.persons`."""
+        return await self._read(reading.persons, live, after=after, most=most)
+
+    async def person(self, live: Live, name: str) -> Person:
+        """As `reading.person`."""
+        return await self._read(reading.person, live, name)
+
+    async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
+        """As `reading.faces`."""
+        return await self._read(reading.faces, live, of=of, after=after, most=most)
+
+    async def face(self, live: Live, key: int) -> EnrolledFace:
+        """As `reading.face`."""
+        return await self._read(reading.face, live, key)
+
+    async def search(
+        self, live: Live, queries: Sequence[Query], call: Call, *, passed: int
+    ) -> Sequence[Found]:
+        """Looks for faces in a collection, together with those of other callers.
+
+        Args:
+            queries: at least one.
+            passed: how many slots the call has passed already.
+
+        Raises:
+            SchedulingError: why there is no result.
+            NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+        """
+        try:
+            return await run_in_slot(
+                live.slot,
+                "identify",
+                queries,
+                call,
+                nbytes=sum(query.vector.nbytes for query in queries),
+                passed=passed,
+                deadline=call.deadline,
+            )
+        except Draining:
+            name = live.collection.name
+            if self._live.get(name) is not live:
+                raise no_collection(name) from None
+            raise
+
+    def _load(self, connection: sqlite3.Connection) -> dict[str, Live]:
+        live = {}
+        try:
+            for collection in reading.collections(connection):
+                started = time.monotonic()
+                index = Index(collection.dimensions)
+                for part in reading.load(connection, collection):
+                    index.add_arrays(
+                        part.vectors, part.faces, part.persons, part.names, part.labels
+                    )
+                live[collection.name] = self._opened(collection, index)
+                faces, seconds = index.snapshot.faces, round(time.monotonic() - started, 2)
+                facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
+                _log.info("collection loaded", extra=facts)
+        except sqlite3.Error as error:
+            raise unusable(self._path, error) from error
+        except (reading.Broken, ValueError, KeyError) as error:
+            raise damaged(self._path, str(error)) from error
+        if (used := sum(each.index.nbytes for each in live.values())) > self._max_bytes:
+            _log.warning(
+                "the galleries take %d bytes, more than %s allows (%d): no face can be enrolled",
+                *(used, flag_of("gallery_max_bytes"), self._max_bytes),
+            )
+        return live
+
+    def _opened(self, collection: Collection, index: Index) -> Live:
+        # One product at a time, on all cores that are free: others gather meanwhile and share the next.
+        placed = [PlacedInstance(Search(index, self._lanes), self._device.name)]
+        slot = self._scheduler.open_slot(f"collection {collection.name}", 1, SEARCHES, placed)
+        return Live(collection, index, slot)
+
+    def _show(self, live: Live) -> None:
+        self._live = {**self._live, live.collection.name: live}
+
+    def _hide(self, live: Live) -> None:
+        self._live = {name: each for name, each in self._live.items() if each is not live}
+        # It waits for searches that are under way; nobody else needs to.
+        self._readers.submit(self._scheduler.close_slot, live.slot)
+
+    async def _write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        publish: Callable[[T], None],
+        *,
+        nbytes: int = 0,
+        erases: bool = False,
+    ) -> tuple[T, bool]:
+        """Makes a change that may take so many bytes of memory: see `Writer.submit`."""
+        self._reserve(nbytes)
+        try:
+            future = self._writer.submit(work, publish, erases=erases)
+        except BaseException:
+            self._release(nbytes)
+            raise
+        # When the caller has gone, the change may still be made: it counts until it is.
+        future.add_done_callback(partial(self._release, nbytes))
+        return await asyncio.wrap_future(future)
+
+    def _reserve(self, nbytes: int) -> None:
+        with self._guard:
+            used = sum(live.index.nbytes for live in self._live.values())
+            if nbytes and used + self._reserved + nbytes > self._max_bytes:
+                raise GalleryFull(
+                    f"The galleries take {used:,} bytes of memory, and these faces {nbytes:,} more, which"
+                    f" is beyond the {self._max_bytes:,} that they may take"
+                    f" ({flag_of('gallery_max_bytes')}): delete faces, or allow more."
+                )
+            self._reserved += nbytes
+
+    def _release(self, nbytes: int, _: "Future[Any] | None" = None) -> None:
+        with self._guard:
+            self._reserved -= nbytes
+
+    async def _read(self, read: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
+        """What a function of `record` reads, on a thread and a connection of its own."""
+
+        def run() -> T:
+            if not hasattr(self._local, "connection"):
+                self._local.connection = connect(self._path, read_only=True)
+            return read(self._local.connection, live.collection, *args, **options)
+
+        return await asyncio.wrap_future(self._readers.submit(run))

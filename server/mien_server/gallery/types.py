@@ -1,0 +1,191 @@
+"""The galleries' own vocabulary: plain data, without SQL and gRPC."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mien_server.errors import Reason
+from mien_server.pipeline.quality import Issue
+from mien_server.pipeline.types import (
+    ArrayF32,
+    Embedding,
+    Face,
+    ImageSource,
+    ModelIdentity,
+    Quality,
+)
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What a collection is, but for its faces.
+
+    Attributes:
+        key: the record's own number; no other collection ever has it.
+        name: unique among those that exist.
+        embedder: the model that it is pinned to.
+        dimensions: numbers in each embedding.
+        threshold: the cosine from which on a face is a person's, in [-1, 1]; None: the embedder's.
+        created: seconds since 1970.
+    """
+
+    key: int
+    name: str
+    embedder: ModelIdentity
+    dimensions: int
+    threshold: float | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSize:
+    """How much is in a collection; `nbytes` of memory."""
+
+    persons: int
+    faces: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A person of a collection; `created` in seconds since 1970, as the first face was enrolled."""
+
+    key: int
+    name: str
+    faces: int
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledFace:
+    """A face of a collection, without its vector; `created` in seconds since 1970."""
+
+    key: int
+    person: str
+    labels: Labels
+    quality: Quality | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class NewFace:
+    """A face that a caller wants enrolled. `request_key` may be ""."""
+
+    subject: ImageSource | Embedding
+    person: str
+    labels: Labels
+    request_key: str
+
+
+class QualityPolicy(StrEnum):
+    """What happens to faces that make a gallery worse; see the contract."""
+
+    REFUSE = "REFUSE"
+    WARN = "WARN"
+    ACCEPT = "ACCEPT"
+
+
+@dataclass(slots=True)
+class Enrolment:
+    """What became of a face that was to be enrolled.
+
+    Attributes:
+        person: whose it is.
+        key: of the enrolled face; 0 if it was refused.
+        existing: whether it was enrolled before, with the same request key.
+        face: in its photo; None for an embedding, and where there is none.
+        size: the upright photo's width and height, as the face has a box there.
+        quality: its figures; None where `face` is.
+        issues: what is wrong with it.
+        reason, message, field: why it was refused.
+    """
+
+    person: str
+    key: int = 0
+    existing: bool = False
+    face: Face | None = None
+    size: tuple[int, int] | None = None
+    quality: Quality | None = None
+    issues: list[Issue] = field(default_factory=list)
+    reason: Reason | None = None
+    message: str = ""
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One face to look for in one collection.
+
+    Attributes:
+        vector: [d] float32 of unit length.
+        top_k: how many persons at most, at least 1.
+        threshold: persons below are left out; in [-1, 1].
+        labels: which a face must have to be looked at.
+    """
+
+    vector: ArrayF32
+    top_k: int
+    threshold: float
+    labels: Labels = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An enrolled face that is like the one looked for, and the cosine to it."""
+
+    key: int
+    similarity: float
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A person, the cosine to the most similar face, and the faces at or above the threshold."""
+
+    person: str
+    similarity: float
+    samples: list[Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found, the most similar person first, and how many faces the collection then had."""
+
+    matches: list[Match]
+    faces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A collection that was looked in, and with which threshold.
+
+    Attributes:
+        threshold_from: "request", "collection" or "model".
+    """
+
+    collection: str
+    faces: int
+    threshold: float
+    threshold_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifiedFace:
+    """A face that was looked for, and who it may be: collections and persons, the most similar first."""
+
+    face: Face | None
+    matches: list[tuple[str, Match]]
+
+
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """The answer of Identify; sizes are those of the upright photo, 0 for an embedding."""
+
+    faces: list[IdentifiedFace]
+    searched: list[Searched]
+    embedder: ModelIdentity
+    detector: ModelIdentity | None = None
+    width: int = 0
+    height: int = 0

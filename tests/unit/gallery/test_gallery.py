@@ -1,0 +1,185 @@
+"""Enrol and Identify over scripted models: what is wrong with one face, with the call, and with the model."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
+from mien_server.gallery.enrolment import enrol
+from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.store import Store
+from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy
+from mien_server.models.roles import EMBEDDER
+from mien_server.pipeline.types import Call, ModelIdentity, ModelRef
+from mien_server.scheduling.errors import SchedulingError
+from tests.unit.pipeline.scripted import (
+    LARGEST,
+    PAINT_VECTOR,
+    Scripted,
+    World,
+    given,
+    mean_colour,
+    painted,
+    unit,
+)
+
+ANN, BOB = unit(1, 0, 0, 0, 0, 0), unit(0, 1, 0, 0, 0, 0)
+PHOTO = painted(400, 400, (100, 100, 150))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gallery(world: World, tmp_path: Path) -> Iterator[Gallery]:
+    store = Store(tmp_path, max_bytes=1 << 30, scheduler=world.scheduler, device=CpuDevice(1))
+    yield Gallery(store, world.catalogue, world.pipeline, default_embedder="vectors")
+    world.scheduler.close()
+    store.close()
+
+
+async def enrolled(
+    gallery: Gallery,
+    *faces: NewFace,
+    policy: QualityPolicy = QualityPolicy.ACCEPT,
+    call: Call | None = None,
+) -> list[Enrolment]:
+    _, results = await enrol(
+        gallery,
+        "staff",
+        faces,
+        detector=ModelRef(),
+        selection=LARGEST,
+        policy=policy,
+        call=call or Call(),
+    )
+    return results
+
+
+async def identify(gallery: Gallery, subject: Any, threshold: float | None = None) -> list[str]:
+    answer = await gallery.identify(
+        ["staff"],
+        subject,
+        detector=ModelRef(),
+        selection=LARGEST,
+        top_k=5,
+        threshold=threshold,
+        labels={},
+        call=Call(),
+    )
+    return [match.person for _, match in answer.faces[0].matches]
+
+
+def face(subject: Any, person: str) -> NewFace:
+    return NewFace(subject, person, {}, "")
+
+
+async def test_photo_is_found_by_its_vector(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    photo, _ = await enrolled(gallery, face(PHOTO, "paint"), face(given(ANN), "ann"))
+    assert photo.size == (400, 400)
+    assert photo.quality is not None
+    assert await identify(gallery, given(PAINT_VECTOR)) == ["paint"]
+    assert await identify(gallery, PHOTO) == ["paint"]
+
+
+async def test_collection_of_a_model_that_no_longer_serves_takes_no_photos(
+    gallery: Gallery,
+) -> None:
+    await gallery.store.create("staff", ModelIdentity("vectors", 1, "older-print"), 6, 0.9)
+    for refused in (enrolled(gallery, face(PHOTO, "ann")), identify(gallery, PHOTO)):
+        with pytest.raises(Unmet, match=r"older-print.*vectors-print.*version_policy") as caught:
+            await refused
+        assert caught.value.reason is Reason.EMBEDDING_MISMATCH
+    (result,) = await enrolled(gallery, face(given(ANN), "ann"))
+    assert (result.reason, result.key) == (Reason.EMBEDDING_MISMATCH, 0)
+    assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+async def test_embeddings_are_searched_while_their_model_does_not_serve(gallery: Gallery) -> None:
+    await gallery.store.create("staff", ModelIdentity("gone", 1, "vectors-print"), 6, 0.9)
+    for policy in (QualityPolicy.REFUSE, QualityPolicy.ACCEPT):
+        await enrolled(gallery, face(given(ANN), "ann"), policy=policy)
+    assert await identify(gallery, given(ANN)) == ["ann"]
+    with pytest.raises(ModelNotFound):
+        await identify(gallery, PHOTO)
+
+
+async def test_without_any_threshold_the_call_must_bring_one(
+    world: World, gallery: Gallery
+) -> None:
+    world.add("plain", EMBEDDER, Scripted(mean_colour), match_threshold=None)
+    await gallery.create("staff", ModelRef("plain"), None)
+    plain = given(ANN, "plain")
+    await enrolled(gallery, face(plain, "ann"), policy=QualityPolicy.REFUSE)
+    with pytest.raises(InvalidRequest, match="give one") as caught:
+        await identify(gallery, plain)
+    assert caught.value.field == "threshold"
+    assert await identify(gallery, plain, 0.5) == ["ann"]
+
+
+async def test_face_that_the_model_fails_on_keeps_no_other_one_out(
+    world: World, gallery: Gallery
+) -> None:
+    def fail(row: Any) -> Any:
+        raise ArithmeticError("cannot compute")
+
+    await gallery.create("staff", ModelRef(), None)
+    world.embedder.answer = fail
+    failed, fine = await enrolled(gallery, face(PHOTO, "paint"), face(given(ANN), "ann"))
+    assert (failed.reason, failed.key) == (Reason.BACKEND_ERROR, 0)
+    assert fine.key
+    assert await identify(gallery, given(ANN)) == ["ann"]
+
+
+async def test_call_that_cannot_be_computed_in_time_enrols_nothing(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    late = Call(deadline=time.monotonic() - 1)
+    with pytest.raises(SchedulingError):
+        await enrolled(gallery, face(given(ANN), "ann"), face(PHOTO, "paint"), call=late)
+    assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+async def test_same_face_under_two_names_is_refused_the_second_time(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    nearly = unit(1, 0.05, 0, 0, 0, 0)
+    first, other, second, own = await enrolled(
+        gallery,
+        face(given(ANN), "ann"),
+        face(given(BOB), "bob"),
+        face(given(nearly), "someone"),
+        face(given(nearly), "ann"),
+        policy=QualityPolicy.REFUSE,
+    )
+    assert [bool(each.key) for each in (first, other, second, own)] == [True, True, False, True]
+    assert [issue.person for issue in second.issues] == ["ann"]
+    assert second.field == "faces[2]"
+    (again,) = await enrolled(gallery, face(given(nearly), "x"), policy=QualityPolicy.REFUSE)
+    assert (again.key, again.reason) == (0, Reason.LOW_QUALITY)
+    (warned,) = await enrolled(gallery, face(given(nearly), "x"), policy=QualityPolicy.WARN)
+    assert [issue.person for issue in warned.issues] == ["ann"]
+    assert warned.key
+
+
+async def test_fault_of_the_whole_call_is_no_fault_of_a_face(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    with pytest.raises(ModelNotFound) as caught:
+        await enrol(
+            gallery,
+            "staff",
+            [face(PHOTO, "ann"), face(given(BOB), "bob")],
+            detector=ModelRef("none"),
+            selection=LARGEST,
+            policy=QualityPolicy.ACCEPT,
+            call=Call(),
+        )
+    assert caught.value.field == "detector"
+    assert gallery.store.find("staff").index.snapshot.faces == 0

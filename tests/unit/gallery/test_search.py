@@ -1,0 +1,167 @@
+"""What a search finds is what a plain product finds, whatever shares the batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from mien_server.backends.devices import CpuDevice
+from mien_server.gallery.index import Index
+from mien_server.gallery.search import MAX_SAMPLES, Lanes, Search
+from mien_server.gallery.types import Found, Query
+from tests.unit.gallery.vectors import best, clustered_units, filled, random_units, rows, unit
+
+DEVICE = CpuDevice(2)
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Iterator[Lanes]:
+    made = Lanes(DEVICE)
+    yield made
+    made.close()
+
+
+def search(index: Index, lanes: Lanes, *queries: Query, cores: int = 1) -> list[Found]:
+    DEVICE.begin(cores)
+    instance = Search(index, lanes)
+    return instance.split(instance.compute(instance.collate(queries)), queries)
+
+
+def told(found: Found) -> list[tuple[int, float]]:
+    return [(int(match.person[1:]), match.similarity) for match in found.matches]
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_top_k_is_that_of_a_plain_product(kind: str, cores: int, lanes: Lanes) -> None:
+    count, d = 20_000, 64
+    vectors = random_units(count, d) if kind == "random" else clustered_units(count, d, 50)
+    persons = np.random.default_rng(1).integers(1, count // 3, count).tolist()
+    index = filled(vectors, persons)
+    asked = np.concatenate([vectors[::2500], random_units(8, d, seed=9)])
+    queries = [Query(vector, 5, -1.0) for vector in asked]
+    for query, found in zip(queries, search(index, lanes, *queries, cores=cores), strict=True):
+        expected = best(vectors, persons, query.vector, 5)
+        assert [person for person, _ in told(found)] == [person for person, _ in expected]
+        np.testing.assert_allclose(
+            [cosine for _, cosine in told(found)], [cosine for _, cosine in expected], atol=1e-12
+        )
+        assert found.faces == count
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+def test_top_k_of_many_is_that_of_a_plain_product(kind: str, lanes: Lanes) -> None:
+    count, d = 100_000, 512
+    vectors = random_units(count, d) if kind == "random" else clustered_units(count, d, 500)
+    persons = list(range(1, count + 1))
+    index = filled(vectors, persons)
+    asked = np.concatenate([vectors[::10_000], random_units(10, d, seed=9)])
+    queries = [Query(vector, 10, -1.0) for vector in asked]
+    for query, found in zip(queries, search(index, lanes, *queries, cores=2), strict=True):
+        expected = best(vectors, persons, query.vector, 10)
+        assert [person for person, _ in told(found)] == [person for person, _ in expected]
+
+
+def test_face_gets_one_similarity_alone_and_in_any_batch(lanes: Lanes) -> None:
+    vectors = random_units(3000, 128)
+    index = filled(vectors, range(1, 3001))
+    queries = [Query(vector, 3, 0.0) for vector in random_units(32, 128, seed=5)]
+    together = search(index, lanes, *queries, cores=2)
+    alone = [search(index, lanes, query)[0] for query in queries]
+    assert together == alone
+
+
+def test_persons_below_the_threshold_are_left_out_and_those_at_it_are_not(lanes: Lanes) -> None:
+    vectors = unit(np.array([[1, 0], [0.8, 0.6], [0, 1]]))
+    index = filled(vectors, [1, 2, 3])
+    query = vectors[0]
+    exactly = float(vectors[1].astype(np.float64) @ query.astype(np.float64))
+    assert [p for p, _ in told(search(index, lanes, Query(query, 5, exactly))[0])] == [1, 2]
+    above = np.nextafter(exactly, 1)
+    assert [p for p, _ in told(search(index, lanes, Query(query, 5, above))[0])] == [1]
+    assert told(search(index, lanes, Query(-query, 5, 0.5))[0]) == []
+
+
+def test_person_scores_by_the_best_face_and_lists_those_above_the_threshold(lanes: Lanes) -> None:
+    angles = np.radians([0, 10, 20, 40, 5])
+    vectors = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    index = filled(vectors, [1, 1, 1, 1, 2])
+    (found,) = search(index, lanes, Query(vectors[0], 5, float(np.cos(np.radians(30)))))
+    first, second = found.matches
+    assert (first.person, second.person) == ("p1", "p2")
+    assert [sample.key for sample in first.samples] == [1, 2, 3]
+    assert first.similarity == first.samples[0].similarity == pytest.approx(1)
+
+
+def test_person_with_very_many_faces_hides_nobody(lanes: Lanes) -> None:
+    random = np.random.default_rng(3)
+    centre = random_units(1, 32)[0]
+    crowd = unit(centre + 0.01 * random.standard_normal((5000, 32)))
+    others = unit(centre + 0.2 * random.standard_normal((10, 32)))
+    vectors = np.concatenate([crowd, others])
+    index = filled(vectors, [1] * 5000 + list(range(2, 12)))
+    (found,) = search(index, lanes, Query(centre, 4, -1.0))
+    expected = best(vectors, [1] * 5000 + list(range(2, 12)), centre, 4)
+    assert [person for person, _ in told(found)] == [person for person, _ in expected]
+    assert len(found.matches[0].samples) == MAX_SAMPLES
+
+
+def test_of_equal_faces_the_one_enrolled_first_comes_first(lanes: Lanes) -> None:
+    vectors = np.repeat(random_units(1, 16), 300, axis=0)
+    index = filled(vectors, range(1, 301))
+    (found,) = search(index, lanes, Query(vectors[0], 3, 0.5))
+    assert [person for person, _ in told(found)] == [1, 2, 3]
+
+
+def test_only_faces_with_all_labels_are_looked_at(lanes: Lanes) -> None:
+    vectors = random_units(400, 16)
+    labels = [{"site": f"s{i % 4}", "kind": f"k{i % 3}"} for i in range(400)]
+    index = Index(16)
+    index.add(rows(vectors, range(1, 401), labels=labels))
+    (found,) = search(index, lanes, Query(vectors[0], 100, -1.0, {"site": "s1", "kind": "k2"}))
+    fitting = [i + 1 for i in range(400) if i % 4 == 1 and i % 3 == 2]
+    assert sorted(person for person, _ in told(found)) == fitting
+    assert found.matches[0].samples[0].labels == {"site": "s1", "kind": "k2"}
+    (nobody,) = search(index, lanes, Query(vectors[0], 5, -1.0, {"site": "elsewhere"}))
+    assert nobody.matches == []
+
+
+def test_collection_without_faces_has_nobody(lanes: Lanes) -> None:
+    vector = random_units(1, 8)[0]
+    assert search(Index(8), lanes, Query(vector, 5, -1.0)) == [Found([], 0)]
+    index = filled(random_units(3, 8), [1, 2, 3])
+    index.remove([1, 2, 3])
+    assert search(index, lanes, Query(vector, 5, -1.0)) == [Found([], 0)]
+
+
+def test_deleted_and_moved_faces_are_found_where_they_are(lanes: Lanes) -> None:
+    vectors = random_units(1000, 16)
+    index = filled(vectors, range(1, 1001))
+    index.remove([1])
+    index.move([2], 5000, "p5000")
+    (gone,) = search(index, lanes, Query(vectors[0], 1000, -1.0))
+    assert 1 not in [person for person, _ in told(gone)]
+    assert gone.faces == 999
+    (moved,) = search(index, lanes, Query(vectors[1], 1, 0.99))
+    assert [match.person for match in moved.matches] == ["p5000"]
+
+
+def test_scores_of_many_queries_are_bounded_in_memory(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = random_units(1000, 16)
+    index = filled(vectors, range(1, 1001))
+    queries = [Query(vector, 2, -1.0) for vector in vectors[:7]]
+    whole = search(index, lanes, *queries)
+    sizes = []
+    scores = lanes.scores
+
+    def noted(snapshot: object, some: np.ndarray) -> np.ndarray:
+        sizes.append(len(some))
+        return scores(snapshot, some)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mien_server.gallery.search._SCORES_BYTES", 3 * 4 * 1000)
+    monkeypatch.setattr(lanes, "scores", noted)
+    assert search(index, lanes, *queries) == whole
+    assert sizes == [3, 3, 1]
