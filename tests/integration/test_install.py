@@ -181,6 +181,7 @@ def test_only_configured_models_are_installed_by_default(repository: Path, cache
     assert [done.model for done in install(repository, cache=cache)] == ["retinaface"]
 
 
+@pytest.mark.long
 def test_two_installations_at_once_do_not_disturb_each_other(repository: Path, cache: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([install.__module__])  # torch is imported once for both

@@ -116,6 +116,7 @@ def test_embeddings_behind_it_tell_people_apart_and_name_it(
             assert cosine <= 0.35, names
 
 
+@pytest.mark.long
 def test_both_detectors_answer_many_calls_at_once(
     client: mien.Client, portraits: list[Path]
 ) -> None:

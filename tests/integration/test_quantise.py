@@ -157,6 +157,7 @@ def test_weights_that_are_not_the_golden_files_are_refused_at_load(
         check_golden(mirrored, wrong, 8, precision="int8", device="cpu")
 
 
+@pytest.mark.long
 def test_what_loses_too_much_is_not_written(root: Path, tmp_path: Path) -> None:
     grey = tmp_path / "grey"
     grey.mkdir()

@@ -176,6 +176,7 @@ def test_models_are_not_controlled_in_the_default_mode(server: LocalServer, phot
         assert client.version_of_embed(photo) == 1
 
 
+@pytest.mark.long
 def test_polling_server_follows_the_folders(root: Path, photo: bytes) -> None:
     with serving(root, "--model-control-mode", "poll", "--repository-poll-secs", "0.1") as client:
         assert client.version_of_embed(photo) == 1

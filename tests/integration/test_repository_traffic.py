@@ -167,6 +167,7 @@ async def test_shadow_that_cannot_answer_harms_no_call(
         assert counted(rig, "sface") == ShadowStatistics(failed=6)
 
 
+@pytest.mark.long
 async def test_copies_are_dropped_when_there_is_other_work(
     embedder_root: Path, crops: list[bytes]
 ) -> None:
@@ -184,6 +185,7 @@ async def test_copies_are_dropped_when_there_is_other_work(
         assert counts.dropped > 0
 
 
+@pytest.mark.long
 async def test_retired_shadow_finishes_its_copies_and_is_freed(
     embedder_root: Path, crops: list[bytes]
 ) -> None:

@@ -269,7 +269,7 @@ def outcome(call: Call) -> str:
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     derandomize=True,
     deadline=None,

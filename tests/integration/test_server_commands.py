@@ -58,7 +58,9 @@ def nobody_reads() -> Iterator[int]:
     os.close(write)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "check", "health"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("evaluate", marks=pytest.mark.long), "check", "health"]
+)
 def test_a_reader_that_goes_away_is_no_traceback(
     commands: dict[str, list[str]], nobody_reads: int, name: str
 ) -> None:
@@ -74,7 +76,9 @@ def test_a_reader_that_goes_away_is_no_traceback(
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("name", ["evaluate", "check", "health"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("evaluate", marks=pytest.mark.long), "check", "health"]
+)
 def test_an_output_that_cannot_be_written_is_said(
     commands: dict[str, list[str]], name: str
 ) -> None:

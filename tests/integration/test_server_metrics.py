@@ -118,6 +118,7 @@ def test_metrics_tell_of_the_drain(launch_server: Launch, sample: Sample) -> Non
             scrape(server.metrics_url)
 
 
+@pytest.mark.long
 def test_scrapes_beside_calls_and_a_reload(explicit: LocalServer, sample: Sample) -> None:
     """Nothing that changes while it is read breaks a scrape, and counts only ever grow."""
     address = ["--address", explicit.address]

@@ -101,6 +101,7 @@ def test_what_is_written_serves(tune: Tune, repository: Path, out: Path) -> None
     assert done.results[0].shape == (8,)
 
 
+@pytest.mark.long
 def test_an_objective_that_nothing_meets_names_the_closest_and_ends_with_1(
     tune: Tune, repository: Path, out: Path
 ) -> None:
