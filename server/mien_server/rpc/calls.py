@@ -16,7 +16,14 @@ from mien_server.access.gate import Gate
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.pipeline.types import Call, StageTime
-from mien_server.rpc.gatekeeper import Check, audited, check_of, guarded_stream, note_subject
+from mien_server.rpc.gatekeeper import (
+    Check,
+    audited,
+    check_of,
+    guarded_stream,
+    is_audited,
+    note_subject,
+)
 from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
@@ -284,6 +291,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         check: Check | None,
     ) -> Callable[..., Any]:
         admitted = nullcontext if method in UNCOUNTED else self._admitted
+        told = is_audited(method)
 
         async def respond(requests: AsyncIterator[bytes], context: Context) -> Any:
             if check:  # before anything of the request is taken in
@@ -291,7 +299,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raw = await self._arrived(requests, context)
             with admitted(len(raw)):
                 request = _parsed(parse, raw)
-                note_subject(method, request)
+                if told:
+                    note_subject(request)
                 del raw  # parsing has copied it
                 return await run(request, context)
 

@@ -87,12 +87,17 @@ def guarded_stream(check: Check, handler: Any) -> Any:
     )
 
 
+def is_audited(method: str) -> bool:
+    """Whether calls of a method leave a line in the log `mien_server.audit`: if its role asks for that."""
+    return METHODS.get(method) in AUDITED
+
+
 def audited(method: str, answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """A method whose every call leaves a line in the log `mien_server.audit`, if its role asks for that.
 
     Lines about those who may not call are warnings, of which a flood is cut short like any other.
     """
-    if METHODS.get(method) not in AUDITED:
+    if not is_audited(method):
         return answer
 
     async def run(requests: Any, context: Any) -> Any:
@@ -122,8 +127,7 @@ def audited(method: str, answer: Callable[..., Awaitable[Any]]) -> Callable[...,
     return run
 
 
-def note_subject(method: str, request: Any) -> None:
+def note_subject(request: Any) -> None:
     """Keeps what an audited call is about for its line: the first of `_SUBJECTS` that its request has."""
-    if METHODS.get(method) in AUDITED:
-        found = (str(getattr(request, field, "")) for field in _SUBJECTS)
-        _subject.set(next(filter(None, found), "")[:200])
+    found = (str(getattr(request, field, "")) for field in _SUBJECTS)
+    _subject.set(next(filter(None, found), "")[:200])
