@@ -89,11 +89,12 @@ async def _embed_crop(
             )
         return photo.pixels, time.monotonic() - begun
 
+    queued = time.monotonic()
     with at(image.part):
         (pixels, seconds), waited = await pool.decode(
             crop, nbytes=len(image.data), deadline=call.deadline
         )
-    call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
+    call.add(queued, StageTime("decode.queue", waited), StageTime("decode", seconds))
     (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
     face = Face(None, 0.0, None, embedding)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
@@ -129,7 +130,7 @@ async def _embed_photo(
         crops = await pool.finish(
             partial(_cut, image, found.photo, faces.landmarks[chosen], limits, pool.room)
         )
-        call.stages.append(StageTime("align", time.monotonic() - begun))
+        call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
     del found
     embeddings = await _embed_crops(crops, embedder, call, passed=1)

@@ -1,11 +1,12 @@
 """Work of one call that runs elsewhere: rows in a model's slot, and parts of the call at the same time."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
-from mien_server.pipeline.types import Call, StageTime
+from mien_server.pipeline.types import Call, ModelIdentity, StageTime
 from mien_server.repository.versions import Lease
 from mien_server.scheduling.interface import Work
 
@@ -39,7 +40,7 @@ async def run_rows(
     Args:
         rows: at least one and at most the model's `max_batch_size`, all of one shape.
         call: its priority, age and queue timeout count. It gets the stages `<role>.queue`,
-            `<role>.preprocess`, `<role>.compute` (with the rows of the batch) and `<role>.postprocess`.
+            `<role>.preprocess`, `<role>.compute` (with the batch and the model) and `<role>.postprocess`.
         nbytes: what the call keeps in memory while it waits.
         passed: how many slots the call has passed already.
         deadline: `time.monotonic()` seconds.
@@ -49,6 +50,7 @@ async def run_rows(
     """
     role = lease.model.config.role
     shape = role.shape(rows[0])
+    queued = time.monotonic()
     done = await asyncio.wrap_future(
         lease.model.slot.submit(
             Work(
@@ -63,13 +65,21 @@ async def run_rows(
             )
         )
     )
-    timing = done.timing
-    call.stages += [
-        StageTime(f"{role.name}.queue", timing.queue),
+    timing, model = done.timing, lease.model
+    identity = ModelIdentity(model.name, model.version, model.fingerprint)
+    call.add(queued, StageTime(f"{role.name}.queue", timing.queue))
+    call.add(
+        timing.began,
         StageTime(f"{role.name}.preprocess", timing.preprocess),
-        StageTime(f"{role.name}.compute", timing.compute, timing.batch_rows),
+        StageTime(
+            f"{role.name}.compute",
+            timing.compute,
+            timing.batch_rows,
+            batch=timing.batch,
+            model=identity,
+        ),
         StageTime(f"{role.name}.postprocess", timing.postprocess),
-    ]
+    )
     if lease.shadow:
         mirror(lease.model, lease.shadow, rows, done.results, shape=shape, nbytes=nbytes)
     return done.results
