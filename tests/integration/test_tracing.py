@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +64,30 @@ def attributes(span: trace_pb2.Span) -> dict[str, Any]:
     }
 
 
+def open_for_writing(process: int) -> set[Path]:
+    """The files that a process may write to."""
+    found = set()
+    for file in Path(f"/proc/{process}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # it is closed meanwhile
+            if re.search(r"^flags:\s+\d*[12]$", file.read_text(), re.MULTILINE):
+                found.add((file.parent.with_name("fd") / file.name).readlink())
+    return {path for path in found if path.is_file()}
+
+
 def test_call_is_seen_at_the_collector_and_nothing_of_the_photo(
     collector: Collector,
     launch_server: LaunchServer,
     model_repository_path: Path,
     tmp_path: Path,
     sample: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (home := tmp_path / "home").mkdir()
+    for name in ("HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(home))
     repository = lighten(copy_repository(model_repository_path, tmp_path / "models"))
     photo = sample("person_a_1").read_bytes()
+    started = time.time()
     endpoint = ("--otlp-endpoint", f"http://{collector.address}")
     with (
         launch_server(*endpoint, repository=repository) as server,
@@ -86,6 +103,10 @@ def test_call_is_seen_at_the_collector_and_nothing_of_the_photo(
             ),
             timeout=60,
         )
+        # docs/privacy.md: nothing is written but the log.
+        assert open_for_writing(server.process.pid) == {server.log}
+        assert list(home.iterdir()) == []
+        assert not [path for path in repository.rglob("*") if path.stat().st_mtime > started]
     # The server sends what is left as it stops.
     spans = collector.spans()
     call = spans.pop("mien.v1.FaceService/Embed")
