@@ -7,6 +7,7 @@ much (24 against 3.5 µs a span), and this is on the event loop.
 Not safe for threads: everything here runs on the event loop.
 """
 
+import logging
 import os
 import threading
 import time
@@ -34,6 +35,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from mien_server.observability.logging import RateLimit
 from mien_server.pipeline.types import StageTime
 
 CLOSE_SECONDS = 3.0
@@ -41,6 +43,8 @@ CLOSE_SECONDS = 3.0
 
 _PARENT_KEYS = ("traceparent", "tracestate")
 _BATCHES = 1024
+# They warn of each attempt while the collector is away, and of each batch that is dropped.
+_CHATTY = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal")
 _NANOSECONDS = 1_000_000_000
 
 # As OpenTelemetry's conventions for gRPC servers say: the others are the caller's own fault.
@@ -59,6 +63,8 @@ def collector(endpoint: str) -> SpanProcessor:
     Args:
         endpoint: http://host:port, or https://host:port for TLS.
     """
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).addFilter(RateLimit(burst=1, seconds=60.0))
     return BatchSpanProcessor(OTLPSpanExporter(endpoint))
 
 
