@@ -24,6 +24,7 @@ from mien_server.limits import worst_case
 from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.observability.thread_metrics import ThreadMetrics
+from mien_server.observability.tracing import open_tracing
 from mien_server.rpc.calls import Admission
 from mien_server.rpc.ports import Connections, UnixSocket
 from mien_server.rpc.server import RpcServer
@@ -76,6 +77,7 @@ async def _serve(settings: Settings) -> int:
     access = open_access(settings)
     watching = _watch_files(access)
     threads = Threads()
+    tracing = open_tracing(settings.otlp_endpoint, settings.trace_ratio)
     registry = _registry(threads)
     calls = CallMetrics(registry)
     admission = Admission(
@@ -95,6 +97,7 @@ async def _serve(settings: Settings) -> int:
         gate=access.gate,
         certificate=access.certificate,
         unix=_unix_socket(settings),
+        tracing=tracing,
         connections=Connections(
             most=settings.max_connections,
             max_idle=settings.max_connection_idle_secs,
@@ -151,6 +154,8 @@ async def _serve(settings: Settings) -> int:
         finally:
             watching.cancel()
             await server.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
             if not await asyncio.to_thread(engine.close, left):
                 logger.warning(
                     "exit timeout: a load has not come to its next step, and is left behind"

@@ -27,7 +27,7 @@ from mien_server.errors import OperatorError
 ENV_PREFIX = "MIEN_"
 GROUPS = (
     *("Listening", "Access", "Models", "Galleries"),
-    *("Limits", "Devices", "Logging", "Shutdown"),
+    *("Limits", "Devices", "Logging", "Tracing", "Shutdown"),
 )
 MIB = 1024 * 1024
 
@@ -382,6 +382,21 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = _setting(
         "text", "Logging", "text for people, json for one JSON object a line. Lines go to stderr."
+    )
+
+    otlp_endpoint: str | None = _setting(
+        None,
+        "Tracing",
+        "Where calls' spans are sent: http://host:port of a collector that takes OTLP over gRPC, or https://"
+        " for TLS. It takes mien[tracing]. none: calls are not traced.",
+        pattern="^https?://[^@/]+/?$",
+    )
+    trace_ratio: float = _setting(
+        1.0,
+        "Tracing",
+        "Of the calls that come without a trace, the share that is traced. With one, its caller has decided.",
+        ge=0,
+        le=1,
     )
 
     lame_duck_secs: float = _setting(

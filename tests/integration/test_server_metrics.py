@@ -27,9 +27,13 @@ Sample = Callable[[str], Path]
 
 
 def scrape(url: str) -> Exposition:
+    return Exposition(fetch(url))
+
+
+def fetch(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as response:
-        return Exposition(response.read().decode())
+        return str(response.read().decode())
 
 
 def settled(server: LocalServer) -> Exposition:

@@ -94,11 +94,12 @@ async def _embed_crop(
             )
         return photo.pixels, time.monotonic() - begun
 
+    queued = time.monotonic()
     with at(image.part):
         (pixels, seconds), waited = await pool.decode(
             crop, nbytes=len(image.data), deadline=call.deadline
         )
-    call.stages += [StageTime("decode.queue", waited), StageTime("decode", seconds)]
+    call.add(queued, StageTime("decode.queue", waited), StageTime("decode", seconds))
     (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
     quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
     face = Face(None, 0.0, None, embedding, quality)
@@ -136,7 +137,7 @@ async def _embed_photo(
         crops = await pool.finish(
             partial(_cut, image, found.photo, faces.landmarks[chosen], limits, pool.room)
         )
-        call.stages.append(StageTime("align", time.monotonic() - begun))
+        call.add(begun, StageTime("align", time.monotonic() - begun))
     qualities: Sequence[Quality | None] = [None] * len(chosen)
     if inspect:
         qualities = await pool.finish(partial(_judge, crops, faces, chosen, width, height))

@@ -29,7 +29,6 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
     RawPixels,
-    StageTime,
 )
 from mien_server.repository.versions import Lease, ReadyModel
 
@@ -227,9 +226,9 @@ class FacePipeline:
                             call=part,
                         )
                 finally:
-                    call.stages += [
-                        StageTime(f"{name}.{s.name}", s.seconds, s.batch_rows) for s in part.stages
-                    ]
+                    for stage in part.stages:
+                        stage.name = f"{name}.{stage.name}"
+                    call.stages += part.stages
 
             found_a, found_b = await together(*(face(*side) for side in sides.items()))
         similarity = cosine(_vector(found_a), _vector(found_b))

@@ -193,14 +193,16 @@ async def find_faces(
         fitted, fitting = _timed(lambda: letterbox(photo, min(buckets), fill))
         return photo, fitted, decoding, fitting
 
+    queued = time.monotonic()
     (photo, fitted, decoding, fitting), waited = await pool.decode(
         first, nbytes=len(source.data), deadline=deadline
     )
-    call.stages += [
+    call.add(
+        queued,
         StageTime("decode.queue", waited),
         StageTime("decode", decoding),
         StageTime("letterbox", fitting),
-    ]
+    )
 
     async def look(fitted: Letterbox, passed: int) -> Detections:
         row = DetectorRow(fitted.canvas, _score_to_beat(options, selection))
@@ -220,8 +222,9 @@ async def find_faces(
     trusted = TRUSTED_AREA / float(np.prod(fitted.scale))
     if fine != min(buckets) and not _is_settled(faces, selection.policy, photo, trusted):
         # Not on a decoding thread: this call holds its photo already, and new ones should not hold it up.
+        begun = time.monotonic()
         again, seconds = await pool.finish(lambda: _timed(lambda: letterbox(photo, fine, fill)))
-        call.stages.append(StageTime("letterbox", seconds))
+        call.add(begun, StageTime("letterbox", seconds))
         faces = merge_passes(
             faces,
             again.to_photo(await look(again, passed=1)),

@@ -1,11 +1,12 @@
 """Work of one call that runs elsewhere: rows in a model's slot, and parts of the call at the same time."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
-from mien_server.pipeline.types import Call, StageTime
+from mien_server.pipeline.types import Call, ModelIdentity, StageTime
 from mien_server.repository.versions import Lease
 from mien_server.scheduling.interface import Work
 from mien_server.scheduling.scheduler import Slot
@@ -40,7 +41,7 @@ async def run_rows(
     Args:
         rows: at least one and at most the model's `max_batch_size`, all of one shape.
         call: its priority, age and queue timeout count. It gets the stages `<role>.queue`,
-            `<role>.preprocess`, `<role>.compute` (with the rows of the batch) and `<role>.postprocess`.
+            `<role>.preprocess`, `<role>.compute` (with the batch and the model) and `<role>.postprocess`.
         nbytes: what the call keeps in memory while it waits.
         passed: how many slots the call has passed already.
         deadline: `time.monotonic()` seconds.
@@ -59,6 +60,7 @@ async def run_rows(
         nbytes=nbytes,
         passed=passed,
         deadline=deadline,
+        model=ModelIdentity(model.name, model.version, model.fingerprint),
     )
     if lease.shadow:
         mirror(model, lease.shadow, rows, results, shape=shape, nbytes=nbytes)
@@ -75,13 +77,16 @@ async def run_in_slot(
     passed: int,
     deadline: float | None,
     shape: Hashable = None,
+    model: ModelIdentity | None = None,
 ) -> Sequence[Any]:
     """As `run_rows`, of a slot that need not be a model's.
 
     Args:
         stage: what the names of the stages begin with.
         shape: of the rows: see `Work`.
+        model: that the slot is of, if it is a model's.
     """
+    queued = time.monotonic()
     done = await asyncio.wrap_future(
         slot.submit(
             Work(
@@ -97,10 +102,17 @@ async def run_in_slot(
         )
     )
     timing = done.timing
-    call.stages += [
-        StageTime(f"{stage}.queue", timing.queue),
+    call.add(queued, StageTime(f"{stage}.queue", timing.queue))
+    call.add(
+        timing.began,
         StageTime(f"{stage}.preprocess", timing.preprocess),
-        StageTime(f"{stage}.compute", timing.compute, timing.batch_rows),
+        StageTime(
+            f"{stage}.compute",
+            timing.compute,
+            timing.batch_rows,
+            batch=timing.batch,
+            model=model,
+        ),
         StageTime(f"{stage}.postprocess", timing.postprocess),
-    ]
+    )
     return done.results

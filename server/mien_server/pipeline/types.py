@@ -177,11 +177,21 @@ class Limits:
 
 @dataclass(slots=True)
 class StageTime:
-    """How long one stage of a call took, in seconds, and the batch it shared where there was one."""
+    """How long one stage of a call took, in seconds, and the batch it shared where there was one.
+
+    Attributes:
+        batch_rows: rows of that batch.
+        began: `time.monotonic()` when the stage began.
+        batch: the number of that batch.
+        model: what computed it.
+    """
 
     name: str
     seconds: float
     batch_rows: int | None = None
+    began: float | None = None
+    batch: int | None = None
+    model: ModelIdentity | None = None
 
 
 @dataclass(slots=True)
@@ -203,3 +213,10 @@ class Call:
     arrived: float = field(default_factory=time.monotonic)
     stages: list[StageTime] = field(default_factory=list)
     queue_timeout: float | None = None
+
+    def add(self, began: float, *stages: StageTime) -> None:
+        """Adds stages that followed each other; the first began at this moment of `time.monotonic()`."""
+        for stage in stages:
+            stage.began = began
+            began += stage.seconds
+        self.stages += stages

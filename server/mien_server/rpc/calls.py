@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -28,6 +28,9 @@ from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, r
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
+
+if TYPE_CHECKING:
+    from mien_server.observability.spans import Tracing
 
 TIMING_REQUEST_KEY = "mien-timing"
 TIMING_KEY = "server-timing"
@@ -61,7 +64,7 @@ async def bounded_call(context: Context, default_deadline: float) -> AsyncIterat
 
 @asynccontextmanager
 async def bounded(call: Call, context: Context, default_deadline: float) -> AsyncIterator[None]:
-    """Gives a call its deadline, and bounds the body by it.
+    """Gives a call its deadline, and bounds the body by it. Its stages go into the trace, if there is one.
 
     Raises:
         Expired: the body was not done in time.
@@ -79,6 +82,9 @@ async def bounded(call: Call, context: Context, default_deadline: float) -> Asyn
         if not limit.expired():
             raise
         raise Expired(f"No answer within the call's {remaining:.3f} s.") from error
+    finally:
+        if (record := current_record.get()) is not None and record.trace is not None:
+            record.trace.add(call.stages)
 
 
 def _wants_timing(context: Context) -> bool:
@@ -225,6 +231,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info, and not at debug.
         arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
+        tracing: traces calls, but those that only look at the server; None: nobody does.
     """
 
     def __init__(
@@ -236,6 +243,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         hide: Sequence[Path] = (),
         access_log: bool = False,
         arrival_seconds: float = 60.0,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._admission = admission
         self._metrics = metrics
@@ -243,6 +251,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._hide = hide
         self._level = logging.INFO if access_log else logging.DEBUG
         self._arrival_seconds = arrival_seconds
+        self._tracing = tracing
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -378,11 +387,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _record(self, kind: str, method: str, context: Context) -> CallRecord:
         """The record of a call, whose name the answer gets."""
-        request_id = request_id_of(context.invocation_metadata() or ())
+        metadata = context.invocation_metadata() or ()
+        request_id = request_id_of(metadata)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         level = logging.DEBUG if method in UNCOUNTED else self._level
+        trace = None
+        if self._tracing is not None and method not in UNCOUNTED:
+            trace = self._tracing.begin(method, request_id, metadata)
         return CallRecord(
-            self._metrics, kind, method, request_id=request_id, hide=self._hide, level=level
+            self._metrics,
+            kind,
+            method,
+            request_id=request_id,
+            hide=self._hide,
+            level=level,
+            trace=trace,
         )
 
     @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
@@ -19,6 +19,9 @@ from mien_server.observability.logging import RateLimit, log_quickly
 from mien_server.pipeline.types import StageTime
 from mien_server.quoting import without_folders
 from mien_server.rpc.status import Fault, fault_of
+
+if TYPE_CHECKING:
+    from mien_server.observability.spans import CallTrace
 
 _REFUSED = "call refused: %s"
 _CANCELLED = "call cancelled by its caller"
@@ -50,9 +53,11 @@ class CallRecord:
         request_id: its name in the log, the answer and the error.
         hide: folders whose place on this machine the caller is not told.
         level: of the lines of calls that went as they should, or were refused for what they asked.
+        trace: gets its spans; None: it is not traced.
 
     Attributes:
         stages: how long its parts took so far.
+        trace: as given.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class CallRecord:
         request_id: str = "",
         hide: Sequence[Path] = (),
         level: int = logging.DEBUG,
+        trace: "CallTrace | None" = None,
     ) -> None:
         self.stages: Sequence[StageTime] = ()
+        self.trace = trace
         self._metrics = metrics
         self._hide = hide
         self._kind = kind
@@ -107,11 +114,13 @@ class CallRecord:
             error, self._metrics, self._method, self._facts(""), self._hide, self._level
         )
         # The call ends here for the metrics: whoever has seen the answer must find it counted.
-        self._end(fault.code)
+        self._end(fault.code, fault.reason)
         return replace(fault, request_id=self._request_id)
 
-    def _end(self, code: grpc.StatusCode) -> None:
+    def _end(self, code: grpc.StatusCode, reason: str = "") -> None:
         self._ended = True
+        if self.trace is not None:
+            self.trace.end(code.name, reason)
         self._metrics.handled(self._kind, self._method, code.name, self._seconds())
 
     def _facts(self, code: str) -> dict[str, object]:
@@ -121,6 +130,8 @@ class CallRecord:
             "code": code,
             "ms": round(1e3 * self._seconds(), 2),
         }
+        if self.trace is not None:
+            facts["trace_id"] = self.trace.trace_id
         caller = CALLER.get()
         if caller.proof:
             facts["caller"] = caller.name

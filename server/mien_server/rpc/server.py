@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +20,9 @@ from mien_server.quoting import without_folders
 from mien_server.rpc.calls import Admission, CallInterceptor
 from mien_server.rpc.ports import Connections, ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
+
+if TYPE_CHECKING:
+    from mien_server.observability.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class RpcServer:
         certificate: what TLS works with; None: plain text.
         unix: the socket to listen on instead of address and port.
         connections: what connections may do; None: the defaults.
+        tracing: traces calls; None: nobody does.
 
     Attributes:
         address: host:port, as it listens, or unix:PATH.
@@ -79,6 +83,7 @@ class RpcServer:
         certificate: Certificate | None = None,
         unix: UnixSocket | None = None,
         connections: Connections | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._admission = admission
         self.ready = False
@@ -97,6 +102,7 @@ class RpcServer:
                     hide=hide,
                     access_log=access_log,
                     arrival_seconds=arrival_seconds,
+                    tracing=tracing,
                 ),
             ),
             options=(

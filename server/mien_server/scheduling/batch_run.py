@@ -3,12 +3,14 @@
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from mien_server.scheduling.errors import RowFailed
 from mien_server.scheduling.interface import Instance, Timing
 
 _log = logging.getLogger(__name__)
+_numbers = count(1)
 
 
 class BatchRun:
@@ -36,6 +38,8 @@ class BatchRun:
         self._rows = rows
         self._next: int | None = None
         self._preprocess = self._compute = self._postprocess = 0.0
+        self._number = next(_numbers)
+        self._began: float | None = None
 
     def run(self, clock: Callable[[], float]) -> None:
         """Runs what has not run yet. Raises only what kills a thread."""
@@ -75,10 +79,14 @@ class BatchRun:
             compute=self._compute,
             postprocess=self._postprocess,
             batch_rows=1 if self.isolated else len(self._rows),
+            began=self._began or 0.0,
+            batch=self._number,
         )
 
     def _run_rows(self, rows: Sequence[Any], clock: Callable[[], float]) -> list[Any]:
         start = clock()
+        if self._began is None:
+            self._began = start
         batch = self._instance.collate(rows)
         collated = clock()
         outputs = self._instance.compute(batch)

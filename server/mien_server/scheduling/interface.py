@@ -1,7 +1,7 @@
 """The edges: what a slot is asked (`Work`), what it runs (`Instance`) and hands back (`Completion`)."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -56,13 +56,22 @@ class PlacedInstance:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a request's time went, in seconds, and the number of rows of the batch it ran in."""
+    """Where a request's time went, in seconds, and the batch that it ran in.
+
+    Attributes:
+        batch_rows: the number of its rows.
+        began: when its first step began, in the scheduler's seconds: `time.monotonic()`.
+        batch: its number; no other batch of this process has it.
+    """
 
     queue: float
     preprocess: float
     compute: float
     postprocess: float
     batch_rows: int
+    # How long things took is the same whenever they happened.
+    began: float = field(default=0.0, compare=False)
+    batch: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

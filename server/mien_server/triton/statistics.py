@@ -59,7 +59,8 @@ def ensemble_timing(stages: Iterable[StageTime], photos: int) -> Timing:
         step = stage.name.rpartition(".")[2]
         # Decoding, letterboxing and aligning are what an ensemble does before its networks.
         spent[step if step in spent else "preprocess"] += stage.seconds / photos
-    return Timing(**spent, batch_rows=photos)
+    queue, preprocess, compute, postprocess = spent.values()
+    return Timing(queue, preprocess, compute, postprocess, batch_rows=photos)
 
 
 def _traffic(version: int, traffic: TrafficStatistics) -> dict[str, int]:

@@ -194,7 +194,18 @@ async def test_stages_tell_where_the_time_went(world: World) -> None:
     ]
     assert all(stage.seconds >= 0 for stage in call.stages)
     assert sum(stage.seconds for stage in call.stages) <= time.monotonic() - call.arrived
-    assert {s.name: s.batch_rows for s in call.stages}["detect.compute"] == 1
+    began = [stage.began or 0.0 for stage in call.stages]
+    assert [call.arrived, *began] == sorted([call.arrived, *began])
+    for stage, start, following in zip(
+        call.stages, began, [*began[1:], time.monotonic()], strict=True
+    ):
+        assert start + stage.seconds <= following + 1e-6
+    computed = {stage.name: stage for stage in call.stages if stage.model}
+    assert {name: (s.batch_rows, s.model) for name, s in computed.items()} == {
+        "detect.compute": (1, ModelIdentity("finder", 1, "finder-print")),
+        "embed.compute": (1, ModelIdentity("vectors", 1, "vectors-print")),
+    }
+    assert len({stage.batch for stage in computed.values()}) == 2
 
 
 async def test_an_expired_call_costs_no_decoding(world: World) -> None:

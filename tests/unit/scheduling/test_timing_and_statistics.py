@@ -45,6 +45,18 @@ def test_a_request_is_told_its_wait_and_the_time_of_each_step_of_its_batch() -> 
     assert second.result().timing == Timing(0.5, COLLATE, COMPUTE, SPLIT, batch_rows=3)
 
 
+def test_a_request_is_told_when_its_batch_began_and_which_it_was() -> None:
+    lab = Lab()
+    slot = lab.slot(model=Slow(lab), max_batch_size=2)
+    first, second, third = lab.submit_each(slot, range(3))
+    lab.wait(1.0)
+    lab.run_all()
+    timings = [each.result().timing for each in (first, second, third)]
+    whole = COLLATE + COMPUTE + SPLIT
+    assert [t.began - START for t in timings] == [1.0, 1.0, 1.0 + whole]
+    assert timings[0].batch == timings[1].batch != timings[2].batch
+
+
 def test_the_time_of_rows_that_run_singly_is_that_of_all_of_them() -> None:
     lab = Lab()
     slot = lab.slot(model=Slow(lab, fails={"bad"}), max_batch_size=4)
