@@ -4,13 +4,18 @@ Facts of a line (`model`, `incident`, …) go in by the standard `extra=`: the t
 key=value, the JSON format makes them members of the object.
 """
 
+import asyncio
 import json
 import logging
 import sys
 import time
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
+
+GATHER_SECONDS = 0.1
+"""How long the line of a call may wait for others."""
 
 _JSON = json.JSONEncoder(default=str, ensure_ascii=False)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -22,7 +27,7 @@ def configure_logging(
     stream: TextIO | None = None,
 ) -> None:
     """Sends every logger's lines of at least `level` to `stream` (standard error if None)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Gathering(stream or sys.stderr)
     formatter = JsonFormatter() if format == "json" else TextFormatter()
     handler.setFormatter(formatter)
     _direct.clear()
@@ -38,14 +43,54 @@ def configure_logging(
     setattr(logging, "_srcfile", None)  # noqa: B010 - as Python's logging HOWTO says; its stubs do not know it
 
 
-_direct: list[tuple[logging.StreamHandler[Any], "TextFormatter | JsonFormatter"]] = []
+class _Gathering(logging.StreamHandler[TextIO]):
+    """Writes some lines at a time, if they may wait a moment.
+
+    To write makes the thread give up the interpreter and wait for it again: of each call's line by itself
+    that took 0.2 ms and 6 % of the throughput of SFace's crops.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Writes a line within GATHER_SECONDS if an event loop runs here, or else at once."""
+        with self.lock or nullcontext():
+            self._lines.append(f"{line}\n")
+            if len(self._lines) > 1:
+                return
+            try:
+                asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, after the lines that came before it."""
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            try:
+                if lines:
+                    self.stream.write("".join(lines))
+                super().flush()
+            except Exception:  # a full disk, a reader that is gone
+                if not self.stream.closed:
+                    self.handleError(logging.makeLogRecord({"msg": f"{len(lines)} lines of calls"}))
+
+
+_direct: list[tuple[_Gathering, "TextFormatter | JsonFormatter"]] = []
 """What `configure_logging` has set up last."""
 
 
 def log_quickly(
     logger: logging.Logger, level: int, message: str, facts: Mapping[str, object]
 ) -> None:
-    """As `logger.log(level, message, extra=facts)`, without the logger's filters and in half the time.
+    """As `logger.log(level, message, extra=facts)`, without the logger's filters, a little later and cheaply.
 
     Args:
         level: one that the logger is enabled for.
@@ -55,14 +100,7 @@ def log_quickly(
             line = formatter.line(
                 time.time(), logging.getLevelName(level), logger.name, message, facts
             )
-            handler.acquire()
-            try:
-                handler.stream.write(f"{line}\n")
-                handler.flush()
-            except Exception:  # a full disk, a reader that is gone: the usual way reports it
-                logger.log(level, message, extra=facts)
-            finally:
-                handler.release()
+            handler.add(line)
             return
     logger.log(level, message, extra=facts)
 

@@ -14,7 +14,7 @@ import pytest
 
 from mien.v1 import face_pb2
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.observability.logging import configure_logging
+from mien_server.observability.logging import GATHER_SECONDS, configure_logging
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
 from mien_server.rpc.record import request_id_of
 from mien_server.scheduling.errors import RowFailed
@@ -41,12 +41,15 @@ def log() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     configure_logging("info", "json", stream)
     yield stream
+    lines(stream)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     logging.captureWarnings(False)
 
 
 def lines(log: io.StringIO) -> list[dict[str, Any]]:
+    for handler in logging.root.handlers:
+        handler.flush()
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
@@ -89,6 +92,20 @@ async def test_call_has_one_line_with_its_durations_and_the_name_its_caller_gave
         "compute_ms": 24,
         "batch": 4,
     }
+
+
+async def test_lines_of_calls_are_written_soon_and_before_lines_of_others(log: io.StringIO) -> None:
+    async with serving(returning(EMPTY), access_log=True) as running:
+        await answered(running)
+        await answered(running)
+        assert log.getvalue() == ""  # they wait a moment, to be written together
+        logging.getLogger("other").info("something else")
+        assert [json.loads(line)["logger"] for line in log.getvalue().splitlines()] == [
+            *("mien_server.rpc.record", "mien_server.rpc.record", "other")
+        ]
+        await answered(running)
+        await asyncio.sleep(3 * GATHER_SECONDS)
+        assert len(log.getvalue().splitlines()) == 4
 
 
 async def test_call_without_a_name_gets_one(log: io.StringIO) -> None:
