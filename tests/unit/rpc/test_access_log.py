@@ -41,7 +41,8 @@ def log() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     configure_logging("info", "json", stream)
     yield stream
-    lines(stream)
+    for handler in logging.root.handlers:
+        handler.flush()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     logging.captureWarnings(False)
