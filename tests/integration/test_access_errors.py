@@ -1,4 +1,4 @@
-"""Every row of the error table over the wire where callers have to prove who they are: by key and by token."""
+"""Every row of the error table over the wire where callers have to prove who they are, by key or by token."""
 
 import asyncio
 from collections.abc import Callable
