@@ -1,4 +1,4 @@
-"""Certificates, keys and tokens for a server of one's own on loopback, replaced while it runs where a test asks."""
+"""Certificates, keys and tokens of one's own, for servers on loopback; all can be replaced while one runs."""
 
 import json
 import time
