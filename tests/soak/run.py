@@ -33,11 +33,11 @@ GROWTH = 0.02
 """By what share of what it was then the memory may differ after that."""
 
 SLACK = 3
-"""By how many threads, and descriptors, the server at rest may differ: a connection that just ends, and such."""
+"""By how many threads, and descriptors, the server at rest may differ: a connection that ends, and such."""
 
 STEADY_MINUTES = 10.0
-"""How long a soak must be for its memory to be judged. A model that has just been replaced takes less memory than
-one that has answered for some seconds, and in a short soak no rest comes long enough after the last change."""
+"""How long a soak must be for its memory to be judged. A model that has just been replaced takes less memory
+than one that has answered for some seconds, and in a short soak no rest comes long enough after a change."""
 
 REST_SECONDS = 6.0
 QUIET_SECONDS = 30.0
