@@ -20,6 +20,7 @@ import pytest
 
 import mien
 from mien.v1 import face_pb2
+from mien_server.limits import CONNECTION_BYTES
 from mien_server.repository.manifest import verify_version
 from tests.conftest import ROOT, LaunchServer
 from tests.http2 import begin_call, connect, greet
@@ -293,7 +294,7 @@ def test_2000_idle_connections_cost_little_and_a_client_works_beside_them(
             with working(guarded, access, request_bytes) as seconds:
                 time.sleep(2)
             grown = process.memory_info().rss - before
-        assert grown / 2000 < 100 * 1024
+        assert grown / 2000 < CONNECTION_BYTES
         assert sorted(seconds)[len(seconds) // 2] < 2
         give_up = time.monotonic() + 20
         while process.num_fds() > 200:

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import socket
 import ssl
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,14 +31,17 @@ SETTLED = 2
 """After how many of them, a sixth of the time, nothing may grow any more."""
 
 GROWTH = 0.02
-"""By what share of what it was then the memory may differ after that."""
+"""By what share the memory at rest may differ between the two halves of the time after that, by their medians.
+Single rests differ more: a model that has just been replaced takes less than one that has answered for long."""
+
+MOST_REFUSED = 0.01
+"""Share of the good calls that may be refused because the queues are full, as on a machine that is shared."""
 
 SLACK = 3
 """By how many threads, and descriptors, the server at rest may differ: a connection that ends, and such."""
 
 STEADY_MINUTES = 10.0
-"""How long a soak must be for its memory to be judged. A model that has just been replaced takes less memory
-than one that has answered for some seconds, and in a short soak no rest comes long enough after a change."""
+"""How long a soak must be for its memory to be judged: in a shorter one hardly any part is long enough."""
 
 REST_SECONDS = 6.0
 QUIET_SECONDS = 30.0
@@ -92,17 +96,20 @@ class Soak:
         found += [f"lost: {each}" for each in self.tallied.lost]
         if len(self.rests) < PARTS:
             return [*found, f"it ended after {len(self.rests)} of {PARTS} parts"]
+        refused = self.tallied.answers["good: RESOURCE_EXHAUSTED QUEUE_FULL"]
+        if refused > MOST_REFUSED * (refused + self.tallied.answers["good: OK"]):
+            found.append(f"{refused} good calls were refused at the door")
         first, later = self.rests[SETTLED - 1], self.rests[SETTLED:]
-        for each in later if self.rests[-1].minutes > STEADY_MINUTES else ():
-            if abs(each.mib / first.mib - 1) > GROWTH:
-                found.append(
-                    f"memory: {each.mib:.0f} MiB after {each.minutes:.1f} minutes, and {first.mib:.0f} after"
-                    f" {first.minutes:.1f}"
-                )
+        half = len(later) // 2
+        was, became = (
+            statistics.median(each.mib for each in part) for part in (later[:half], later[half:])
+        )
+        if self.rests[-1].minutes > STEADY_MINUTES and abs(became / was - 1) > GROWTH:
+            found.append(f"memory: {was:.0f} MiB in the first half, {became:.0f} in the second")
         for name in ("threads", "descriptors"):
-            was, most = getattr(first, name), max(getattr(each, name) for each in later)
-            if most > was + SLACK:
-                found.append(f"{name}: {was} at first, {most} later")
+            begun, most = getattr(first, name), max(getattr(each, name) for each in later)
+            if most > begun + SLACK:
+                found.append(f"{name}: {begun} at first, {most} later")
         return found
 
 
@@ -244,6 +251,7 @@ async def soak(
                 found.wrong.append("the server or the callers ended")
                 break
             await callers.pause()
+            await callers.burst()
             await asyncio.sleep(REST_SECONDS)
             found.rests.append(look())
             callers.resume()

@@ -25,28 +25,38 @@ def test_soak_in_which_nothing_grows_is_fine() -> None:
 @pytest.mark.parametrize(
     ("later", "said"),
     [
-        ({"mib": 410}, "memory: 410 MiB"),
-        ({"mib": 390}, "memory: 390 MiB"),
+        ({"mib": 411}, "memory: 401 MiB in the first half, 411 in the second"),
+        ({"mib": 390}, "memory: 401 MiB in the first half, 390 in the second"),
         ({"threads": 42}, "threads: 38 at first, 42 later"),
         ({"descriptors": 27}, "descriptors: 23 at first, 27 later"),
     ],
 )
 def test_what_grows_is_named(later: dict[str, int], said: str) -> None:
     soak = steady()
-    soak.rests[7] = replace(soak.rests[7], **later)
+    soak.rests[7:] = [replace(each, **later) for each in soak.rests[7:]]
     (found,) = soak.judged()
     assert said in found
 
 
 def test_lost_calls_and_what_went_wrong_count_in_any_soak() -> None:
     soak = steady(2)
-    soak.rests[7] = replace(soak.rests[7], mib=600)  # too short to say anything of memory
+    soak.rests[7:] = [
+        replace(each, mib=600) for each in soak.rests[7:]
+    ]  # too short to say anything of memory
     soak.tallied.lost.append("Embed: UNAVAILABLE")
     soak.tallied.wrong.append("stranger: OK")
     soak.wrong.append("Traceback")
     assert soak.judged() == ["Traceback", "stranger: OK", "lost: Embed: UNAVAILABLE"]
     soak.rests.pop()
     assert f"of {PARTS} parts" in soak.judged()[-1]
+
+
+def test_few_refusals_of_full_queues_are_no_loss_and_many_are_wrong() -> None:
+    soak = steady()
+    soak.tallied.answers.update({"good: OK": 1000, "good: RESOURCE_EXHAUSTED QUEUE_FULL": 10})
+    assert soak.judged() == []
+    soak.tallied.answers["good: RESOURCE_EXHAUSTED QUEUE_FULL"] = 30
+    assert soak.judged() == ["30 good calls were refused at the door"]
 
 
 def test_picture_has_a_dot_for_each_rest_and_is_small() -> None:
