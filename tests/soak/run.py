@@ -31,8 +31,8 @@ SETTLED = 2
 """After how many of them, a sixth of the time, nothing may grow any more."""
 
 GROWTH = 0.02
-"""By what share the memory at rest may differ between the two halves of the time after that, by medians. Single
-rests differ more: a model that has just been replaced takes less than one that has answered for long."""
+"""By what share the memory at rest may differ between the two halves of the time after that, by medians.
+Single rests differ more: a model just replaced takes less than one that has answered for long."""
 
 MOST_REFUSED = 0.01
 """Share of the good calls that may be refused because the queues are full, as on a machine that is shared."""
