@@ -14,11 +14,12 @@ N       := 20
 SEED    := 1
 PHOTOS  := 20000
 MESSAGES := 20000
+MINUTES := 30
 BENCH   := serving scheduler_overhead batching overload growth cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve models test test-long fuzz mutants lint types proto proto-check docs bench loadtest docker-steps clean
+.PHONY: help demo serve models test test-long fuzz soak mutants lint types proto proto-check docs bench loadtest docker-steps clean
 
 help: ## print this menu
 	@echo "make TARGET [PORT=8001] [ADDRESS=127.0.0.1:8001] [ARGS=...] [PYTHON=python3.11]"
@@ -47,6 +48,10 @@ test-long: $(ENV) ## run the long tests: soaks, and models replaced many times
 fuzz: $(ENV) ## damaged photos and messages against a server: PHOTOS=20000 MESSAGES=20000 SEED=1
 	$(BIN)/mien-server models install
 	$(BIN)/python -m tests.fuzz --photos $(PHOTOS) --messages $(MESSAGES) --seed $(SEED) $(ARGS)
+
+soak: $(ENV) ## a server under load while all about it is changed; its picture in out/soak/: MINUTES=30
+	$(BIN)/mien-server models install
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 mutants: $(ENV) ## faults that a package's tests miss: PACKAGE=scheduling N=20 SEED=1
 	$(BIN)/python -m tools.mutants $(PACKAGE) $(N) $(SEED)

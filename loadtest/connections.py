@@ -55,12 +55,23 @@ class GrpcConnection:
     Args:
         address: host:port.
         timeout: seconds that a call may take; the server knows it as the call's deadline.
+        credential: the key or token that goes with each call; "": none.
+        trusted: the authority of the server's certificate, PEM; None: in plain text.
     """
 
-    def __init__(self, address: str, timeout: float) -> None:
+    def __init__(
+        self, address: str, timeout: float, *, credential: str = "", trusted: bytes | None = None
+    ) -> None:
         self._address, self._timeout = address, timeout
+        self._sent = (("authorization", f"Bearer {credential}"),) if credential else ()
         options = channel_options(address)
-        self._channels = [grpc.aio.insecure_channel(address, options) for _ in range(_CONNECTIONS)]
+        tls = grpc.ssl_channel_credentials(trusted) if trusted else None
+        self._channels = [
+            grpc.aio.secure_channel(address, tls, options)
+            if tls
+            else grpc.aio.insecure_channel(address, options)
+            for _ in range(_CONNECTIONS)
+        ]
         self._methods: dict[str, Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = {}
 
     async def send(
@@ -74,7 +85,8 @@ class GrpcConnection:
             ]
             self._methods[path] = itertools.cycle(methods)
         method = next(self._methods[path])
-        call = method(payload, timeout=self._timeout, metadata=request_metadata(timing))
+        sent = (*self._sent, *request_metadata(timing))
+        call = method(payload, timeout=self._timeout, metadata=sent)
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:

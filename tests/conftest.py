@@ -114,12 +114,13 @@ def launch_server(
     """
 
     def launch(
-        *flags: str, repository: Path = model_repository_path
+        *flags: str, repository: Path = model_repository_path, trusted: bytes | None = None
     ) -> AbstractContextManager[LocalServer]:
         log = tmp_path_factory.mktemp("server") / "server.log"
         return local_server(
             log,
             flags=["--model-repository", str(repository), *flags],
+            trusted=trusted,
             environment={k: v for k, v in os.environ.items() if not k.startswith("MIEN_")},
         )
 

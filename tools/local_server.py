@@ -53,6 +53,7 @@ def local_server(
     flags: Sequence[str] = (),
     program: Path = PROGRAM,
     environment: Mapping[str, str] = os.environ,
+    trusted: bytes | None = None,
     start_seconds: float = 120.0,
     stop_seconds: float = 60.0,
 ) -> Iterator[LocalServer]:
@@ -64,6 +65,7 @@ def local_server(
         flags: further flags of `mien-server serve`.
         program: the `mien-server` to run.
         environment: its environment variables.
+        trusted: the authority of its certificate, PEM, if the flags have it speak TLS.
         start_seconds: how long the start may take.
         stop_seconds: how long it may take to finish after SIGTERM.
 
@@ -82,7 +84,7 @@ def local_server(
     ):
         server = LocalServer(f"127.0.0.1:{port}", process, log)
         try:
-            _wait_until_serving(server, start_seconds)
+            _wait_until_serving(server, trusted, start_seconds)
             yield server
         finally:
             process.terminate()
@@ -95,6 +97,18 @@ def local_server(
         raise ServerFailed(f"the server left with status {status}:\n{log.read_text()}")
 
 
+def open_channel(address: str, trusted: bytes | None = None) -> grpc.Channel:
+    """A channel to a server on loopback, past all proxies and with a connection of its own.
+
+    Args:
+        trusted: the authority of its certificate, PEM; None: in plain text.
+    """
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    if trusted is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(trusted), options)
+
+
 def free_port() -> int:
     """A TCP port of loopback that nothing listens on now."""
     with socket.socket() as probe:
@@ -103,10 +117,10 @@ def free_port() -> int:
         return port
 
 
-def _wait_until_serving(server: LocalServer, seconds: float) -> None:
+def _wait_until_serving(server: LocalServer, trusted: bytes | None, seconds: float) -> None:
     request = health_pb2.HealthCheckRequest()
     give_up = time.monotonic() + seconds
-    with grpc.insecure_channel(server.address, [("grpc.enable_http_proxy", 0)]) as channel:
+    with open_channel(server.address, trusted) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs list no methods
         while time.monotonic() < give_up:
             with suppress(grpc.RpcError):

@@ -1,7 +1,7 @@
 """Photos and messages damaged by chance, each by its number, so that any of them can be made again."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -163,3 +163,27 @@ def message_call(number: int, seed: int) -> tuple[str, bytes]:
     if draw.random() < 0.05:
         return path, draw.randbytes(draw.randrange(400))
     return path, damaged(request, draw)
+
+
+def credential(name: str, known: Sequence[str]) -> tuple[str, bool]:
+    """What the call of this name carries: a key or token, or in one case of four a damaged one.
+
+    Returns:
+        It, and whether it still holds. Never more than what may stand in metadata is damaged, and never only
+        the last letters: some of a token's bits there mean nothing.
+    """
+    draw = Random(f"{name} credential")  # noqa: S311 - no secret
+    good = draw.choice(known)
+    if draw.random() < 0.75:
+        return good, True
+    at = draw.randrange(len(good) * 9 // 10)
+    match draw.randrange(4):
+        case 0:
+            bad = good[:at]
+        case 1:
+            bad = good[:at] + ("a" if good[at] != "a" else "b") + good[at + 1 :]
+        case 2:
+            bad = good[:at] + "".join(draw.choices("abc.=_-{ ", k=draw.choice((1, 5, 3000)))) + "x"
+        case _:
+            bad = good * draw.choice((2, 5))
+    return bad, False

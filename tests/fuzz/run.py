@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,10 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.fuzz.inputs import message_call, photo_call
-from tools.local_server import LocalServer
+from mien_server.access.roles import Role
+from tests.fuzz.inputs import credential, message_call, photo_call
+from tools.local_access import LocalAccess, bearer
+from tools.local_server import LocalServer, open_channel
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 CALLERS = 4
@@ -25,6 +27,8 @@ DEADLINE, SLACK = 30.0, 5.0
 
 UNEXPECTED = {"INTERNAL", "BACKEND_ERROR"}
 """Reasons of the table that no input may bring about."""
+
+REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 GROWTH = 0.10
 """Share of the memory after the first tenth by which it may grow after that."""
@@ -54,22 +58,50 @@ def table() -> set[tuple[str, str]]:
     return set(rows)
 
 
+@dataclass(frozen=True)
+class FuzzCall:
+    """One call.
+
+    Attributes:
+        name: by which it can be made again.
+        path: of the method.
+        request: its bytes.
+        sent: the key or token that goes with it; "": none.
+        holds: whether it is one that the server knows.
+    """
+
+    name: str
+    path: str
+    request: bytes
+    sent: str = ""
+    holds: bool = True
+
+
 def fuzz(
-    server: LocalServer, *, photos: int, messages: int, seed: int, rest: float = 5.0
+    server: LocalServer,
+    *,
+    photos: int,
+    messages: int,
+    seed: int,
+    rest: float = 5.0,
+    access: LocalAccess | None = None,
 ) -> Report:
     """Sends so many damaged photos and messages, from a few callers at once.
 
     Args:
         seed: of the damage.
         rest: seconds that the server gets to give memory back before it is looked at.
+        access: of a server whose callers prove who they are: calls carry a key or a token, every fourth a
+            damaged one, which must be refused.
     """
     report, allowed = Report(), table()
     process = psutil.Process(server.process.pid)
-    calls = _calls(photos, messages, seed)
+    roles, day = tuple(Role), int(time.time()) + 86_400
+    known = [access.key, access.token(roles, exp=day)] if access else []
+    calls = _calls(photos, messages, seed, known)
     total = photos + messages
-    options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", 64 << 20)]
     with (
-        grpc.insecure_channel(server.address, options) as channel,
+        open_channel(server.address, access.trusted if access else None) as channel,
         ThreadPoolExecutor(CALLERS) as pool,
     ):
         for tenth in range(10):
@@ -96,8 +128,8 @@ def fuzz(
     return report
 
 
-def _calls(photos: int, messages: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """Name, path and request of each call; photos and messages mixed evenly, the known ones first."""
+def _calls(photos: int, messages: int, seed: int, known: Sequence[str]) -> Iterator[FuzzCall]:
+    """The calls; photos and messages mixed evenly, the known ones first."""
     kinds: tuple[tuple[str, int, Callable[[int, int], tuple[str, bytes]]], ...] = (
         ("photo", photos, photo_call),
         ("message", messages, message_call),
@@ -108,21 +140,23 @@ def _calls(photos: int, messages: int, seed: int) -> Iterator[tuple[str, str, by
         for number in range(count)
     )
     for _, name, number, make in places:
-        yield (f"{name}-{seed}-{number}", *make(number, seed))
+        call = f"{name}-{seed}-{number}"
+        sent, holds = credential(call, known) if known else ("", True)
+        yield FuzzCall(call, *make(number, seed), sent, holds)
 
 
 def _try(
     channel: grpc.Channel,
-    call: tuple[str, str, bytes],
+    call: FuzzCall,
     allowed: set[tuple[str, str]],
     report: Report,
 ) -> None:
-    name, path, request = call
+    name, path, request = call.name, call.path, call.request
     method: Any = channel.unary_unary(path)
     began = time.monotonic()
-    wrong = ""
+    wrong = reason = ""
     try:
-        method(request, timeout=DEADLINE)
+        method(request, timeout=DEADLINE, metadata=bearer(call.sent) if call.sent else ())
         report.answers["OK"] += 1
     except grpc.RpcError as raised:
         error: Any = raised
@@ -130,6 +164,10 @@ def _try(
         report.answers[f"{code} {reason}".strip()] += 1
         if (code, reason) not in allowed or reason in UNEXPECTED:
             wrong = f"{path}: {code} {reason} {error.details()}"
+    if (reason in REFUSED) == call.holds:
+        wrong = (
+            f"{path}: {reason or 'OK'} to a credential that {'holds' if call.holds else 'does not'}"
+        )
     seconds = time.monotonic() - began
     report.slowest = max(report.slowest, (seconds, name))
     if seconds > DEADLINE + SLACK:
