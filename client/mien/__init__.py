@@ -3,6 +3,7 @@
 This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 """
 
+import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
 from mien.async_client import AsyncClient
 from mien.client import Client

@@ -177,7 +177,8 @@ class AsyncClient(BaseClient):
             response = await call
             trailing = await call.trailing_metadata()
         except grpc.RpcError as error:
-            raise self._error(error, method, seconds) from error
+            # On a thread: it may look at the server's port.
+            raise await asyncio.to_thread(self._error, error, method, seconds) from error
         except grpc.aio.UsageError as error:  # what gRPC raises for a channel that has been closed
             raise Cancelled(CLOSED_MEANWHILE, method=method) from error
         except asyncio.CancelledError:

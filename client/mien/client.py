@@ -77,7 +77,13 @@ class BaseClient:
         return self.timeout if timeout is None else checked_timeout(timeout)
 
     def _error(self, error: grpc.RpcError, method: str, timeout: float) -> MienError:
-        return from_rpc_error(error, method=method, address=self.address, timeout=timeout)
+        return from_rpc_error(
+            error,
+            method=method,
+            address=self.address,
+            timeout=timeout,
+            encrypted=self._credentials is not None,
+        )
 
 
 class Client(BaseClient):

@@ -182,6 +182,7 @@ class ModelControl:
             insecure=insecure,
         )
         self.timeout = timeout
+        self._encrypted = credentials is not None
         self._channel = open_channel(self.address, credentials)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -258,7 +259,11 @@ class ModelControl:
             return call(request, timeout=self.timeout, metadata=self._bearer.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(
-                error, method=method, address=self.address, timeout=self.timeout
+                error,
+                method=method,
+                address=self.address,
+                timeout=self.timeout,
+                encrypted=self._encrypted,
             ) from error
 
 
