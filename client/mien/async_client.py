@@ -77,7 +77,19 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> DetectResult:
-        """As `Client.detect`."""
+        """Finds the faces of one photo. A photo without faces is no error: `faces` is empty.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            policy: which of the faces found; all of them by default.
+            min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: keeps at most this many, from 1 to the server's own limit, which is 100 unless its
+                operator has set another, up to 1000; that limit by default.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+        """
         build = functools.partial(
             detect_request,
             image,
@@ -104,7 +116,23 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> EmbedResult:
-        """As `Client.embed`."""
+        """Turns one or several faces of one photo into embeddings.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            policy: which of the faces found; the largest by default.
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            embedder: the model that makes embeddings; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            FaceNotFound: the photo has no face, and the policy is not "all".
+        """
         build = functools.partial(
             embed_request,
             image,
@@ -134,7 +162,26 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
-        """As `Client.verify`."""
+        """Says whether two faces belong to the same person.
+
+        Args:
+            a: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            b: the other one.
+            threshold: similarities at or above it match, in [-1, 1]; the model's own if unset.
+            aligned: the images are 112x112 crops, aligned already: nothing is detected.
+            policy: which face of a photo counts; the largest by default. Not "all".
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            detector: the model that finds faces; the server's default if unset.
+            embedder: the model that makes embeddings; the one of a given embedding if unset, else
+                the server's default.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            FaceNotFound: a photo has no face.
+            EmbeddingMismatch: the embeddings come from different models.
+        """
         build = functools.partial(
             verify_request,
             a,

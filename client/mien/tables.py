@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 
-from mien.results import DetectResult, EmbedResult, Face, ModelIdentity, VerifyResult
+from mien.results import DetectResult, EmbedResult, Face, VerifyResult
 from mien.timing import StageTiming
 
 
@@ -13,7 +13,7 @@ def detect_table(name: str, result: DetectResult) -> str:
     return _paragraphs(
         head,
         aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
-        f"detector  {model_line(result.detector)}",
+        f"detector  {result.detector}",
     )
 
 
@@ -33,7 +33,7 @@ def embed_table(name: str, result: EmbedResult) -> str:
     return _paragraphs(
         head,
         aligned(header, rows, left={8}) if rows else "",
-        f"embedder  {model_line(result.embedder)}",
+        f"embedder  {result.embedder}",
     )
 
 
@@ -43,9 +43,9 @@ def verify_table(result: VerifyResult) -> str:
     return "\n".join(
         (
             f"similarity  {result.similarity:.4f}",
-            f"threshold   {result.threshold:.4f} ({result.threshold_source})",
+            f"threshold   {result.threshold} ({result.threshold_source})",
             f"verdict     {verdict}",
-            f"model       {model_line(result.embedder)}",
+            f"model       {result.embedder}",
         )
     )
 
@@ -54,11 +54,6 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
     """The server's stages."""
     rows = [[stage.name, f"{stage.milliseconds:.2f}", str(stage.batch or "")] for stage in timing]
     return aligned(["stage", "ms", "batch"], rows, left={0})
-
-
-def model_line(model: ModelIdentity) -> str:
-    """A model's name, version and fingerprint."""
-    return f"{model.name} version {model.version} (fingerprint {model.fingerprint})"
 
 
 def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
