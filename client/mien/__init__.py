@@ -27,6 +27,7 @@ from mien.errors import (
     WrongServer,
 )
 from mien.images import ImageLike
+from mien.limits import Limits
 from mien.messages import FacePolicy, ModelLike
 from mien.results import (
     Box,
@@ -39,6 +40,7 @@ from mien.results import (
     Point,
     VerifyResult,
 )
+from mien.status import ModelStatus
 from mien.timing import StageTiming
 
 __all__ = [
@@ -59,11 +61,13 @@ __all__ = [
     "ImageLike",
     "InvalidRequest",
     "Landmarks",
+    "Limits",
     "MienError",
     "ModelIdentity",
     "ModelLike",
     "ModelNotFound",
     "ModelNotReady",
+    "ModelStatus",
     "MultipleFaces",
     "Overloaded",
     "PermissionDenied",

@@ -2,15 +2,18 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from mien.channel import channel_options
+from mien import status
+from mien.channel import channel_options, checked_timeout
 from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient
-from mien.errors import Cancelled
+from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable
 from mien.images import ImageLike
+from mien.limits import Attempts, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
@@ -22,6 +25,7 @@ from mien.messages import (
     verify_result,
 )
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
+from mien.status import HEALTH, INDEX, ModelStatus, Waiting, only_not_ready, serving, statuses
 from mien.timing import StageTiming, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
 
@@ -39,7 +43,7 @@ class AsyncClient(BaseClient):
     Cancelling a task cancels its call on the server.
     """
 
-    _channel: grpc.aio.Channel | None = None
+    _channel: Any = None
     _loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -58,12 +62,20 @@ class AsyncClient(BaseClient):
     @functools.cached_property
     def _opened(self) -> "FaceServiceAsyncStub":
         options = channel_options(self.address)
-        self._channel = (
+        channels = [
             grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None
             else grpc.aio.secure_channel(self.address, self._credentials, options)
-        )
-        return FaceServiceStub(self._channel)
+            for _ in range(self.limits.max_connections)
+        ]
+        self._channel = spread(channels, asynchronous=True)
+        opened: FaceServiceAsyncStub = FaceServiceStub(self._channel)
+        return opened
+
+    @functools.cached_property
+    def _turns(self) -> asyncio.Semaphore | None:
+        most = self.limits.max_calls
+        return None if most is None else asyncio.Semaphore(most)
 
     async def detect(
         self,
@@ -197,6 +209,66 @@ class AsyncClient(BaseClient):
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
 
+    async def ready(self, *, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        """Whether the server is ready: its health service says SERVING.
+
+        False, too, where nobody answers at the address within the time. Needs no credentials.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            Unavailable: with the reason TLS_FAILED, since that does not mend itself.
+            WrongServer: what answers is no mien server.
+        """
+        try:
+            health, _ = await self._look("Check", HEALTH, timeout)
+        except (Unavailable, DeadlineExceeded) as error:
+            if not only_not_ready(error):
+                raise
+            return False
+        return serving(health)
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:  # noqa: ASYNC109
+        """Waits until the server is ready, as `ready` tells it; returns at once if it is.
+
+        Args:
+            timeout: seconds to wait at most, above 0 and up to a year.
+
+        Raises:
+            Unavailable: it was not ready in time; the message says what was the matter last. At once, with
+                the reason TLS_FAILED, where only one side speaks TLS or one does not trust the other.
+            WrongServer: what answers is no mien server.
+        """
+        seconds = checked_timeout(timeout)
+        waiting = Waiting(self.address, seconds, Attempts(seconds, 0).left)
+        while True:
+            why: MienError | None = None
+            try:
+                health, _ = await self._look("Check", HEALTH, waiting.look_seconds())
+            except (Unavailable, DeadlineExceeded) as error:
+                if not only_not_ready(error):
+                    raise
+                why = error
+            else:
+                if serving(health):
+                    return
+            await asyncio.sleep(waiting.pause(why))
+
+    async def models(self, *, timeout: float | None = None) -> tuple[ModelStatus, ...]:  # noqa: ASYNC109
+        """The models of the server's repository, every version with its state.
+
+        Where the server knows its callers, this needs the role `read`.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            PermissionDenied: the caller has not the role.
+        """
+        index, _ = await self._look("RepositoryIndex", INDEX, timeout)
+        return statuses(index.models)
+
     async def close(self) -> None:
         """Closes the connection; calls in progress end with `Cancelled`. May be called twice."""
         self._closed = True
@@ -209,6 +281,16 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def _look(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> tuple[Any, tuple[StageTiming, ...]]:
+        _ = self._stub  # opens the channel, or says why not
+        rpc = status.method(self._channel, path)
+        return await self._call(method, rpc, status.Empty, timeout, False)
+
     async def _call(
         self,
         method: str,
@@ -217,20 +299,42 @@ class AsyncClient(BaseClient):
         timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool,
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
-        seconds = self._seconds(timeout)
-        request, metadata = await asyncio.to_thread(lambda: (build(), self._metadata(timing)))
+        attempts = self._attempts(timeout)
+        async with self._turn(method, attempts):
+            request, metadata = await asyncio.to_thread(lambda: (build(), self._metadata(timing)))
+            while True:
+                try:
+                    call = rpc(request, timeout=attempts.left(), metadata=metadata)
+                    response = await call
+                    trailing = await call.trailing_metadata()
+                except grpc.RpcError as error:
+                    # On a thread: it may look at the server's port.
+                    failure = await asyncio.to_thread(self._error, error, method, attempts.seconds)
+                    pause = attempts.pause(failure)
+                    if pause is None:
+                        raise failure from error
+                except grpc.aio.UsageError as error:  # what gRPC raises for a closed channel
+                    raise Cancelled(CLOSED_MEANWHILE, method=method) from error
+                except asyncio.CancelledError:
+                    if (task := asyncio.current_task()) and task.cancelling():
+                        raise
+                    # Nobody cancelled this task: closing the channel cancelled the call.
+                    raise Cancelled(CLOSED_MEANWHILE, method=method) from None
+                else:
+                    return response, stages_of(trailing)
+                await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def _turn(self, method: str, attempts: Attempts) -> AsyncIterator[None]:
+        """Lasts while the call counts as one in progress; first waits for its turn, if there is a limit."""
+        if self._turns is None:
+            yield
+            return
         try:
-            call = rpc(request, timeout=seconds, metadata=metadata)
-            response = await call
-            trailing = await call.trailing_metadata()
-        except grpc.RpcError as error:
-            # On a thread: it may look at the server's port.
-            raise await asyncio.to_thread(self._error, error, method, seconds) from error
-        except grpc.aio.UsageError as error:  # what gRPC raises for a channel that has been closed
-            raise Cancelled(CLOSED_MEANWHILE, method=method) from error
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            # Nobody cancelled this task: closing the channel cancelled the call.
-            raise Cancelled(CLOSED_MEANWHILE, method=method) from None
-        return response, stages_of(trailing)
+            await asyncio.wait_for(self._turns.acquire(), attempts.left())
+        except TimeoutError as error:
+            raise self._no_turn(method, attempts.seconds) from error
+        try:
+            yield
+        finally:
+            self._turns.release()
