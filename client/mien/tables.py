@@ -2,14 +2,14 @@
 
 from collections.abc import Container, Sequence
 
-from mien.results import DetectResult, EmbedResult, Face, VerifyResult
+from mien.results import DetectResult, EmbedResult, Face, ModelIdentity, VerifyResult
 from mien.timing import StageTiming
 
 
 def detect_table(name: str, result: DetectResult) -> str:
     """The faces of one photo."""
     head = _headline(name, result.image_width, result.image_height, result.faces)
-    rows = [[str(i), *_located(face)] for i, face in enumerate(result.faces, 1)]
+    rows = [[str(i), *located(face)] for i, face in enumerate(result.faces, 1)]
     return _paragraphs(
         head,
         aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
@@ -27,7 +27,7 @@ def embed_table(name: str, result: EmbedResult) -> str:
         start = " ".join(f"{value:+.4f}" for value in face.embedding.values[:4])
         dimensions = str(len(face.embedding.values))
         rows.append(
-            [str(i), *_located(face), f"{face.embedding.norm:.3f}", dimensions, f"{start} ..."]
+            [str(i), *located(face), f"{face.embedding.norm:.3f}", dimensions, f"{start} ..."]
         )
     header = ["#", "score", "x1", "y1", "x2", "y2", "norm", "dims", "embedding"]
     return _paragraphs(
@@ -56,12 +56,18 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
     return aligned(["stage", "ms", "batch"], rows, left={0})
 
 
+def model_line(model: ModelIdentity) -> str:
+    """A model's name, version and fingerprint."""
+    return str(model)
+
+
 def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
     count = {0: "no face", 1: "1 face"}.get(len(faces), f"{len(faces)} faces")
     return f"{name}  {width} x {height} pixels, {count}"
 
 
-def _located(face: Face) -> list[str]:
+def located(face: Face) -> list[str]:
+    """A face's score and the corners of its box, five cells; "-" where nothing has detected it."""
     if face.box is None:
         return ["-"] * 5
     corners = (face.box.x1, face.box.y1, face.box.x2, face.box.y2)
