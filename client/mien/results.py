@@ -126,7 +126,7 @@ class Embedding:
             raise ValueError(f"an embedding's values must have the shape [d], not {values.shape}")
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "norm", float(np.float32(self.norm)))
+        object.__setattr__(self, "norm", shortest(self.norm))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Embedding):

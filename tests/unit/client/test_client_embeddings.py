@@ -73,6 +73,10 @@ def test_embeddings_of_other_models_are_not_compared() -> None:
 def test_results_print_shortly_and_as_people_write_numbers(call: Call) -> None:
     result = call("verify", b"photo", b"other")
     assert (result.threshold, result.similarity) == (0.363, 0.61)
+    assert (
+        mien.Embedding(np.ones(1, np.float32), float(np.float32(13.177166)), SFACE).norm
+        == 13.177166
+    )
     text = repr(result)
     assert "similarity=0.61, threshold=0.363," in text
     assert (
