@@ -331,7 +331,8 @@ class AsyncClient(BaseClient):
             yield
             return
         try:
-            await asyncio.wait_for(self._turns.acquire(), attempts.left())
+            async with asyncio.timeout(attempts.left()):
+                await self._turns.acquire()
         except TimeoutError as error:
             raise self._no_turn(method, attempts.seconds) from error
         try:

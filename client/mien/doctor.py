@@ -28,6 +28,7 @@ from mien.v1 import face_pb2 as pb
 State = Literal["ok", "warning", "failed", "skipped"]
 
 CLOCK_KEY = "mien-clock"
+CREDENTIALS = "credentials"
 ROUND_TRIPS = 5
 MOST_CLOCK_SECONDS = 5.0
 """By how much clocks may differ. Tokens are checked with 30 seconds of leeway."""
@@ -43,7 +44,8 @@ class Finding:
     """One thing looked at.
 
     Attributes:
-        check: what: client, address, proxy, tls, health, server, models, round trip, detect, clock.
+        check: what: client, address, proxy, tls, health, round trip, server, models, detect, clock; or
+            credentials, where the server does not know the caller.
         state: "warning" is what works and should not stay so; "skipped" is what could not be looked at.
         message: how it is.
         advice: what to do about it, or "".
@@ -100,9 +102,12 @@ class Doctor:
         yield health
         if not reached:
             return
-        yield self._server()
-        yield from self._models()
         yield self._round_trip()
+        server = self._server()
+        yield server
+        if server.check == CREDENTIALS:  # all else would say the same
+            return
+        yield from self._models()
         yield from self._detect()
 
     def _address(self) -> Finding:
@@ -311,12 +316,8 @@ def _tried(check: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Unauthenticated as error:
-        return Finding(
-            check,
-            "failed",
-            error.message,
-            "Give a key (--api-key-file) or a token (--token-file) that holds.",
-        )
+        advice = "Give a key (--api-key-file) or a token (--token-file) that holds."
+        return Finding(CREDENTIALS, "failed", error.message, advice)
     except PermissionDenied as error:
         return Finding(
             check, "skipped", error.message, "Ask the operator for the role, if you need it."

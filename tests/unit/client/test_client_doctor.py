@@ -39,6 +39,8 @@ class Looks(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         return index
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.refusal is not None:
+            context.abort(self.refusal, "not you")
         return service_pb2.ServerMetadataResponse(name="mien", version=self.version)
 
 
@@ -89,7 +91,7 @@ def test_a_healthy_server_has_only_good_findings(run: Run, peer: Any) -> None:
     assert status == 0
     assert {finding["state"] for finding in found.values()} == {"ok"}
     assert ", ".join(found) == (
-        "client, address, tls, health, server, models, round trip, detect, clock"
+        "client, address, tls, health, round trip, server, models, detect, clock"
     )
     assert f"{peer.address} (MIEN_ADDRESS)" in found["address"]["message"]
     assert f"mien {HERE}" in found["server"]["message"]
@@ -130,16 +132,36 @@ def test_another_version_and_another_clock_are_warnings(run: Run, peer: Any, loo
     assert "NTP" in found["clock"]["advice"]
 
 
-def test_missing_credentials_and_roles_are_told_apart(run: Run, peer: Any, looks: Looks) -> None:
+def test_a_missing_role_is_skipped_over(run: Run, looks: Looks) -> None:
     looks.refusal = grpc.StatusCode.PERMISSION_DENIED
-    peer.script.clear()
-    info = error_details_pb2.ErrorInfo(reason="UNAUTHENTICATED", domain="mien")
-    peer.refuses(grpc.StatusCode.UNAUTHENTICATED, "who are you", info)
+    status, found = findings(run)
+    assert status == 0
+    assert found["server"]["state"] == found["models"]["state"] == "skipped"
+    assert found["detect"]["state"] == "ok"
+
+
+def test_missing_credentials_are_told_once(run: Run, looks: Looks) -> None:
+    looks.refusal = grpc.StatusCode.UNAUTHENTICATED
     status, found = findings(run)
     assert status == 1
-    assert found["models"]["state"] == "skipped"
-    assert found["detect"]["state"] == "failed"
-    assert "--api-key-file" in found["detect"]["advice"]
+    assert list(found)[-1] == "credentials"
+    assert found["credentials"]["state"] == "failed"
+    assert "--api-key-file" in found["credentials"]["advice"]
+    assert "models" not in found
+
+
+def test_a_call_that_fails_is_a_finding(run: Run, peer: Any) -> None:
+    peer.script.clear()
+    info = error_details_pb2.ErrorInfo(reason="MODEL_NOT_READY", domain="mien")
+    peer.refuses(grpc.StatusCode.UNAVAILABLE, "loading", info, times=9)
+    status, found = findings(run)
+    assert status == 1
+    assert found["detect"] == {
+        "check": "detect",
+        "state": "failed",
+        "message": "loading [MODEL_NOT_READY, Detect]",
+        "advice": "",
+    }
     assert "clock" not in found
 
 
