@@ -3,6 +3,7 @@
 This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 """
 
+import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
 from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
@@ -47,6 +48,7 @@ from mien.gallery_results import (
     SearchedGallery,
 )
 from mien.images import ImageLike
+from mien.limits import Limits
 from mien.messages import FacePolicy, ModelLike
 from mien.results import (
     Box,
@@ -59,6 +61,7 @@ from mien.results import (
     Point,
     VerifyResult,
 )
+from mien.status import ModelStatus
 from mien.timing import StageTiming
 
 __all__ = [
@@ -91,12 +94,14 @@ __all__ = [
     "ImageLike",
     "InvalidRequest",
     "Landmarks",
+    "Limits",
     "LowQuality",
     "MienError",
     "ModelIdentity",
     "ModelLike",
     "ModelNotFound",
     "ModelNotReady",
+    "ModelStatus",
     "MultipleFaces",
     "NewFace",
     "NotInGallery",

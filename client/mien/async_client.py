@@ -2,18 +2,21 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
+from mien import status
 from mien.async_gallery import AsyncGallery
-from mien.channel import channel_options
+from mien.channel import channel_options, checked_timeout
 from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient
-from mien.errors import Cancelled
+from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable
 from mien.gallery_messages import identify_request, identify_result, info
 from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
+from mien.limits import Attempts, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
@@ -25,6 +28,7 @@ from mien.messages import (
     verify_result,
 )
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
+from mien.status import HEALTH, INDEX, ModelStatus, Waiting, only_not_ready, serving, statuses
 from mien.timing import StageTiming, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
 from mien.v1.gallery_pb2 import ListCollectionsRequest
@@ -45,7 +49,7 @@ class AsyncClient(BaseClient):
     Cancelling a task cancels its call on the server.
     """
 
-    _channel: grpc.aio.Channel | None = None
+    _channel: Any = None
     _loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -64,17 +68,26 @@ class AsyncClient(BaseClient):
     @functools.cached_property
     def _opened(self) -> "FaceServiceAsyncStub":
         options = channel_options(self.address)
-        self._channel = (
+        channels = [
             grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None
             else grpc.aio.secure_channel(self.address, self._credentials, options)
-        )
-        return FaceServiceStub(self._channel)
+            for _ in range(self.limits.max_connections)
+        ]
+        self._channel = spread(channels, asynchronous=True)
+        opened: FaceServiceAsyncStub = FaceServiceStub(self._channel)
+        return opened
+
+    @functools.cached_property
+    def _turns(self) -> asyncio.Semaphore | None:
+        most = self.limits.max_calls
+        return None if most is None else asyncio.Semaphore(most)
 
     @functools.cached_property
     def _gallery_stub(self) -> "GalleryServiceAsyncStub":
         assert self._channel is not None  # noqa: S101 - asked for once it is open
-        return GalleryServiceStub(self._channel)
+        opened: GalleryServiceAsyncStub = GalleryServiceStub(self._channel)
+        return opened
 
     async def detect(
         self,
@@ -88,7 +101,19 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> DetectResult:
-        """As `Client.detect`."""
+        """Finds the faces of one photo. A photo without faces is no error: `faces` is empty.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            policy: which of the faces found; all of them by default.
+            min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: keeps at most this many, from 1 to the server's own limit, which is 100 unless its
+                operator has set another, up to 1000; that limit by default.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+        """
         build = functools.partial(
             detect_request,
             image,
@@ -115,7 +140,23 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> EmbedResult:
-        """As `Client.embed`."""
+        """Turns one or several faces of one photo into embeddings.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            policy: which of the faces found; the largest by default.
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            embedder: the model that makes embeddings; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            FaceNotFound: the photo has no face, and the policy is not "all".
+        """
         build = functools.partial(
             embed_request,
             image,
@@ -145,7 +186,26 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
-        """As `Client.verify`."""
+        """Says whether two faces belong to the same person.
+
+        Args:
+            a: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            b: the other one.
+            threshold: similarities at or above it match, in [-1, 1]; the model's own if unset.
+            aligned: the images are 112x112 crops, aligned already: nothing is detected.
+            policy: which face of a photo counts; the largest by default. Not "all".
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            detector: the model that finds faces; the server's default if unset.
+            embedder: the model that makes embeddings; the one of a given embedding if unset, else
+                the server's default.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            FaceNotFound: a photo has no face.
+            EmbeddingMismatch: the embeddings come from different models.
+        """
         build = functools.partial(
             verify_request,
             a,
@@ -161,8 +221,68 @@ class AsyncClient(BaseClient):
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
 
+    async def ready(self, *, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        """Whether the server is ready: its health service says SERVING.
+
+        False, too, where nobody answers at the address within the time. Needs no credentials.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            Unavailable: with the reason TLS_FAILED, since that does not mend itself.
+            WrongServer: what answers is no mien server.
+        """
+        try:
+            health, _ = await self._look("Check", HEALTH, timeout)
+        except (Unavailable, DeadlineExceeded) as error:
+            if not only_not_ready(error):
+                raise
+            return False
+        return serving(health)
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:  # noqa: ASYNC109
+        """Waits until the server is ready, as `ready` tells it; returns at once if it is.
+
+        Args:
+            timeout: seconds to wait at most, above 0 and up to a year.
+
+        Raises:
+            Unavailable: it was not ready in time; the message says what was the matter last. At once, with
+                the reason TLS_FAILED, where only one side speaks TLS or one does not trust the other.
+            WrongServer: what answers is no mien server.
+        """
+        seconds = checked_timeout(timeout)
+        waiting = Waiting(self.address, seconds, Attempts(seconds, 0).left)
+        while True:
+            why: MienError | None = None
+            try:
+                health, _ = await self._look("Check", HEALTH, waiting.look_seconds())
+            except (Unavailable, DeadlineExceeded) as error:
+                if not only_not_ready(error):
+                    raise
+                why = error
+            else:
+                if serving(health):
+                    return
+            await asyncio.sleep(waiting.pause(why))
+
+    async def models(self, *, timeout: float | None = None) -> tuple[ModelStatus, ...]:  # noqa: ASYNC109
+        """The models of the server's repository, every version with its state.
+
+        Where the server knows its callers, this needs the role `read`.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            PermissionDenied: the caller has not the role.
+        """
+        index, _ = await self._look("RepositoryIndex", INDEX, timeout)
+        return statuses(index.models)
+
     def gallery(self, name: str) -> AsyncGallery:
-        """As `Client.gallery`."""
+        """A gallery by its name. No call is made: it need not exist yet."""
         return AsyncGallery(self, name)
 
     async def galleries(
@@ -170,7 +290,14 @@ class AsyncClient(BaseClient):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
     ) -> tuple[GalleryInfo, ...]:
-        """As `Client.galleries`."""
+        """The server's galleries, by name.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            WrongServer: it has none, because its operator gave it no folder for them.
+        """
         response, _ = await self._call_gallery(
             "ListCollections", ListCollectionsRequest, timeout, timing=False
         )
@@ -193,7 +320,29 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> IdentifyResult:
-        """As `Client.identify`."""
+        """Says whose face it is: the persons of one or more galleries who are most like it.
+
+        Args:
+            image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            galleries: their names, up to 16, all of the same model.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            top_k: how many persons for each face, from 1 to 100; 5 by default.
+            threshold: persons of a lower similarity are left out, in [-1, 1]; by default each gallery's own,
+                or else its model's.
+            labels: only faces with all of these labels are looked at.
+            policy: which faces of a photo; the largest by default. With "all", every face is looked for.
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            NotInGallery: there is no such gallery.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+            EmbeddingMismatch: the galleries or the embedding are of different models.
+        """
         build = functools.partial(
             identify_request,
             galleries,
@@ -232,6 +381,16 @@ class AsyncClient(BaseClient):
         _ = self._stub  # opens the channel, or says why not
         return await self._call(method, getattr(self._gallery_stub, method), build, timeout, timing)
 
+    async def _look(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> tuple[Any, tuple[StageTiming, ...]]:
+        _ = self._stub  # opens the channel, or says why not
+        rpc = status.method(self._channel, path)
+        return await self._call(method, rpc, status.Empty, timeout, False)
+
     async def _call(
         self,
         method: str,
@@ -240,19 +399,43 @@ class AsyncClient(BaseClient):
         timeout: float | None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool,
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
-        seconds = self._seconds(timeout)
-        request, metadata = await asyncio.to_thread(lambda: (build(), self._metadata(timing)))
+        attempts = self._attempts(timeout)
+        async with self._turn(method, attempts):
+            request, metadata = await asyncio.to_thread(lambda: (build(), self._metadata(timing)))
+            while True:
+                try:
+                    call = rpc(request, timeout=attempts.left(), metadata=metadata)
+                    response = await call
+                    trailing = await call.trailing_metadata()
+                except grpc.RpcError as error:
+                    # On a thread: it may look at the server's port.
+                    failure = await asyncio.to_thread(self._error, error, method, attempts.seconds)
+                    pause = attempts.pause(failure)
+                    if pause is None:
+                        raise failure from error
+                except grpc.aio.UsageError as error:  # what gRPC raises for a closed channel
+                    raise Cancelled(CLOSED_MEANWHILE, method=method) from error
+                except asyncio.CancelledError:
+                    if (task := asyncio.current_task()) and task.cancelling():
+                        raise
+                    # Nobody cancelled this task: closing the channel cancelled the call.
+                    raise Cancelled(CLOSED_MEANWHILE, method=method) from None
+                else:
+                    return response, stages_of(trailing)
+                await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def _turn(self, method: str, attempts: Attempts) -> AsyncIterator[None]:
+        """Lasts while the call counts as one in progress; first waits for its turn, if there is a limit."""
+        if self._turns is None:
+            yield
+            return
         try:
-            call = rpc(request, timeout=seconds, metadata=metadata)
-            response = await call
-            trailing = await call.trailing_metadata()
-        except grpc.RpcError as error:
-            raise self._error(error, method, seconds) from error
-        except grpc.aio.UsageError as error:  # what gRPC raises for a channel that has been closed
-            raise Cancelled(CLOSED_MEANWHILE, method=method) from error
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            # Nobody cancelled this task: closing the channel cancelled the call.
-            raise Cancelled(CLOSED_MEANWHILE, method=method) from None
-        return response, stages_of(trailing)
+            async with asyncio.timeout(attempts.left()):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise self._no_turn(method, attempts.seconds) from error
+        try:
+            yield
+        finally:
+            self._turns.release()

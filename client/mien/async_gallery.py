@@ -48,12 +48,23 @@ class AsyncGallery:
         threshold: float | None = None,
         timeout: float | None = None,
     ) -> GalleryInfo:
-        """As `Gallery.create`."""
+        """Makes the gallery, pinned to one version of an embedding model.
+
+        Args:
+            embedder: the model; the server's default if unset.
+            threshold: the similarity from which on `identify` counts a face as a person's, in [-1, 1]. If
+                unset, the model's own, which is made for comparing two faces: choose a higher one for a
+                gallery of many (see docs/galleries.md).
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            GalleryExists: there is one of this name.
+        """
         build = functools.partial(messages.create_request, self.name, embedder, threshold)
         return messages.info((await self._call("CreateCollection", build, timeout)).collection)
 
     async def info(self, *, timeout: float | None = None) -> GalleryInfo:
-        """As `Gallery.info`."""
+        """What the gallery is, and how much is in it."""
         build = functools.partial(pb.GetCollectionRequest, collection=self.name)
         return messages.info((await self._call("GetCollection", build, timeout)).collection)
 
@@ -72,7 +83,28 @@ class AsyncGallery:
         detector: ModelLike | None = None,
         timeout: float | None = None,
     ) -> EnrolResult:
-        """As `Gallery.enrol`."""
+        """Adds one face. When this returns, it is on the server's disk and is found.
+
+        Args:
+            image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            person: whose it is, in your words; a new person begins with the first face.
+            labels: what you want to know of it later, at most 16.
+            request_key: makes it safe to enrol it again, see `NewFace`.
+            aligned: the image is a 112x112 crop, aligned already.
+            quality_policy: "refuse" raises for a face that would make the gallery worse, "warn" enrols it
+                and tells the issues, "accept" enrols it without a look at what is enrolled already.
+            policy: which face of a photo; the largest by default. Not "all".
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            LowQuality: the face would make the gallery worse; the message has the figures.
+            FaceNotFound: the photo has no face.
+            EmbeddingMismatch: the embedding is of another model than the gallery's.
+            GalleryFull: the server has no room for it.
+        """
         build = functools.partial(
             messages.enrol_request,
             self.name,
@@ -96,7 +128,18 @@ class AsyncGallery:
         detector: ModelLike | None = None,
         timeout: float | None = None,
     ) -> tuple[EnrolResult, ...]:
-        """As `Gallery.enrol_faces`."""
+        """Adds up to 64 faces in one call, which is quicker than one by one.
+
+        Each is judged by itself: what is wrong with one is in its result, and keeps no other one out. An
+        exception means that none was enrolled, or that nobody knows: give them request keys, and enrol again.
+
+        Args:
+            faces: 1 to 64; their photos share the 32 MiB of a request.
+            quality_policy, policy, min_score, min_face_size, detector, timeout: as for `enrol`.
+
+        Returns:
+            what became of each face, in their order.
+        """
         build = functools.partial(
             messages.enrol_request,
             self.name,
@@ -125,7 +168,10 @@ class AsyncGallery:
         timeout: float | None = None,
         timing: bool = False,
     ) -> IdentifyResult:
-        """As `Gallery.identify`."""
+        """Says whose face it is: the persons most like it. `Client.identify` looks in several galleries.
+
+        Args: as for `Client.identify`.
+        """
         return await self._client.identify(
             image,
             [self.name],
@@ -143,14 +189,18 @@ class AsyncGallery:
         )
 
     async def persons(self, *, timeout: float | None = None) -> AsyncIterator[GalleryPerson]:
-        """As `Gallery.persons`."""
+        """The persons, the first enrolled first; asked for in pages as they are needed.
+
+        Args:
+            timeout: seconds for each page; the client's own if unset.
+        """
         build = functools.partial(pb.ListPersonsRequest, collection=self.name, page_size=PAGE)
         async for page in self._pages("ListPersons", build, timeout):
             for each in page.persons:
                 yield messages.person(each)
 
     async def person(self, person: str, *, timeout: float | None = None) -> GalleryPerson:
-        """As `Gallery.person`."""
+        """One person."""
         build = functools.partial(pb.GetPersonRequest, collection=self.name, person_id=person)
         return messages.person((await self._call("GetPerson", build, timeout)).person)
 
@@ -160,7 +210,12 @@ class AsyncGallery:
         *,
         timeout: float | None = None,
     ) -> AsyncIterator[EnrolledFace]:
-        """As `Gallery.faces`."""
+        """The faces, the first enrolled first; asked for in pages as they are needed.
+
+        Args:
+            person: only this person's; all if unset.
+            timeout: seconds for each page; the client's own if unset.
+        """
         build = functools.partial(
             pb.ListFacesRequest, collection=self.name, person_id=person or "", page_size=PAGE
         )
@@ -169,7 +224,7 @@ class AsyncGallery:
                 yield messages.enrolled_face(each)
 
     async def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
-        """As `Gallery.face`."""
+        """One face."""
         build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
         return messages.enrolled_face((await self._call("GetFace", build, timeout)).face)
 
@@ -180,7 +235,16 @@ class AsyncGallery:
         *,
         timeout: float | None = None,
     ) -> tuple[str, ...]:
-        """As `Gallery.move`."""
+        """Gives faces to another person, who may be new: all of them, or none.
+
+        Args:
+            face_ids: one or up to 1000.
+            person: whose they are.
+            timeout: seconds; the client's own if unset.
+
+        Returns:
+            the persons who are gone, because they have no face any more.
+        """
         build = functools.partial(
             pb.MoveFacesRequest,
             collection=self.name,
@@ -195,7 +259,7 @@ class AsyncGallery:
         *,
         timeout: float | None = None,
     ) -> Deleted:
-        """As `Gallery.delete_faces`."""
+        """Deletes faces, one or up to 1000: all of them, or none."""
         ids = messages.face_ids(face_ids)
         build = functools.partial(pb.DeleteFacesRequest, collection=self.name, face_ids=ids)
         return messages.deleted_faces(
@@ -203,12 +267,12 @@ class AsyncGallery:
         )
 
     async def delete_person(self, person: str, *, timeout: float | None = None) -> Deleted:
-        """As `Gallery.delete_person`."""
+        """Deletes a person with all faces."""
         build = functools.partial(pb.DeletePersonRequest, collection=self.name, person_id=person)
         return messages.deleted(await self._call("DeletePerson", build, timeout), person=person)
 
     async def delete(self, *, timeout: float | None = None) -> Deleted:
-        """As `Gallery.delete`."""
+        """Deletes the gallery with everything in it."""
         build = functools.partial(pb.DeleteCollectionRequest, collection=self.name)
         return messages.deleted(await self._call("DeleteCollection", build, timeout))
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-DEFAULT_ADDRESS = "localhost:8001"
+DEFAULT_PORT = 8001
+DEFAULT_ADDRESS = f"localhost:{DEFAULT_PORT}"
 MAX_PORT = 65535
 ADDRESS_VARIABLE = "MIEN_ADDRESS"
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -25,6 +26,8 @@ _REPEATABLE = (
     *("Enrol", "Identify", "ListCollections", "GetCollection"),
     *("ListPersons", "GetPerson", "ListFaces", "GetFace", "MoveFaces"),
 )
+# Addresses that gRPC takes as they are: no host and port, or several of them.
+_WHOLE = ("unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
 
 # Only what no server has worked on is tried again. The throttle stops retries for all calls of a
 # channel while most of them fail, so that a server in trouble is not hit four times as hard.
@@ -55,9 +58,11 @@ SERVICE_CONFIG: Mapping[str, Any] = {
 def resolve_address(address: str | None) -> str:
     """The address to call: `address`, else the variable MIEN_ADDRESS, else localhost:8001.
 
+    A host without a port gets 8001, and an IPv6 address its brackets.
+
     Raises:
         TypeError: it is no str.
-        ValueError: it has the scheme of a web address, or a port that there is not.
+        ValueError: it has the scheme of a web address, a port that there is not, or more than one meaning.
     """
     address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     if not isinstance(address, str):
@@ -65,11 +70,58 @@ def resolve_address(address: str | None) -> str:
     scheme, separator, _ = address.partition("://")
     if separator and scheme not in _SCHEMES:
         raise ValueError(f"the address must be host:port, without the scheme: {address}")
-    port = address.rpartition(":")[2]
+    if address.startswith(_WHOLE):
+        return address
+    prefix, target = _dns_prefix(address)
+    host, port = _split(target)
+    if host.startswith("["):
+        if not (host.endswith("]") and _is_ipv6(host[1:-1])):
+            raise ValueError(f"what stands in brackets must be an IPv6 address: {address}")
+    elif not host or "/" in host or ":" in host:
+        raise ValueError(f"the address must be host:port, or [IPv6]:port: {address}")
     # gRPC would dial the port modulo 65536.
-    if port.isdecimal() and not 1 <= int(port) <= MAX_PORT:
+    if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
         raise ValueError(f"the port of an address must be in [1, {MAX_PORT}]: {address}")
-    return address
+    return f"{prefix}{host}:{port}"
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """The two of what `resolve_address` gave; None for a socket's file and the like."""
+    if address.startswith(_WHOLE):
+        return None
+    host, _, port = _dns_prefix(address)[1].rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _dns_prefix(address: str) -> tuple[str, str]:
+    """`dns:` or `dns://server/`, as far as it is there, and the rest."""
+    if not address.startswith("dns:"):
+        return "", address
+    begin, slash, target = address.rpartition("/")
+    return (begin + slash, target) if slash else ("dns:", address.removeprefix("dns:"))
+
+
+def _split(target: str) -> tuple[str, str]:
+    """Host and port; the host in brackets if it is an IPv6 address, the port 8001 if there is none."""
+    head, _, tail = target.rpartition(":")
+    if _is_ipv6(target):
+        if _is_ipv6(head):
+            raise ValueError(
+                f"{target} may be a whole IPv6 address, or {head} and the port {tail}: write [{target}] or"
+                f" [{head}]:{tail}"
+            )
+        return f"[{target}]", str(DEFAULT_PORT)
+    if ":" not in target or target.endswith("]"):
+        return target, str(DEFAULT_PORT)
+    return (f"[{head}]", tail) if _is_ipv6(head) else (head, tail)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def checked_timeout(timeout: object) -> float:
@@ -125,7 +177,10 @@ def is_local(address: str) -> bool:
 
 
 def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]") or address
+    found = host_and_port(address)
+    if found is None:
+        return False
+    host = found[0]
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -14,11 +14,15 @@ from typing import Any
 from mien import cli_options
 from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from mien.client import DEFAULT_TIMEOUT, Client
+from mien.doctor import add_doctor_command
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
 from mien.gallery_cli import add_gallery_command
 from mien.images import read_encoded, read_file
+from mien.many_photos import OVERLOAD_RETRIES, detect_many, draw, target_in
 from mien.messages import FacePolicy
 from mien.models_cli import LOAD_TIMEOUT, add_models_command
+from mien.results import Embedding
+from mien.saved import is_json, saved_embedding
 from mien.tables import detect_table, embed_table, timing_table, verify_table
 from mien.timing import StageTiming
 
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         with arguments.connect(arguments) as client:
-            arguments.run(client, arguments)
+            status: int = arguments.run(client, arguments) or 0
         print(end="", flush=True)
     except BrokenPipeError:
         # The reader has gone; without this, the interpreter would complain of it once more at exit.
@@ -47,36 +51,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (MienError, OSError, ImportError) as error:
         return _fail(_as_mien_error(error), as_json=arguments.json)
-    return 0
+    return status
 
 
 def _client(arguments: argparse.Namespace) -> Client:
     parser: argparse.ArgumentParser = arguments.parser
     timeout = DEFAULT_TIMEOUT if arguments.timeout is None else arguments.timeout
     try:
-        return Client(arguments.address, timeout=timeout, **cli_options.connection(arguments))
+        return Client(
+            arguments.address,
+            timeout=timeout,
+            overload_retries=OVERLOAD_RETRIES if len(getattr(arguments, "photos", ())) > 1 else 0,
+            **cli_options.connection(arguments),
+        )
     except ValueError as error:
         parser.error(str(error))
 
 
-def _detect(client: Client, arguments: argparse.Namespace) -> None:
-    if arguments.out is not None:
-        from mien import pictures  # before the call: Pillow may be missing
+def _detect(client: Client, arguments: argparse.Namespace) -> int:
+    photos: list[str] = arguments.photos
+    if photos.count(STDIN) > 1:
+        arguments.parser.error("only one photo can come from standard input")
+    if len(photos) > 1:
+        if arguments.timing:
+            arguments.parser.error("--timing is of one photo")
+        return detect_many(client, arguments, _read, _as_mien_error)
+    (name,) = photos
+    out: Path | None = arguments.out
+    if out is not None:
+        if out.is_dir():
+            out = target_in(out, name)
+        elif not cli_options.is_picture(out):
+            kinds = ", ".join(cli_options.PICTURES)
+            arguments.parser.error(f"argument --out: {os.fspath(out)!r} ends in none of {kinds}")
+        from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
 
-    photo = _read(arguments.photo)
+    photo = _read(name)
     result = client.detect(photo, detector=arguments.detector, timing=arguments.timing)
-    if arguments.out is not None:
-        try:
-            pictures.annotate(photo, result.faces).save(arguments.out, quality=92)
-        except ValueError as error:  # as for sides that WebP does not hold
-            raise InvalidRequest(f"{arguments.out}: {error}", reason="FILE_ERROR") from error
+    if out is not None:
+        draw(photo, result, out)
     if arguments.json:
         _print_json([face.as_dict() for face in result.faces])
     else:
-        print(detect_table(_name(arguments.photo), result))
-        if arguments.out is not None:
-            print(f"picture   {_name(arguments.out)}")
+        print(detect_table(_name(name), result))
+        if out is not None:
+            print(f"picture   {_name(out)}")
     _report_timing(result.timing, arguments)
+    return 0
 
 
 def _embed(client: Client, arguments: argparse.Namespace) -> None:
@@ -97,10 +118,10 @@ def _embed(client: Client, arguments: argparse.Namespace) -> None:
 
 def _verify(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.a == arguments.b == STDIN:
-        arguments.parser.error("only one of the two photos can come from standard input")
+        arguments.parser.error("only one of the two can come from standard input")
     result = client.verify(
-        _read(arguments.a),
-        _read(arguments.b),
+        _photo_or_embedding(arguments.a),
+        _photo_or_embedding(arguments.b),
         threshold=arguments.threshold,
         detector=arguments.detector,
         embedder=arguments.embedder,
@@ -111,6 +132,11 @@ def _verify(client: Client, arguments: argparse.Namespace) -> None:
     else:
         print(verify_table(result))
     _report_timing(result.timing, arguments)
+
+
+def _photo_or_embedding(name: str) -> bytes | Embedding:
+    content = _read(name)
+    return saved_embedding(content, _name(name)) if is_json(content) else content
 
 
 def _read(photo: str) -> bytes:
@@ -184,8 +210,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="mien",
         parents=[common, timed],
         description="Finds faces, embeds them, and tells whether two are the same person.",
-        epilog='A photo "-" is read from standard input. Exit status: 0 for an answer ("different"'
-        " is one), 1 for a failure, 2 for a wrong command line.",
+        epilog='A photo or embedding "-" is read from standard input. Exit status: 0 for an answer'
+        ' ("different" is one), 1 for a failure, 2 for a wrong command line.',
     )
     parser.add_argument(
         "--version", action="version", version=f"mien {importlib.metadata.version('mien')}"
@@ -193,7 +219,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[Client, argparse.Namespace], None], help_text: str
+        name: str, run: Callable[[Client, argparse.Namespace], int | None], help_text: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, parents=[common, timed], help=help_text, description=help_text
@@ -202,13 +228,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
         return sub
 
-    detect = command("detect", _detect, "Finds the faces of a photo.")
-    detect.add_argument("photo")
+    detect = command("detect", _detect, "Finds the faces of a photo, or of each of several.")
+    detect.add_argument("photos", metavar="photo", nargs="+")
     detect.add_argument(
         "--out",
-        type=cli_options.picture,
+        type=Path,
         metavar="PICTURE",
-        help=f"write the photo with the faces drawn into it ({', '.join(cli_options.PICTURES)})",
+        help=f"write the photo with the faces drawn into it ({', '.join(cli_options.PICTURES)}); of several"
+        " photos, a folder for all",
     )
 
     embed = command("embed", _embed, "Turns the largest face of a photo into a vector.")
@@ -217,8 +244,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     embed.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
 
     verify = command("verify", _verify, "Tells whether two photos show the same person.")
-    verify.add_argument("a", metavar="photo")
-    verify.add_argument("b", metavar="photo")
+    either = "a photo, or an embedding that `mien embed --json` has printed into a file"
+    verify.add_argument("a", metavar="a", help=either)
+    verify.add_argument("b", metavar="b", help=either)
     verify.add_argument(
         "--threshold", type=float, help="similarity from which on two faces match, from -1 to 1"
     )
@@ -226,6 +254,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add_gallery_command(commands, common, _client, _read)
     add_models_command(commands, common)
+    add_doctor_command(commands, common, _client)
 
     defaults = argparse.Namespace(
         **cli_options.CONNECTION_DEFAULTS, address=None, timeout=None, json=False, timing=False

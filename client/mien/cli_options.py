@@ -35,12 +35,9 @@ def count(text: str) -> int:
     return int(text)
 
 
-def picture(text: str) -> Path:
-    """Where to write a picture; its suffix says of which kind."""
-    path = Path(text)
-    if path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} ends in none of {', '.join(PICTURES)}")
-    return path
+def is_picture(path: Path) -> bool:
+    """Whether a file's suffix says which kind of picture it is."""
+    return path.suffix.lower() in PICTURES
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

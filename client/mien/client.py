@@ -1,18 +1,23 @@
 """`Client`: the three calls, blocking; and what it shares with `AsyncClient`."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import grpc
 
+from mien import status
 from mien.access import Bearer, TokenLike
 from mien.channel import checked_timeout, open_channel, resolve_address
-from mien.errors import Cancelled, MienError, from_rpc_error
+from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable, from_rpc_error
 from mien.gallery import Gallery
 from mien.gallery_messages import identify_request, identify_result, info
 from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
+from mien.limits import Attempts, Limits, checked_limits, checked_retries, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
@@ -24,6 +29,7 @@ from mien.messages import (
     verify_result,
 )
 from mien.results import DetectResult, Embedding, EmbedResult, VerifyResult
+from mien.status import HEALTH, INDEX, ModelStatus, Waiting, only_not_ready, serving, statuses
 from mien.timing import StageTiming, request_metadata, stages_of
 from mien.v1.face_pb2_grpc import FaceServiceStub
 from mien.v1.gallery_pb2 import ListCollectionsRequest
@@ -43,6 +49,7 @@ class BaseClient:
     Attributes:
         address: the server's address, host:port.
         timeout: seconds that a call may take unless it says otherwise.
+        limits: on calls and connections.
     """
 
     def __init__(
@@ -54,7 +61,11 @@ class BaseClient:
         api_key: str | None = None,
         token: TokenLike | None = None,
         insecure: bool = False,
+        limits: Limits | None = None,
+        overload_retries: int = 0,
     ) -> None:
+        self.limits = checked_limits(limits)
+        self._overload_retries = checked_retries(overload_retries)
         self.address = resolve_address(address)
         self.timeout = checked_timeout(timeout)
         if not isinstance(credentials, grpc.ChannelCredentials | None):
@@ -78,11 +89,26 @@ class BaseClient:
     def _metadata(self, timing: bool) -> tuple[tuple[str, str], ...]:
         return (*request_metadata(timing), *self._bearer.metadata())
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else checked_timeout(timeout)
+    def _attempts(self, timeout: float | None) -> Attempts:
+        seconds = self.timeout if timeout is None else checked_timeout(timeout)
+        return Attempts(seconds, self._overload_retries)
+
+    def _no_turn(self, method: str, seconds: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"none of this client's {self.limits.max_calls} calls at the same time ended within"
+            f" {seconds:g} s. Allow more time with the timeout, or more calls with"
+            " limits=mien.Limits(max_calls=...).",
+            method=method,
+        )
 
     def _error(self, error: grpc.RpcError, method: str, timeout: float) -> MienError:
-        return from_rpc_error(error, method=method, address=self.address, timeout=timeout)
+        return from_rpc_error(
+            error,
+            method=method,
+            address=self.address,
+            timeout=timeout,
+            encrypted=self._credentials is not None,
+        )
 
 
 class Client(BaseClient):
@@ -97,6 +123,11 @@ class Client(BaseClient):
         api_key: the key that the server's operator has made for you.
         token: a token instead (JWT), or what gives one, asked before every call: see `mien.TokenLike`.
         insecure: send the key or token even where it crosses a network in plain text.
+        limits: on the calls in progress and on the connections; by default there is one connection and no
+            limit on calls.
+        overload_retries: how often a call is tried again that the server is too busy for (`Overloaded`).
+            Each try waits as long as the server says (`retry_after`), up to half as much more, and none is
+            made that would begin after the call's timeout.
 
     Every call takes its own `timeout` in seconds, and `timing=True` to have the server's stages in
     the result's `timing`. Every call raises a `MienError`, by what went wrong: see `mien.errors`;
@@ -114,6 +145,8 @@ class Client(BaseClient):
         api_key: str | None = None,
         token: TokenLike | None = None,
         insecure: bool = False,
+        limits: Limits | None = None,
+        overload_retries: int = 0,
     ) -> None:
         super().__init__(
             address,
@@ -122,10 +155,17 @@ class Client(BaseClient):
             api_key=api_key,
             token=token,
             insecure=insecure,
+            limits=limits,
+            overload_retries=overload_retries,
         )
-        self._channel = open_channel(self.address, credentials)
+        channels = [
+            open_channel(self.address, credentials) for _ in range(self.limits.max_connections)
+        ]
+        self._channel = spread(channels)
         self._stub = FaceServiceStub(self._channel)
         self._gallery_stub = GalleryServiceStub(self._channel)
+        most = self.limits.max_calls
+        self._turns = None if most is None else threading.Semaphore(most)
 
     def detect(
         self,
@@ -256,6 +296,66 @@ class Client(BaseClient):
         )
         return verify_result(*self._call("Verify", self._stub.Verify, build, timeout, timing))
 
+    def ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server is ready: its health service says SERVING.
+
+        False, too, where nobody answers at the address within the time. Needs no credentials.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            Unavailable: with the reason TLS_FAILED, since that does not mend itself.
+            WrongServer: what answers is no mien server.
+        """
+        try:
+            health, _ = self._look("Check", HEALTH, timeout)
+        except (Unavailable, DeadlineExceeded) as error:
+            if not only_not_ready(error):
+                raise
+            return False
+        return serving(health)
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Waits until the server is ready, as `ready` tells it; returns at once if it is.
+
+        Args:
+            timeout: seconds to wait at most, above 0 and up to a year.
+
+        Raises:
+            Unavailable: it was not ready in time; the message says what was the matter last. At once, with
+                the reason TLS_FAILED, where only one side speaks TLS or one does not trust the other.
+            WrongServer: what answers is no mien server.
+        """
+        seconds = checked_timeout(timeout)
+        waiting = Waiting(self.address, seconds, Attempts(seconds, 0).left)
+        while True:
+            why: MienError | None = None
+            try:
+                health, _ = self._look("Check", HEALTH, waiting.look_seconds())
+            except (Unavailable, DeadlineExceeded) as error:
+                if not only_not_ready(error):
+                    raise
+                why = error
+            else:
+                if serving(health):
+                    return
+            time.sleep(waiting.pause(why))
+
+    def models(self, *, timeout: float | None = None) -> tuple[ModelStatus, ...]:
+        """The models of the server's repository, every version with its state.
+
+        Where the server knows its callers, this needs the role `read`.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            PermissionDenied: the caller has not the role.
+        """
+        index, _ = self._look("RepositoryIndex", INDEX, timeout)
+        return statuses(index.models)
+
     def gallery(self, name: str) -> Gallery:
         """A gallery by its name. No call is made: it need not exist yet."""
         return Gallery(self, name)
@@ -346,6 +446,11 @@ class Client(BaseClient):
     ) -> tuple[Any, tuple[StageTiming, ...]]:
         return self._call(method, getattr(self._gallery_stub, method), build, timeout, timing)
 
+    def _look(
+        self, method: str, path: str, timeout: float | None
+    ) -> tuple[Any, tuple[StageTiming, ...]]:
+        return self._call(method, status.method(self._channel, path), status.Empty, timeout, False)
+
     def _call(
         self,
         method: str,
@@ -356,12 +461,34 @@ class Client(BaseClient):
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
         if self._closed:
             raise RuntimeError(CLOSED)
-        seconds = self._seconds(timeout)
-        request, metadata = build(), self._metadata(timing)
+        attempts = self._attempts(timeout)
+        with self._turn(method, attempts):
+            request, metadata = build(), self._metadata(timing)
+            while True:
+                try:
+                    response, call = rpc.with_call(
+                        request, timeout=attempts.left(), metadata=metadata
+                    )
+                except grpc.RpcError as error:
+                    failure = self._error(error, method, attempts.seconds)
+                    pause = attempts.pause(failure)
+                    if pause is None:
+                        raise failure from error
+                except ValueError as error:  # what gRPC raises for a channel that has been closed
+                    raise Cancelled(CLOSED_MEANWHILE, method=method) from error
+                else:
+                    return response, stages_of(call.trailing_metadata())
+                time.sleep(pause)
+
+    @contextmanager
+    def _turn(self, method: str, attempts: Attempts) -> Iterator[None]:
+        """Lasts while the call counts as one in progress; first waits for its turn, if there is a limit."""
+        if self._turns is None:
+            yield
+            return
+        if not self._turns.acquire(timeout=attempts.left()):
+            raise self._no_turn(method, attempts.seconds)
         try:
-            response, call = rpc.with_call(request, timeout=seconds, metadata=metadata)
-        except grpc.RpcError as error:
-            raise self._error(error, method, seconds) from error
-        except ValueError as error:  # what gRPC raises for a channel that has been closed
-            raise Cancelled(CLOSED_MEANWHILE, method=method) from error
-        return response, stages_of(call.trailing_metadata())
+            yield
+        finally:
+            self._turns.release()

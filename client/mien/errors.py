@@ -8,6 +8,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from mien.unreachable import explanation
+
 DOMAIN = "mien"
 
 
@@ -204,14 +206,28 @@ _BY_CODE: Mapping[grpc.StatusCode, type[MienError]] = {
 }
 
 
-def from_rpc_error(error: grpc.RpcError, *, method: str, address: str, timeout: float) -> MienError:
-    """The exception for a failed call, from its status and the `google.rpc` details it carries."""
+def from_rpc_error(
+    error: grpc.RpcError, *, method: str, address: str, timeout: float, encrypted: bool = False
+) -> MienError:
+    """The exception for a failed call, from its status and the `google.rpc` details it carries.
+
+    May wait for up to some 2 seconds to find out why a server cannot be reached.
+
+    Args:
+        error: what gRPC raised.
+        method: the method called.
+        address: the server's.
+        timeout: what the call had, in seconds.
+        encrypted: whether it went over TLS.
+    """
     call = cast(grpc.Call, error)  # every RpcError that a call raises is one, of grpc.aio too
     code, text = call.code(), call.details() or ""
     details = _details(call)
     info = error_details_pb2.ErrorInfo()
     if not _unpack(details, info) or info.domain != DOMAIN:
-        return _without_reason(code, text, method=method, address=address, timeout=timeout)
+        return _without_reason(
+            code, text, method=method, address=address, timeout=timeout, encrypted=encrypted
+        )
     bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     fields = bad_request.field_violations if _unpack(details, bad_request) else []
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, ServerError)
@@ -249,18 +265,14 @@ def _unpack(details: Sequence[Any], message: Message) -> bool:
 
 
 def _without_reason(
-    code: grpc.StatusCode, text: str, *, method: str, address: str, timeout: float
+    code: grpc.StatusCode, text: str, *, method: str, address: str, timeout: float, encrypted: bool
 ) -> MienError:
     """The exception for a status that did not come from mien: from gRPC, a proxy, another server."""
     text = text.rstrip(".")
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(
-                f"no mien server can be reached at {address} ({text}). Start one with `mien-server"
-                " serve`, or name another as host:port (address, --address or MIEN_ADDRESS).",
-                reason="SERVER_UNREACHABLE",
-                method=method,
-            )
+            reason, message = explanation(text, address=address, encrypted=encrypted)
+            return Unavailable(message, reason=reason, method=method)
         case grpc.StatusCode.UNIMPLEMENTED:
             return WrongServer(
                 f"the server at {address} is no mien server, or an older one ({text}). Check the"

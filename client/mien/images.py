@@ -16,15 +16,12 @@ from mien.v1 import face_pb2 as pb
 if TYPE_CHECKING:
     import PIL.Image
 
-ImageLike: TypeAlias = Union[
-    str,
-    os.PathLike[str],
-    bytes,
-    bytearray,
-    memoryview,
-    NDArray[np.uint8],
-    "PIL.Image.Image",
+EncodedOrPicture: TypeAlias = Union[
+    str, os.PathLike[str], bytes, bytearray, memoryview, "PIL.Image.Image"
 ]
+"""A photo that is no array: a path, the bytes of an encoded file, or a PIL image."""
+
+ImageLike: TypeAlias = EncodedOrPicture | NDArray[np.uint8]
 """A photo, as:
 
 - a path (str or Path) or the bytes of an encoded file: JPEG, PNG, WebP, BMP or TIFF;

@@ -20,6 +20,7 @@ from mien.results import (
     ModelIdentity,
     Point,
     VerifyResult,
+    shortest,
 )
 from mien.timing import StageTiming
 from mien.v1 import face_pb2 as pb
@@ -146,8 +147,8 @@ def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) 
     """The answer of `verify`."""
     from_request = response.threshold_source == pb.THRESHOLD_SOURCE_REQUEST
     return VerifyResult(
-        similarity=response.similarity,
-        threshold=response.threshold,
+        similarity=shortest(response.similarity),
+        threshold=shortest(response.threshold),
         threshold_source="request" if from_request else "model",
         matched=response.matched,
         face_a=face_result(response.face_a),
@@ -304,7 +305,7 @@ def face_result(message: pb.Face) -> Face:
     return Face(
         box=_box(message.box) if message.HasField("box") else None,
         box_normalized=_box(message.box_normalized) if normalized else None,
-        score=message.score,
+        score=shortest(message.score),
         landmarks=_landmarks(message.landmarks) if message.HasField("landmarks") else None,
         embedding=_embedding(message.embedding) if message.HasField("embedding") else None,
     )

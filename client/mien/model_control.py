@@ -13,6 +13,7 @@ from google.protobuf import json_format, text_format
 from mien.access import Bearer, TokenLike
 from mien.channel import open_channel, resolve_address
 from mien.errors import ModelNotFound, from_rpc_error
+from mien.status import ModelStatus, statuses
 
 try:
     from tritonclient.grpc import service_pb2 as triton
@@ -21,27 +22,6 @@ except ImportError as error:
     raise ImportError("models need tritonclient: pip install 'mien[models]'") from error
 
 _NANOSECONDS_PER_MILLISECOND = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One line of the repository's index.
-
-    Attributes:
-        name: the model's.
-        version: 1 or more; None where no version of the model is known.
-        state: UNKNOWN, LOADING, READY, UNLOADING or UNAVAILABLE.
-        reason: why it is not ready, or could not be loaded again; else "".
-    """
-
-    name: str
-    version: int | None
-    state: str
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +162,7 @@ class ModelControl:
             insecure=insecure,
         )
         self.timeout = timeout
+        self._encrypted = credentials is not None
         self._channel = open_channel(self.address, credentials)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -198,17 +179,14 @@ class ModelControl:
             ModelNotFound: there is no model of that name.
         """
         answer = self._call("RepositoryIndex", triton.RepositoryIndexRequest())
-        statuses = [
-            ModelStatus(line.name, int(line.version) if line.version else None, *_state(line))
-            for line in answer.models
-        ]
+        known = list(statuses(answer.models))
         if not name:
-            return statuses
-        found = [status for status in statuses if status.name == name]
+            return known
+        found = [status for status in known if status.name == name]
         if not found:
-            known = ", ".join(sorted({status.name for status in statuses})) or "none"
+            names = ", ".join(sorted({status.name for status in known})) or "none"
             raise ModelNotFound(
-                f"there is no model {name!r}; the models are: {known}", reason="MODEL_NOT_FOUND"
+                f"there is no model {name!r}; the models are: {names}", reason="MODEL_NOT_FOUND"
             )
         return found
 
@@ -218,15 +196,15 @@ class ModelControl:
         Raises:
             ModelNotFound: there is none of that name.
         """
-        statuses = self.index(name)
-        if not any(status.state == "READY" for status in statuses):
+        found = self.index(name)
+        if not any(status.state == "READY" for status in found):
             nothing = triton.ModelConfigResponse().config
-            return ModelDetails(name, statuses, "", [], [], nothing)
+            return ModelDetails(name, found, "", [], [], nothing)
         described = self._call("ModelMetadata", triton.ModelMetadataRequest(name=name))
         configured = self._call("ModelConfig", triton.ModelConfigRequest(name=name))
         return ModelDetails(
             name=name,
-            statuses=statuses,
+            statuses=found,
             platform=described.platform,
             inputs=_tensors(described.inputs),
             outputs=_tensors(described.outputs),
@@ -258,12 +236,12 @@ class ModelControl:
             return call(request, timeout=self.timeout, metadata=self._bearer.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(
-                error, method=method, address=self.address, timeout=self.timeout
+                error,
+                method=method,
+                address=self.address,
+                timeout=self.timeout,
+                encrypted=self._encrypted,
             ) from error
-
-
-def _state(line: Any) -> tuple[str, str]:
-    return (line.state or "UNKNOWN", line.reason)
 
 
 def _tensors(messages: Sequence[Any]) -> list[Tensor]:

@@ -14,7 +14,8 @@ from mien.client import DEFAULT_TIMEOUT
 from mien.tables import aligned
 
 if TYPE_CHECKING:
-    from mien.model_control import ModelControl, ModelDetails, ModelFigures, ModelStatus
+    from mien.model_control import ModelControl, ModelDetails, ModelFigures
+    from mien.status import ModelStatus
 
 LOAD_TIMEOUT = 300.0
 INTERVAL = 2.0

@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'mien[pictures]'") from error
 
+from mien.images import EncodedOrPicture
 from mien.results import Box, Face, Landmarks
 
 _Colour = tuple[int, int, int]
@@ -39,7 +40,7 @@ def annotate(photo: bytes, faces: Iterable[Face]) -> Image.Image:
     Raises:
         OSError: Pillow cannot read the photo.
     """
-    picture = _upright_rgb(photo)
+    picture = upright_rgb(photo)
     located = [(face, face.box) for face in faces if face.box is not None]
     for face, box in located:
         _draw_box(picture, box)
@@ -50,8 +51,20 @@ def annotate(photo: bytes, faces: Iterable[Face]) -> Image.Image:
     return picture
 
 
-def _upright_rgb(photo: bytes) -> Image.Image:
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
+def upright_rgb(photo: EncodedOrPicture) -> Image.Image:
+    """The photo, turned upright by its EXIF, as RGB.
+
+    Raises:
+        OSError: Pillow cannot read it.
+    """
+    match photo:
+        case Image.Image():
+            opened = photo
+        case bytes() | bytearray() | memoryview():
+            opened = Image.open(io.BytesIO(photo))
+        case _:
+            opened = Image.open(photo)
+    picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I;16"):
         picture = picture.point(lambda value: value / 256).convert("L")
     return picture.convert("RGB")

@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mien.crops import cut
+from mien.errors import EmbeddingMismatch, InvalidRequest
+from mien.images import EncodedOrPicture
 from mien.timing import StageTiming
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+MARGIN = 0.25
+"""What `Face.crop` leaves around a box, as a part of its sides."""
 
 
 def shortest(value: float) -> float:
@@ -30,6 +39,9 @@ class ModelIdentity:
     version: int
     fingerprint: str
 
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version} (fingerprint {self.fingerprint})"
+
     def as_dict(self) -> dict[str, Any]:
         """`name`, `version` and `fingerprint`."""
         return {"name": self.name, "version": self.version, "fingerprint": self.fingerprint}
@@ -41,6 +53,9 @@ class Point(NamedTuple):
     x: float
     y: float
 
+    def __repr__(self) -> str:
+        return f"Point({self.x:.5g}, {self.y:.5g})"
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -50,6 +65,9 @@ class Box:
     y1: float
     x2: float
     y2: float
+
+    def __repr__(self) -> str:
+        return f"Box({self.x1:.5g}, {self.y1:.5g}, {self.x2:.5g}, {self.y2:.5g})"
 
     @property
     def width(self) -> float:
@@ -81,10 +99,12 @@ class Landmarks:
         return {name: [shortest(value) for value in getattr(self, name)] for name in self.__slots__}
 
 
-# Compared by identity: equality of vectors is a question for `verify`.
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
     """A face as a vector. Store it with its model, and give it to `verify` in a photo's place.
+
+    Two are equal if values, norm and model are, to the last bit. Whether they show the same person is
+    another question: `similarity`, or `Client.verify`.
 
     Attributes:
         values: [d] float32, L2 norm 1, read-only; any sequence of d numbers is converted.
@@ -106,7 +126,42 @@ class Embedding:
             raise ValueError(f"an embedding's values must have the shape [d], not {values.shape}")
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "norm", float(np.float32(self.norm)))
+        object.__setattr__(self, "norm", shortest(self.norm))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Embedding):
+            return NotImplemented
+        same = (self.norm, self.model) == (other.norm, other.model)
+        return same and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        # What is added makes one zero of the two that are equal.
+        return hash(((self.values + np.float32(0)).tobytes(), self.norm, self.model))
+
+    def __repr__(self) -> str:
+        return f"Embedding({len(self.values)} values, norm={self.norm:.5g}, model={self.model!r})"
+
+    def similarity(self, other: "Embedding") -> float:
+        """The cosine of the two vectors, in [-1, 1], as `Client.verify` answers it, without a call.
+
+        It matches where it is at or above the model's threshold, which `verify` names.
+
+        Raises:
+            EmbeddingMismatch: the embeddings come from different models, versions or preprocessing.
+        """
+        if self.model.fingerprint != other.model.fingerprint:
+            raise EmbeddingMismatch(
+                f"embeddings of {self.model} and {other.model} cannot be compared: embed both with one model",
+                reason="EMBEDDING_MISMATCH",
+            )
+        if self.values.shape != other.values.shape:
+            raise InvalidRequest(
+                f"embeddings of {self.model} have {len(self.values)} and {len(other.values)} values: one of"
+                " them is not as it was answered",
+                reason="INVALID_EMBEDDING",
+            )
+        cosine = np.dot(self.values.astype(np.float64), other.values.astype(np.float64))
+        return float(np.clip(cosine, -1.0, 1.0))
 
     # Copies and pickles are made anew: numpy's own are writable.
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,10 +200,47 @@ class Face:
     """
 
     box: Box | None
-    box_normalized: Box | None
+    box_normalized: Box | None = field(repr=False)
     score: float
-    landmarks: Landmarks | None
+    landmarks: Landmarks | None = field(repr=False)
     embedding: Embedding | None = None
+
+    @overload
+    def crop(self, photo: NDArray[np.uint8], *, margin: float = MARGIN) -> NDArray[np.uint8]: ...
+    @overload
+    def crop(self, photo: EncodedOrPicture, *, margin: float = MARGIN) -> "PIL.Image.Image": ...
+    def crop(
+        self, photo: "NDArray[np.uint8] | EncodedOrPicture", *, margin: float = MARGIN
+    ) -> "NDArray[np.uint8] | PIL.Image.Image":
+        """The face cut out of its photo, upright, for a person to look at.
+
+        It is the box with a margin, as far as the photo goes; it is not turned or scaled, so it is no aligned
+        crop: to embed the face, give `embed` the photo.
+
+        Args:
+            photo: the one in which the face was found. An array of pixels, [height, width, ...], needs
+                nothing; a path, bytes and a PIL image need Pillow.
+            margin: on each side, as a part of the box's width or height, 0 or more.
+
+        Returns:
+            A part of the array, not copied, for an array; else a PIL image, RGB.
+
+        Raises:
+            ValueError: the face has no box, as that of an aligned crop; the photo is of another size than the
+                one in which the face was found; the margin is below 0.
+            ImportError: Pillow is not installed.
+            OSError: the photo cannot be read.
+        """
+        if self.box is None:
+            raise ValueError("this face has no box: nothing has detected it")
+        size = None
+        if self.box_normalized is not None:
+            # Rounded: the box's sides are float32.
+            size = (
+                round(self.box.width / self.box_normalized.width),
+                round(self.box.height / self.box_normalized.height),
+            )
+        return cut(photo, self.box.as_list(), margin, size)
 
     def as_dict(self) -> dict[str, Any]:
         """`box`, `score`, `landmarks`, and what the embedding adds, if there is one."""

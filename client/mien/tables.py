@@ -9,11 +9,11 @@ from mien.timing import StageTiming
 def detect_table(name: str, result: DetectResult) -> str:
     """The faces of one photo."""
     head = _headline(name, result.image_width, result.image_height, result.faces)
-    rows = [[str(i), *_located(face)] for i, face in enumerate(result.faces, 1)]
+    rows = [[str(i), *located(face)] for i, face in enumerate(result.faces, 1)]
     return _paragraphs(
         head,
         aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
-        f"detector  {model_line(result.detector)}",
+        f"detector  {result.detector}",
     )
 
 
@@ -27,13 +27,13 @@ def embed_table(name: str, result: EmbedResult) -> str:
         start = " ".join(f"{value:+.4f}" for value in face.embedding.values[:4])
         dimensions = str(len(face.embedding.values))
         rows.append(
-            [str(i), *_located(face), f"{face.embedding.norm:.3f}", dimensions, f"{start} ..."]
+            [str(i), *located(face), f"{face.embedding.norm:.3f}", dimensions, f"{start} ..."]
         )
     header = ["#", "score", "x1", "y1", "x2", "y2", "norm", "dims", "embedding"]
     return _paragraphs(
         head,
         aligned(header, rows, left={8}) if rows else "",
-        f"embedder  {model_line(result.embedder)}",
+        f"embedder  {result.embedder}",
     )
 
 
@@ -43,9 +43,9 @@ def verify_table(result: VerifyResult) -> str:
     return "\n".join(
         (
             f"similarity  {result.similarity:.4f}",
-            f"threshold   {result.threshold:.4f} ({result.threshold_source})",
+            f"threshold   {result.threshold} ({result.threshold_source})",
             f"verdict     {verdict}",
-            f"model       {model_line(result.embedder)}",
+            f"model       {result.embedder}",
         )
     )
 
@@ -58,7 +58,7 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
 
 def model_line(model: ModelIdentity) -> str:
     """A model's name, version and fingerprint."""
-    return f"{model.name} version {model.version} (fingerprint {model.fingerprint})"
+    return str(model)
 
 
 def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
@@ -66,7 +66,8 @@ def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
     return f"{name}  {width} x {height} pixels, {count}"
 
 
-def _located(face: Face) -> list[str]:
+def located(face: Face) -> list[str]:
+    """A face's score and the corners of its box, five cells; "-" where nothing has detected it."""
     if face.box is None:
         return ["-"] * 5
     corners = (face.box.x1, face.box.y1, face.box.x2, face.box.y2)

@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from mien_server.errors import OperatorError
+from mien_server.variables import unknown_variables
 
 ENV_PREFIX = "MIEN_"
 GROUPS = (
@@ -489,12 +490,17 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     """The settings in force: `flags` (by setting name), then MIEN_* variables, file, defaults.
 
     Raises:
-        SettingsError: a value is out of range or of the wrong type, or the file is unreadable.
+        SettingsError: a value is out of range or of the wrong type, a variable or a key of the file is no
+            setting's, or the file is unreadable.
     """
+    unknown = [*unknown_variables(os.environ, ENV_PREFIX, [*map(env_of, Settings.model_fields)])]
     try:
-        return Settings(**(flags or {}))
+        settings = Settings(**(flags or {}))
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(error))) from error
+        raise SettingsError("\n".join([*_explain(error), *unknown])) from error
+    if unknown:
+        raise SettingsError("\n".join(unknown))
+    return settings
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -587,8 +593,13 @@ model_repository = ["/models/faces", "/models/more"]
 log_format = "json"
 ```
 
-A value that cannot hold stops the start with a message that names the flag and the variable. Names
-that Triton has too mean the same here.
+A value that cannot hold stops the start with a message that names the flag and the variable, and so does a
+variable that begins with `MIEN_`, or a key of the file, that is no setting. The client's `MIEN_ADDRESS`,
+`MIEN_API_KEY` and `MIEN_TOKEN` may be there, and what Kubernetes sets for a Service whose name begins with
+`mien`; but of one called `mien-grpc` or `mien-metrics`, that would be a setting's own name: take another, or
+set `enableServiceLinks: false`.
+
+Names that Triton has too mean the same here.
 
 This page is generated from the settings themselves: `python -m mien_server.settings`."""
 

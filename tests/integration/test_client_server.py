@@ -60,6 +60,8 @@ def test_verify_by_photos_and_by_embeddings_agree(client: mien.Client, sample: S
         assert by_photo.matched is mixed.matched is by_vector.matched is ((a, b) in SAME)
         assert by_photo.similarity == pytest.approx(by_vector.similarity, abs=5e-3)
         assert by_vector.detector is None
+        here = embeddings[a].similarity(embeddings[b])
+        assert here == pytest.approx(by_vector.similarity, abs=1e-6)
 
 
 async def test_both_clients_answer_alike(

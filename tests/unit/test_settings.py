@@ -130,6 +130,46 @@ def test_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
         load_settings({"config": config_file(tmp_path, "gprc_port = 1\n")})
 
 
+def test_unknown_variable_is_refused_with_what_it_resembles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIEN_GRPC_PROT", "9001")
+    monkeypatch.setenv("MIEN_COLOUR_OF_THE_DOOR", "green")
+    monkeypatch.setenv("MIEN_GRCP_PORT", "9001")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"decode_threads": -1})
+    bad_value, *unknown = str(caught.value).splitlines()
+    assert bad_value.startswith("--decode-threads")
+    assert unknown == [
+        "MIEN_COLOUR_OF_THE_DOOR: no such setting; the configuration page lists them all",
+        "MIEN_GRCP_PORT: no such setting; did you mean MIEN_GRPC_PORT?",
+        "MIEN_GRPC_PROT: no such setting; did you mean MIEN_GRPC_PORT?",
+    ]
+    with pytest.raises(SettingsError, match="MIEN_GRPC_PROT"):
+        load_settings()
+
+
+def test_variables_of_the_client_and_of_kubernetes_are_none_of_the_servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without = load_settings()
+    for name, value in {
+        "MIEN_ADDRESS": "faces:8001",
+        "MIEN_API_KEY": "mien_a_b",
+        "MIEN_TOKEN": "a.b.c",
+        "MIEN_SERVICE_HOST": "10.0.0.7",
+        "MIEN_SERVICE_PORT": "8001",
+        "MIEN_SERVICE_PORT_GRPC": "8001",
+        "MIEN_PORT": "tcp://10.0.0.7:8001",
+        "MIEN_PORT_8001_TCP": "tcp://10.0.0.7:8001",
+        "MIEN_PORT_8001_TCP_ADDR": "10.0.0.7",
+        "MIEN_FACES_SERVICE_HOST": "10.0.0.8",
+        "MIEN_UNSET": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == without
+
+
 def test_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--config .*is not valid TOML"):
         load_settings({"config": config_file(tmp_path, "grpc_port: 1")})

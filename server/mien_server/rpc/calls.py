@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TIMING_REQUEST_KEY = "mien-timing"
 TIMING_KEY = "server-timing"
+CLOCK_KEY = "mien-clock"
 
 LONGEST_SECONDS = 86_400.0
 """The longest deadline that a call gets, whatever it asks for."""
@@ -59,7 +60,8 @@ async def bounded_call(context: Context, default_deadline: float) -> AsyncIterat
     if _wants_timing(context):
         total = StageTime("total", time.monotonic() - call.arrived)
         timing = (TIMING_KEY, server_timing([*call.stages, total]))
-        context.set_trailing_metadata((*(context.trailing_metadata() or ()), timing))
+        clock = (CLOCK_KEY, f"{time.time():.3f}")  # `mien doctor` compares it
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), timing, clock))
 
 
 @asynccontextmanager

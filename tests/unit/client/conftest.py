@@ -63,12 +63,16 @@ class Peer(FaceServiceServicer):
     received: list[Received] = field(default_factory=list)
     script: deque[Act] = field(default_factory=deque)
     credentials: grpc.ServerCredentials | None = None
+    services: list[Callable[[grpc.Server], None]] = field(default_factory=list)
+    """What adds further services, at the start."""
 
     def start(self) -> None:
         """Serves at `address`; port 0 becomes a free one, and a later start takes it again."""
         limit = ("grpc.max_receive_message_length", 32 * 1024 * 1024)
         self.server = grpc.server(ThreadPoolExecutor(8), options=[limit])
         add_FaceServiceServicer_to_server(self, self.server)
+        for add in self.services:
+            add(self.server)
         port = (
             self.server.add_insecure_port(self.address)
             if self.credentials is None

@@ -308,10 +308,57 @@ def test_a_port_that_there_is_not_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["h:1", "[::1]:65535", "faces", "dns:///faces:8001", "unix:///run/mien.sock"]
+    "address",
+    ["h:1", "[::1]:65535", "dns:///faces:8001", "dns:faces:80", "unix:/run/mien.sock", "unix:a"],
 )
 def test_what_grpc_takes_for_an_address_is_one(address: str) -> None:
     assert resolve_address(address) == address
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        ("localhost", "localhost:8001"),
+        ("faces.example", "faces.example:8001"),
+        ("10.0.0.1", "10.0.0.1:8001"),
+        ("dns:///faces", "dns:///faces:8001"),
+        ("dns:faces", "dns:faces:8001"),
+        ("[::1]", "[::1]:8001"),
+        ("::1", "[::1]:8001"),
+        ("2001:db8::17", "[2001:db8::17]:8001"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:8001"),
+        ("1:2:3:4:5:6:7:8", "[1:2:3:4:5:6:7:8]:8001"),
+        ("1:2:3:4:5:6:7:8:9000", "[1:2:3:4:5:6:7:8]:9000"),
+    ],
+)
+def test_a_port_or_brackets_that_are_left_out_are_put_in(given: str, called: str) -> None:
+    assert resolve_address(given) == called
+
+
+def test_an_ipv6_address_of_two_meanings_is_refused_with_both() -> None:
+    with pytest.raises(ValueError, match=r"write \[::1:8001\] or \[::1\]:8001"):
+        resolve_address("::1:8001")
+
+
+@pytest.mark.parametrize(
+    "address", ["a:b:1", ":8001", "[::1", "[faces]:1", "faces:1/x", "a/b", "::zz"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        resolve_address(address)
+
+
+@pytest.mark.parametrize("address", ["localhost:", "localhost:grpc", "localhost:800l"])
+def test_a_port_is_a_number(address: str) -> None:
+    with pytest.raises(ValueError, match="the port of an address must be in"):
+        resolve_address(address)
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_without_a_port_calls_go_to_mien_s_own(call: Call, host: str) -> None:
+    with pytest.raises(mien.Unavailable, match=r":8001") as caught:
+        call("detect", b"photo", address=host, timeout=5)
+    assert ":443" not in caught.value.message
 
 
 @pytest.mark.parametrize("client", [mien.Client, mien.AsyncClient])
@@ -349,4 +396,4 @@ def test_a_local_server_is_never_looked_for_behind_a_proxy(
     ],
 )
 def test_which_addresses_are_local(address: str, local: bool) -> None:
-    assert (("grpc.enable_http_proxy", 0) in channel_options(address)) is local
+    assert (("grpc.enable_http_proxy", 0) in channel_options(resolve_address(address))) is local

@@ -10,8 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 import mien
+from tests.unit.client.conftest import Peer
 
 Call = Callable[..., Any]
 Run = Callable[..., tuple[int, str, str]]
@@ -23,9 +25,80 @@ def test_credentials_make_the_connection_tls(call: Call, tls_peer: Any, certific
 
 
 def test_a_server_without_tls_is_not_called_over_it(call: Call, peer: Any) -> None:
-    with pytest.raises(mien.Unavailable):
+    with pytest.raises(mien.Unavailable, match=r"does not speak TLS.*--tls-cert") as caught:
         call("detect", b"photo", credentials=grpc.ssl_channel_credentials())
+    assert caught.value.reason == "TLS_FAILED"
+    assert "Start one" not in caught.value.message
     assert peer.received == []
+
+
+def test_a_server_with_tls_says_so_to_who_calls_in_plain_text(call: Call, tls_peer: Any) -> None:
+    with pytest.raises(
+        mien.Unavailable, match=r"speaks TLS.*tls_credentials\(\), or --tls"
+    ) as caught:
+        call("detect", b"photo", address=tls_peer.address)
+    assert caught.value.reason == "TLS_FAILED"
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_how_to_trust_it(
+    call: Call, tls_peer: Any
+) -> None:
+    strangers = grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())
+    with pytest.raises(mien.Unavailable, match=r"issuer certificate\).*--tls-ca ca.pem") as caught:
+        call("detect", b"photo", address=tls_peer.address, credentials=strangers)
+    assert caught.value.reason == "TLS_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("name", "asks", "said"),
+    [("127.0.0.1", True, "wants a client certificate"), ("other.example", False, "another name")],
+)
+def test_a_certificate_of_another_name_and_one_that_is_missing_are_told(
+    call: Call, authority: trustme.CA, certificate: Path, name: str, asks: bool, said: str
+) -> None:
+    signed, roots = authority.issue_cert(name), certificate.read_bytes()
+    pair = signed.private_key_pem.bytes(), signed.cert_chain_pems[0].bytes()
+    peer = Peer(credentials=grpc.ssl_server_credentials([pair], roots, asks))
+    peer.start()
+    try:
+        with pytest.raises(mien.Unavailable, match=said):
+            call(
+                "detect",
+                b"photo",
+                address=peer.address,
+                credentials=grpc.ssl_channel_credentials(roots),
+            )
+    finally:
+        peer.stop()
+
+
+@pytest.mark.parametrize("options", [[], ["--tls"]], ids=["to TLS", "to strangers"])
+def test_grpc_writes_nothing_of_its_own(tls_peer: Any, photo: Path, options: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mien", "--address", tls_peer.address, *options, "detect", photo],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("mien: the ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_keeps_grpc_quiet_stays_in_this_process() -> None:
+    code = "import mien, os; print(os.environ.get('GRPC_VERBOSITY'))"
+    for given, told in ((None, "None\n"), ("debug", "debug\n")):
+        environment = {k: v for k, v in os.environ.items() if k != "GRPC_VERBOSITY"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | ({"GRPC_VERBOSITY": given} if given else {}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout == told
 
 
 def test_tls_ca_trusts_the_certificates_of_a_file(
@@ -44,7 +117,7 @@ def test_a_server_that_is_not_trusted_is_sent_no_photo(
 ) -> None:
     status, _, errors = run("detect", photo, "--address", tls_peer.address, "--json", *options)
     assert status == 1
-    assert json.loads(errors)["reason"] == "SERVER_UNREACHABLE"
+    assert json.loads(errors)["reason"] == "TLS_FAILED"
     assert tls_peer.received == []
 
 
@@ -71,7 +144,7 @@ def test_models_are_looked_at_over_tls(run: Run, tls_peer: Any, certificate: Pat
         assert status == 1
         reasons.append(json.loads(errors)["reason"])
     # The peer has no models, which only who has reached it can know.
-    assert reasons == ["SERVER_UNREACHABLE", "WRONG_SERVER"]
+    assert reasons == ["TLS_FAILED", "WRONG_SERVER"]
 
 
 @pytest.mark.parametrize("content", ["", "no certificate"])

@@ -10,8 +10,9 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from mien import cli
-from mien.model_control import ModelDetails, ModelFigures, ModelStatus, Tensor
+from mien.model_control import ModelDetails, ModelFigures, Tensor
 from mien.models_cli import details_text, index_table, rates_table, statistics_table
+from mien.status import ModelStatus
 
 Run = Callable[..., tuple[int, str, str]]
 NOWHERE = "127.0.0.1:1"

@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import socket
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -382,9 +383,11 @@ async def test_timing_is_sent_to_those_who_ask() -> None:
         value = dict(await asked.trailing_metadata())["server-timing"]
         pattern = r"decode;dur=2\.000, detect\.compute;dur=9\.500;batch=4, total;dur=\d+\.\d{3}"
         assert re.fullmatch(pattern, str(value))
+        clock = dict(await asked.trailing_metadata())["mien-clock"]
+        assert float(clock) == pytest.approx(time.time(), abs=10)
         silent = running.faces.Detect(PHOTO)
         await silent
-        assert "server-timing" not in dict(await silent.trailing_metadata())
+        assert not {"server-timing", "mien-clock"} & dict(await silent.trailing_metadata()).keys()
 
 
 @pytest.mark.parametrize("metadata", [(("mien-timing", "0"),), (("other", "1"),)])
