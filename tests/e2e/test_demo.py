@@ -44,6 +44,7 @@ def test_the_demo_tells_two_pairs_from_thirteen_and_draws_them(
             assert min(image.size) > 200
 
 
+@pytest.mark.long
 def test_a_taken_port_that_was_asked_for_is_named_with_the_way_out(
     model_repository_path: Path, tmp_path: Path
 ) -> None:

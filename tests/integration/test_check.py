@@ -128,6 +128,7 @@ def test_a_version_whose_golden_file_is_damaged_is_refused(repository: Path) -> 
     assert "is no golden file" in _load(repository, "sface").reason
 
 
+@pytest.mark.long
 def test_a_version_without_golden_file_serves_and_check_says_how_to_make_one(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def test_every_kind_of_picture_gives_the_same_face(client: mien.Client, sample: 
             assert (result.image_width, result.image_height) == picture.size
 
 
+@pytest.mark.long
 def test_pil_images_as_large_as_a_phones_photos_are_taken(
     client: mien.Client, sample: Sample
 ) -> None:

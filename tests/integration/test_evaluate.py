@@ -212,6 +212,7 @@ def test_the_figures_are_those_of_the_naive_formulas(
     assert report["accuracy"]["std"] == pytest.approx(np.std(scores))
 
 
+@pytest.mark.long
 def test_lfw_and_csv_and_a_bin_of_the_crops_agree(
     evaluate: Evaluate,
     people: Path,
@@ -250,6 +251,7 @@ def test_lfw_and_csv_and_a_bin_of_the_crops_agree(
     assert "detector" not in reports[2]
 
 
+@pytest.mark.long
 def test_pictures_that_fail_are_listed_and_their_pairs_left_out(
     evaluate: Evaluate,
     people: Path,

@@ -71,6 +71,7 @@ def test_only_those_who_ask_for_it_get_its_weights(
     assert "mtcnn version 1 is already installed" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_command_finds_the_same_faces_with_either_detector(
     command: Command, portraits: list[Path]
 ) -> None:

@@ -25,6 +25,9 @@ from mien_server.weights.quantise import QuantiseError, quantise
 from tests.small_models import PIXELS, add_model
 from tests.unit.weights.test_quantise_graph import SLOPES, network
 
+pytestmark = pytest.mark.long
+"""All of it quantises SFace; tests/unit/weights does the same with small networks."""
+
 SIDE = 640
 
 
@@ -157,7 +160,6 @@ def test_weights_that_are_not_the_golden_files_are_refused_at_load(
         check_golden(mirrored, wrong, 8, precision="int8", device="cpu")
 
 
-@pytest.mark.long
 def test_what_loses_too_much_is_not_written(root: Path, tmp_path: Path) -> None:
     grey = tmp_path / "grey"
     grey.mkdir()

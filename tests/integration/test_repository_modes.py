@@ -92,6 +92,7 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_explicit_server_starts_empty_and_loads_on_request(root: Path, photo: bytes) -> None:
     with serving(root, "--model-control-mode", "explicit") as client:
         assert client.index() == {
@@ -228,6 +229,7 @@ def reason_of(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return error.code(), info.reason
 
 
+@pytest.mark.long
 def test_sigterm_while_models_load_exits_0(root: Path) -> None:
     warm_up_for_long(root)
     command = [

@@ -108,6 +108,7 @@ def test_metrics_page_lists_every_family_with_its_type(server: LocalServer) -> N
     assert dict(rows) == told.families()
 
 
+@pytest.mark.long
 def test_metrics_tell_of_the_drain(launch_server: Launch, sample: Sample) -> None:
     with launch_server("--lame-duck-secs", "2") as server, mien.Client(server.address) as client:
         assert scrape(server.metrics_url).one("mien_ready") == 1

@@ -55,6 +55,7 @@ def tune(repository: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> Tun
     return run
 
 
+@pytest.mark.long
 def test_the_best_settings_and_the_evidence_are_written_and_the_model_stays(
     tune: Tune, repository: Path, out: Path
 ) -> None:

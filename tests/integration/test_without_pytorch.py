@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from mien import Client
 from tests.conftest import LaunchServer
 from tools.local_server import LocalServer
@@ -25,6 +27,7 @@ def test_default_models_answer_without_it(
         assert "libtorch" not in loaded
 
 
+@pytest.mark.long
 def test_a_version_without_a_graph_is_run_by_it_and_the_log_says_how_to_make_one(
     launch_server: LaunchServer,
     model_repository_path: Path,
