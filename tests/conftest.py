@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -49,6 +50,22 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_is_nobodys() -> Iterator[None]:
+    """Takes out what commands that ran in this process have set up of logging, in tests or in fixtures."""
+    _leave_log()
+    level = logging.root.level
+    yield
+    _leave_log()
+    logging.root.setLevel(level)
+
+
+def _leave_log() -> None:
+    for handler in logging.root.handlers[:]:
+        if type(handler).__module__.startswith("mien_server."):
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
