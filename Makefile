@@ -15,7 +15,7 @@ SEED    := 1
 PHOTOS  := 20000
 MESSAGES := 20000
 MINUTES := 30
-BENCH   := serving scheduler_overhead batching overload growth cpu_threads reload
+BENCH   := serving scheduler_overhead batching overload growth gallery cpu_threads reload
 SOURCES := client server samples loadtest bench tools tests
 
 .DEFAULT_GOAL := help
