@@ -20,10 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from bench.peers.workloads import EMBED, PHOTOS, group_photo
+from bench.peers.workloads import EMBED, enlarged, group_photo, portraits
 from loadtest.connections import GrpcConnection, calls_of
 from mien.v1 import face_pb2 as pb
 from mien_server.load.loops import closed_loop
@@ -52,17 +49,6 @@ class Growth:
     title: str
     across: str
     points: Sequence[tuple[float, float, float, float]]
-
-
-def enlarged(megapixels: float) -> bytes:
-    """A portrait as a JPEG of so many megapixels."""
-    picture = np.asarray(cv2.imread(str(PHOTOS[1])), np.uint8)
-    scale = (megapixels * 1e6 / (picture.shape[0] * picture.shape[1])) ** 0.5
-    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
-    noise = np.random.default_rng(0).normal(0, 3, size=large.shape)
-    noisy = np.clip(large + noise, 0, 255).astype(np.uint8)
-    return cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 
 def embed(photo: bytes, policy: pb.FacePolicy.ValueType = pb.FACE_POLICY_LARGEST) -> bytes:
@@ -97,7 +83,7 @@ async def measure(address: str, seconds: float) -> list[Growth]:
             Growth(
                 "Embed, photo with one face",
                 "megapixels",
-                [await point(size, [embed(enlarged(size))]) for size in MEGAPIXELS],
+                [await point(size, [embed(enlarged(portraits()[1], size))]) for size in MEGAPIXELS],
             ),
             Growth(
                 "Embed, all faces of a photo",

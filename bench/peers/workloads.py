@@ -68,19 +68,20 @@ def _jpeg(picture: Picture) -> bytes:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 
+def enlarged(jpeg: bytes, megapixels: float) -> bytes:
+    """A photo at so many megapixels, with a sensor's noise."""
+    picture = _pixels(jpeg)
+    scale = (megapixels * 1e6 / (picture.shape[0] * picture.shape[1])) ** 0.5
+    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
+    noise = np.random.default_rng(0).normal(0, 3, size=large.shape)
+    return _jpeg(np.clip(large + noise, 0, 255).astype(np.uint8))
+
+
 @functools.cache
 def large_photos() -> list[bytes]:
-    """Three photos of 12 megapixels: portraits enlarged, with a sensor's noise, in files of megabytes."""
-    random = np.random.default_rng(0)
-    photos = []
-    for jpeg in portraits()[:3]:
-        picture = _pixels(jpeg)
-        height, width = picture.shape[:2]
-        scale = (12e6 / (height * width)) ** 0.5
-        large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        noise = random.normal(0, 3, size=large.shape)
-        photos.append(_jpeg(np.clip(large + noise, 0, 255).astype(np.uint8)))
-    return photos
+    """Three photos of 12 megapixels: portraits enlarged, in files of megabytes."""
+    return [enlarged(jpeg, 12) for jpeg in portraits()[:3]]
 
 
 def group_photo(faces: int, side: int) -> bytes:

@@ -19,7 +19,7 @@ from mien.gallery_results import (
     IdentifyResult,
 )
 from mien.messages import FacePolicy
-from mien.tables import aligned, model_line
+from mien.tables import aligned
 
 CONCURRENCY = 4
 ADD_TIMEOUT = 60.0
@@ -135,7 +135,7 @@ def _tell_galleries(galleries: Sequence[GalleryInfo], arguments: argparse.Namesp
             str(each.faces),
             f"{each.memory_bytes / 2**20:.1f}",
             "model's" if each.threshold is None else f"{each.threshold:.3f}",
-            model_line(each.embedder),
+            str(each.embedder),
         ]
         for each in galleries
     ]

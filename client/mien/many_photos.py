@@ -13,7 +13,7 @@ from mien import cli_options
 from mien.client import Client
 from mien.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, MienError, ServerError
 from mien.results import DetectResult
-from mien.tables import aligned, located, model_line
+from mien.tables import aligned, located
 
 AT_A_TIME = 8
 OVERLOAD_RETRIES = 5
@@ -154,7 +154,7 @@ def _table(found: Sequence[_Done]) -> str:
         aligned(["photo", "face", "score", "x1", "y1", "x2", "y2"], rows, left={0}),
         counts + (f", {failed} failed" if failed else ""),
     ]
-    detectors = dict.fromkeys(model_line(result.detector) for result in results)
+    detectors = dict.fromkeys(str(result.detector) for result in results)
     return "\n\n".join(parts) + "".join(f"\ndetector  {line}" for line in detectors)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 
-from mien.results import DetectResult, EmbedResult, Face, ModelIdentity, VerifyResult
+from mien.results import DetectResult, EmbedResult, Face, VerifyResult
 from mien.timing import StageTiming
 
 
@@ -54,11 +54,6 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
     """The server's stages."""
     rows = [[stage.name, f"{stage.milliseconds:.2f}", str(stage.batch or "")] for stage in timing]
     return aligned(["stage", "ms", "batch"], rows, left={0})
-
-
-def model_line(model: ModelIdentity) -> str:
-    """A model's name, version and fingerprint."""
-    return str(model)
 
 
 def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery.checks import check_collection_name, check_threshold
@@ -16,12 +15,10 @@ from mien_server.gallery.types import (
     Query,
     Searched,
 )
-from mien_server.models.interface import AnyRole
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
 from mien_server.pipeline.compare import check_embedding, check_length
-from mien_server.pipeline.embedding import identity_of
-from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.running import together
+from mien_server.pipeline.faces import FacePipeline, Models
+from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
     Call,
     Embedding,
@@ -33,16 +30,6 @@ from mien_server.pipeline.types import (
     PhotoFaces,
 )
 from mien_server.repository.versions import Lease, ReadyModel
-
-
-class Models(Protocol):
-    """Where a gallery finds embedders: see `pipeline.faces.Models`."""
-
-    def lease(
-        self, name: str, version: int, *, role: AnyRole, fingerprint: str
-    ) -> AbstractContextManager[Lease]:
-        """Holds the version that answers a call."""
-        ...
 
 
 class Gallery:

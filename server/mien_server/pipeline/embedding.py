@@ -18,7 +18,7 @@ from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.quality import LIMITS, of_crop, of_face
 from mien_server.pipeline.room import PictureRoom
-from mien_server.pipeline.running import run_rows, together
+from mien_server.pipeline.running import identity_of, run_rows, together
 from mien_server.pipeline.selection import select_faces
 from mien_server.pipeline.types import (
     AlignedFace,
@@ -37,7 +37,7 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
-from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.repository.versions import Lease
 from mien_server.scheduling.errors import RowFailed
 
 logger = logging.getLogger(__name__)
@@ -211,11 +211,6 @@ async def _embed_crops(
     )
     identity = identity_of(embedder.model)
     return [to_embedding(raw, identity) for part in results for raw in part]
-
-
-def identity_of(model: ReadyModel) -> ModelIdentity:
-    """What answers say of the model that made them."""
-    return ModelIdentity(model.name, model.version, model.fingerprint)
 
 
 def face_of(

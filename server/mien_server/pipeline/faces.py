@@ -10,10 +10,10 @@ from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
 from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
-from mien_server.pipeline.embedding import embed_image, face_of, identity_of
+from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.running import together
+from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
     AlignedFace,

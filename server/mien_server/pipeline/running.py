@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mien_server.pipeline.mirroring import mirror
 from mien_server.pipeline.types import Call, ModelIdentity, StageTime
-from mien_server.repository.versions import Lease
+from mien_server.repository.versions import Lease, ReadyModel
 from mien_server.scheduling.interface import Work
 from mien_server.scheduling.scheduler import Slot
 
@@ -22,6 +22,11 @@ async def together(*parts: Coroutine[Any, Any, T]) -> list[T]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def identity_of(model: ReadyModel) -> ModelIdentity:
+    """What answers say of the model that made them."""
+    return ModelIdentity(model.name, model.version, model.fingerprint)
 
 
 async def run_rows(
@@ -60,7 +65,7 @@ async def run_rows(
         nbytes=nbytes,
         passed=passed,
         deadline=deadline,
-        model=ModelIdentity(model.name, model.version, model.fingerprint),
+        model=identity_of(model),
     )
     if lease.shadow:
         mirror(model, lease.shadow, rows, results, shape=shape, nbytes=nbytes)
