@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mien_server.scheduling.batching import BatchingPolicy
-from mien_server.scheduling.dispatch import Assignment, Dispatcher
+from mien_server.scheduling.dispatch import Dispatcher
 from mien_server.scheduling.interface import PlacedInstance, Work
+from mien_server.scheduling.state import Assignment
 
 ARRIVALS = [
     (0, 640), (3, 640), (5.5, 320), (8, 640), (10.5, 640), (13, 320), (16, 640), (20, 640), (24, 320),

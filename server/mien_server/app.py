@@ -25,7 +25,7 @@ from mien_server.observability.call_metrics import CallMetrics, watch
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.observability.thread_metrics import ThreadMetrics
 from mien_server.observability.tracing import open_tracing
-from mien_server.rpc.calls import Admission
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import Connections, UnixSocket
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.errors import Draining
@@ -80,7 +80,7 @@ async def _serve(settings: Settings) -> int:
     tracing = open_tracing(settings.otlp_endpoint, settings.trace_ratio)
     registry = _registry(threads)
     calls = CallMetrics(registry)
-    admission = Admission(
+    intake = Intake(
         max_calls=settings.max_pending_requests,
         max_bytes=settings.max_pending_bytes,
         max_arriving=settings.max_arriving_requests,
@@ -89,7 +89,7 @@ async def _serve(settings: Settings) -> int:
         address=settings.grpc_address,
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
-        admission=admission,
+        intake=intake,
         metrics=calls,
         hide=settings.model_repository,
         access_log=settings.access_log,
@@ -131,22 +131,22 @@ async def _serve(settings: Settings) -> int:
                 engine.loader,
                 engine.pipeline,
                 engine.pool,
-                admission,
+                intake,
                 calls,
                 ready=lambda: server.ready,
                 default_deadline=deadline,
                 hide=settings.model_repository,
                 remote_control=access.gate.closed,
             )
-            _watch(registry, server, admission, engine, access)
+            _watch(registry, server, intake, engine, access)
             await server.start(
                 faces, galleries=galleries, inference=inference, reflect=settings.reflection
             )
             await _load_unless_stopped(engine, settings, stop)
             if not stop.is_set():
-                admission.open()
+                intake.open()
                 await _keep_up_until_stopped(
-                    server, admission, engine, threads, settings, started, stop
+                    server, intake, engine, threads, settings, started, stop
                 )
             began = time.monotonic()
             finished = await server.stop(lame_duck=settings.lame_duck_secs, grace=left)
@@ -211,7 +211,7 @@ def _unix_socket(settings: Settings) -> UnixSocket | None:
 def _watch(
     registry: CollectorRegistry,
     server: RpcServer,
-    admission: Admission,
+    intake: Intake,
     engine: "Engine",
     access: Access,
 ) -> None:
@@ -225,19 +225,19 @@ def _watch(
         registry,
         "mien_calls_in_progress",
         "Calls admitted and not ended.",
-        lambda: admission.budget.count,
+        lambda: intake.budget.count,
     )
     watch(
         registry,
         "mien_calls_arriving",
         "Calls whose request is still on its way.",
-        lambda: admission.arriving,
+        lambda: intake.arriving,
     )
     watch(
         registry,
         "mien_call_bytes_in_progress",
         "Bytes of their requests together.",
-        lambda: admission.budget.nbytes,
+        lambda: intake.budget.nbytes,
     )
     watch(
         registry,
@@ -336,7 +336,7 @@ def _load(engine: "Engine", settings: Settings) -> None:
 
 async def _keep_up_until_stopped(
     server: RpcServer,
-    admission: Admission,
+    intake: Intake,
     engine: "Engine",
     threads: Threads,
     settings: Settings,
@@ -347,7 +347,7 @@ async def _keep_up_until_stopped(
     watching = watch_readiness(server, engine.catalogue, threads, settings, started)
     tasks = [
         asyncio.create_task(watching),
-        asyncio.create_task(give_back_memory(admission, engine.pool.room)),
+        asyncio.create_task(give_back_memory(intake, engine.pool.room)),
     ]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
@@ -405,13 +405,13 @@ def _log_readiness(
     logger.info("ready", extra=facts | {"seconds": seconds})
 
 
-async def give_back_memory(admission: Admission, room: "PictureRoom") -> None:
+async def give_back_memory(intake: Intake, room: "PictureRoom") -> None:
     """Returns freed memory to the system once no call comes after large photos, until it is cancelled."""
     most = 0
     while True:
         await asyncio.sleep(IDLE_SECONDS)
         most = max(most, room.most_pixels())
-        if most > LARGE_BYTES and admission.idle(IDLE_SECONDS):
+        if most > LARGE_BYTES and intake.idle(IDLE_SECONDS):
             await asyncio.to_thread(memory.release)
             most = 0
 

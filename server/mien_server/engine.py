@@ -72,10 +72,11 @@ def build_engine(
     cpu = CpuDevice(settings.cpu_cores or None)
     devices: list[AnyDevice] = [cpu]
     devices += [CudaDevice(index) for index in range(gpu_count())]
+    max_requests, max_bytes = settings.queue_limits
     scheduler = Scheduler(
         devices,
-        max_requests=settings.max_queued_requests or settings.max_pending_requests,
-        max_bytes=settings.max_queued_bytes or settings.max_pending_bytes,
+        max_requests=max_requests,
+        max_bytes=max_bytes,
         threads=threads,
     )
     catalogue = Catalogue(draw)
@@ -102,10 +103,11 @@ def build_engine(
         if store is not None:
             store.close()
         raise
+    max_pictures, max_picture_bytes = settings.decode_limits
     pool = PicturePool(
         threads=settings.decode_threads or cpu.cores,
-        max_requests=settings.max_decode_requests or settings.max_pending_requests,
-        max_bytes=settings.max_decode_bytes or settings.max_pending_bytes,
+        max_requests=max_pictures,
+        max_bytes=max_picture_bytes,
         keeper=threads,
     )
     pipeline = FacePipeline(

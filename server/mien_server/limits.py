@@ -13,15 +13,14 @@ def worst_case(settings: Settings, connections: int) -> dict[str, int]:
         connections: how many there may be.
     """
     calls = settings.max_pending_requests
-    pictures = settings.max_decode_bytes or settings.max_pending_bytes
     return {
         # Bytes that have not all come yet: up to a whole message each.
         "arriving": (settings.max_arriving_requests or calls) * settings.max_message_bytes,
         # A message, and the photo that is read from it.
         "requests": 2 * settings.max_pending_bytes,
         # Their pixels, and what decoders need beside those.
-        "pictures": 2 * pictures,
+        "pictures": 2 * settings.decode_limits[1],
         # Canvases, crops and tensors that wait for a model.
-        "queues": settings.max_queued_bytes or settings.max_pending_bytes,
+        "queues": settings.queue_limits[1],
         "connections": connections * CONNECTION_BYTES,
     }

@@ -416,6 +416,22 @@ class Settings(BaseSettings):
         le=3600,
     )
 
+    @property
+    def decode_limits(self) -> tuple[int, int]:
+        """How many photos may be decoded or wait for it, and how many bytes they may have."""
+        return (
+            self.max_decode_requests or self.max_pending_requests,
+            self.max_decode_bytes or self.max_pending_bytes,
+        )
+
+    @property
+    def queue_limits(self) -> tuple[int, int]:
+        """How many requests may be in the queues of all models, and how many bytes they may hold."""
+        return (
+            self.max_queued_requests or self.max_pending_requests,
+            self.max_queued_bytes or self.max_pending_bytes,
+        )
+
     @field_validator("model_repository", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:

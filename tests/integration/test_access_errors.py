@@ -101,12 +101,12 @@ def refuse_control(running: Running) -> None:
 
 
 def fill(running: Running) -> None:
-    running.admission.budget.enter(1 << 26)
+    running.intake.budget.enter(1 << 26)
 
 
 def drain(running: Running) -> None:
-    running.admission.budget.enter(1)  # a call in progress, for which draining waits
-    draining = asyncio.ensure_future(running.admission.drain(0))
+    running.intake.budget.enter(1)  # a call in progress, for which draining waits
+    draining = asyncio.ensure_future(running.intake.drain(0))
     draining.add_done_callback(lambda task: task.result())
 
 

@@ -115,7 +115,7 @@ async def test_answer_without_a_key_says_how_to_send_one() -> None:
 
 async def test_refused_call_is_neither_parsed_nor_admitted() -> None:
     async with guarded() as (running, _):
-        running.admission.budget.enter(1 << 26)  # nothing fits any more
+        running.intake.budget.enter(1 << 26)  # nothing fits any more
         broken = await ended(running.channel, EMBED, request=b"\xff" * 100)
         assert broken == ("UNAUTHENTICATED", "UNAUTHENTICATED")
         asked = await ended(running.channel, UNLOAD, bearer(KEYS[Role.INFER]), b"\xff" * 100)
@@ -238,7 +238,7 @@ async def test_key_that_is_revoked_during_a_stream_ends_it_after_the_answers_bef
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         # Nothing is left behind, and others go on.
-        await running.until(lambda: running.admission.budget.count == 0)
+        await running.until(lambda: running.intake.budget.count == 0)
         assert await ended(running.channel, STREAM, bearer(KEYS[Role.READ])) == (
             "PERMISSION_DENIED",
             "PERMISSION_DENIED",

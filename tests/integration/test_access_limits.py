@@ -81,7 +81,7 @@ async def test_calls_at_once_are_counted_until_they_end_however_they_do() -> Non
         infer: Any = running.channel.unary_unary(INFER)
         calls = [infer(request, metadata=A) for _ in range(2)]
         tasks = [asyncio.ensure_future(_result(call)) for call in calls]
-        await running.until(lambda: running.admission.budget.count == 2)
+        await running.until(lambda: running.intake.budget.count == 2)
         assert await ended(running.channel, EMBED, A) == FULL
         assert (await ended(running.channel, EMBED, B))[0] == "INVALID_ARGUMENT"
         calls[0].cancel()
@@ -164,8 +164,8 @@ async def test_calls_beyond_those_of_a_connection_wait_at_the_client() -> None:
         assert await ended(running.channel, CHECK) == ("OK", "")  # now the client knows the limit
         infer: Any = running.channel.unary_unary(INFER)
         tasks = [asyncio.ensure_future(patient(infer, request)) for _ in range(5)]
-        await running.until(lambda: running.admission.budget.count == 2)
+        await running.until(lambda: running.intake.budget.count == 2)
         await asyncio.sleep(0.1)
-        assert running.admission.budget.count == 2
+        assert running.intake.budget.count == 2
         let_go.set()
         assert len(await asyncio.wait_for(asyncio.gather(*tasks), 10)) == 5

@@ -31,8 +31,8 @@ from mien_server.repository.config.model import read_config
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.versions import State
-from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.server import RpcServer
 from mien_server.settings import Settings
 from mien_server.triton.service import InferenceService
@@ -141,13 +141,13 @@ async def serving(root: Path) -> AsyncIterator[Served]:
         closing.callback(engine.close)
         models, pipeline = engine.catalogue, engine.pipeline
         await asyncio.to_thread(engine.loader.start)
-        admission = Admission(max_calls=100, max_bytes=1 << 26)
+        intake = Intake(max_calls=100, max_bytes=1 << 26)
         metrics = CallMetrics(CollectorRegistry())
         server = RpcServer(
             address=IPv4Address("127.0.0.1"),
             port=0,
             max_message_bytes=1 << 26,
-            admission=admission,
+            intake=intake,
             metrics=metrics,
         )
         service = InferenceService(
@@ -155,7 +155,7 @@ async def serving(root: Path) -> AsyncIterator[Served]:
             engine.loader,
             pipeline,
             engine.pool,
-            admission,
+            intake,
             metrics,
             ready=lambda: server.ready,
             default_deadline=30,
@@ -163,7 +163,7 @@ async def serving(root: Path) -> AsyncIterator[Served]:
         await server.start(
             FaceService(pipeline, default_deadline=30), inference=service, reflect=False
         )
-        admission.open()
+        intake.open()
         await server.set_ready(True)
         served = Served(models, server.address)
         try:

@@ -14,7 +14,7 @@ from mien_server import app
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.versions import VersionStatus
-from mien_server.rpc.calls import Admission
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.server import RpcServer
 from mien_server.settings import Settings
 from mien_server.threads import Threads
@@ -47,7 +47,7 @@ async def test_failed_probe_is_not_serving_and_a_log_line_and_the_next_one_follo
         address=IPv4Address("127.0.0.1"),
         port=0,
         max_message_bytes=1 << 20,
-        admission=Admission(max_calls=1, max_bytes=1),
+        intake=Intake(max_calls=1, max_bytes=1),
         metrics=CallMetrics(CollectorRegistry()),
     )
 

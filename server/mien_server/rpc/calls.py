@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,10 +24,10 @@ from mien_server.rpc.gatekeeper import (
     is_audited,
     note_subject,
 )
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
 from mien_server.rpc.status import Fault
-from mien_server.scheduling.admission import Budget
-from mien_server.scheduling.errors import Draining, Expired, QueueFull, Unavailable
+from mien_server.scheduling.errors import Expired
 
 if TYPE_CHECKING:
     from mien_server.observability.spans import Tracing
@@ -106,7 +106,6 @@ def server_timing(stages: list[StageTime]) -> str:
     )
 
 
-RETRY_AFTER_SECONDS = 1.0
 INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
 """Services that answer whatever the load, and while the server drains."""
 
@@ -124,100 +123,6 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 is a string."""
 
 
-class Admission:
-    """Counts the calls in progress and refuses those that are too early, too many or too late.
-
-    Used from the event loop only.
-
-    Attributes:
-        budget: counts the calls in progress, with the bytes of their requests.
-        arriving: calls whose request is still on its way; nobody knows how large it is.
-
-    Args:
-        max_calls: how many calls may be in progress at the same time, at least 1.
-        max_bytes: how many bytes their requests may have together, at least 1.
-        max_arriving: of how many calls requests may be on their way; None: as many as in progress.
-    """
-
-    def __init__(self, *, max_calls: int, max_bytes: int, max_arriving: int | None = None) -> None:
-        self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
-        self.arriving = 0
-        self._max_arriving = max_arriving or max_calls
-        self._state: Literal["loading", "open", "draining"] = "loading"
-        self._idle = asyncio.Event()
-        self._last_event = -math.inf
-
-    def open(self) -> None:
-        """Begins to admit calls: until now the models were loading."""
-        self._state = "open"
-
-    @contextmanager
-    def arrival(self) -> Iterator[None]:
-        """Counts a call whose request arrives in the block.
-
-        Raises:
-            QueueFull: too many are on their way already.
-        """
-        if self.arriving >= self._max_arriving:
-            raise QueueFull(
-                f"The requests of {self.arriving} calls are on their way already; try again.",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        self.arriving += 1
-        try:
-            yield
-        finally:
-            self.arriving -= 1
-
-    def enter(self, nbytes: int) -> None:
-        """Admits a call whose request has `nbytes`; `leave` must follow.
-
-        Raises:
-            Unavailable: the models are still loading. Draining: the server is stopping.
-            QueueFull: it already holds as much as it may.
-        """
-        self._last_event = time.monotonic()
-        if self._state == "loading":
-            raise Unavailable("The server is still loading its models; try again in a few seconds.")
-        if self._state == "draining":
-            raise Draining("The server is stopping and takes no new calls; another one may serve.")
-        budget = self.budget
-        if budget.exceeded(nbytes):
-            raise QueueFull(
-                f"The server already holds {budget.count} calls with {budget.nbytes} bytes; try again.",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        budget.enter(nbytes)
-
-    def leave(self, nbytes: int) -> None:
-        """Ends a call that `enter` admitted."""
-        self._last_event = time.monotonic()
-        self.budget.leave(nbytes)
-        if self._state == "draining" and not self.budget.count:
-            self._idle.set()
-
-    async def drain(self, grace: float) -> bool:
-        """Refuses new calls and waits for those in progress; False if `grace` seconds ran out."""
-        self._state = "draining"
-        if not self.budget.count:
-            return True
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            return False
-        return True
-
-    def idle(self, seconds: float) -> bool:
-        """Whether no call is in progress, and none has come or gone for so long."""
-        return not self.budget.count and time.monotonic() - self._last_event >= seconds
-
-    async def quiet(self, *, still: float, at_most: float) -> None:
-        """Waits until no call has come or gone for `still` seconds, `at_most` seconds altogether."""
-        end = time.monotonic() + at_most
-        while (rest := min(self._last_event + still, end) - time.monotonic()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(rest)
-
-
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of the services that do the work.
 
@@ -227,7 +132,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     whose caller is refused.
 
     Args:
-        admission: counts the calls in progress.
+        intake: counts the calls in progress.
         metrics: counts the calls that came and how they ended.
         gate: knows callers, and what they may do.
         hide: folders whose place on this machine callers are not told.
@@ -238,7 +143,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(
         self,
-        admission: Admission,
+        intake: Intake,
         metrics: CallMetrics,
         gate: Gate,
         *,
@@ -247,7 +152,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         arrival_seconds: float = 60.0,
         tracing: "Tracing | None" = None,
     ) -> None:
-        self._admission = admission
+        self._intake = intake
         self._metrics = metrics
         self._gate = gate
         self._hide = hide
@@ -375,7 +280,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         remaining = cast(float | None, context.time_remaining())
         seconds = min(self._arrival_seconds, remaining if remaining is not None else math.inf)
-        with self._admission.arrival():
+        with self._intake.arrival():
             try:
                 async with asyncio.timeout(seconds):
                     return await anext(requests)
@@ -408,11 +313,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _admitted(self, nbytes: int) -> Iterator[None]:
-        self._admission.enter(nbytes)
+        self._intake.enter(nbytes)
         try:
             yield
         finally:
-            self._admission.leave(nbytes)
+            self._intake.leave(nbytes)
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:

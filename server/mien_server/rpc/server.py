@@ -17,7 +17,8 @@ from mien_server.access.certificates import Certificate
 from mien_server.access.gate import Gate
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.quoting import without_folders
-from mien_server.rpc.calls import Admission, CallInterceptor
+from mien_server.rpc.calls import CallInterceptor
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import Connections, ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
 
@@ -50,7 +51,7 @@ class RpcServer:
         address: the IP address to listen on.
         port: the TCP port; 0 takes any free one.
         max_message_bytes: no request or response may have more.
-        admission: admits the calls that do the work, and tells when they are done.
+        intake: admits the calls that do the work, and tells when they are done.
         metrics: counts the calls.
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info.
@@ -74,7 +75,7 @@ class RpcServer:
         address: IPv4Address | IPv6Address,
         port: int,
         max_message_bytes: int,
-        admission: Admission,
+        intake: Intake,
         metrics: CallMetrics,
         hide: Sequence[Path] = (),
         access_log: bool = False,
@@ -85,7 +86,7 @@ class RpcServer:
         connections: Connections | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
-        self._admission = admission
+        self._intake = intake
         self.ready = False
         self.unready: Mapping[str, str] = {"server": "it is loading its models"}
         self._hide = hide
@@ -96,7 +97,7 @@ class RpcServer:
         self._server = grpc.aio.server(
             interceptors=(
                 CallInterceptor(
-                    admission,
+                    intake,
                     metrics,
                     gate or Gate(),
                     hide=hide,
@@ -198,15 +199,15 @@ class RpcServer:
             logger.info("lame duck", extra={"seconds": lame_duck})
             await asyncio.sleep(lame_duck)
         started = time.monotonic()
-        logger.info("draining", extra={"calls": self._admission.budget.count})
-        finished = await self._admission.drain(grace)
+        logger.info("draining", extra={"calls": self._intake.budget.count})
+        finished = await self._intake.drain(grace)
         if finished:
-            await self._admission.quiet(still=QUIET_SECONDS, at_most=LINGER_SECONDS)
+            await self._intake.quiet(still=QUIET_SECONDS, at_most=LINGER_SECONDS)
         else:
-            logger.warning("exit timeout", extra={"cancelled_calls": self._admission.budget.count})
+            logger.warning("exit timeout", extra={"cancelled_calls": self._intake.budget.count})
         await self._server.stop(FLUSH_SECONDS if finished else None)
         if not finished:
-            await self._admission.drain(FLUSH_SECONDS)  # gRPC does not wait for what it cancels
+            await self._intake.drain(FLUSH_SECONDS)  # gRPC does not wait for what it cancels
         logger.info("drained", extra={"seconds": round(time.monotonic() - started, 3)})
         return finished
 

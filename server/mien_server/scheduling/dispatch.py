@@ -10,9 +10,7 @@ before those beyond it, then the nearer deadline, then the older call.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 from mien_server.scheduling.admission import Admission
 from mien_server.scheduling.batch_run import BatchRun
@@ -27,42 +25,18 @@ from mien_server.scheduling.batching import (
 from mien_server.scheduling.errors import Draining, Expired, RowFailed, Unavailable
 from mien_server.scheduling.interface import Completion, Device, PlacedInstance, Work
 from mien_server.scheduling.queue import Part, Request
-from mien_server.scheduling.state import DeadlineHeap, DeviceState, SlotState
+from mien_server.scheduling.state import (
+    Assignment,
+    DeadlineHeap,
+    DeviceState,
+    Settlement,
+    SlotState,
+)
 from mien_server.scheduling.statistics import with_headroom
 
 # A lone request that kills takes two executors with it, so this is three such in a row.
 _DEATHS_UNTIL_BROKEN = 6
 _FAIR_LEAD = 0.02  # seconds of device time by which a slot may run ahead of the others' share
-
-
-class Settlement(NamedTuple):
-    """A request of a slot, and what its caller is to be told."""
-
-    slot: SlotState
-    request: Request
-    outcome: Completion | Exception
-
-
-@dataclass(slots=True, eq=False)
-class Assignment:
-    """One batch, handed to one executor.
-
-    Attributes:
-        placed: the index of the instance among those of the slot.
-        run: the batch under way.
-        cores: the cores granted; 0 on a GPU.
-        started: when it was handed out.
-        returned: whether its executor, its cores and its instance are free again.
-    """
-
-    slot: SlotState
-    placed: int
-    device: DeviceState
-    batch: Batch
-    run: BatchRun
-    cores: int
-    started: float
-    returned: bool = False
 
 
 class Dispatcher:

@@ -14,10 +14,10 @@ from concurrent.futures import Future
 from functools import partial
 
 from mien_server.scheduling.batching import BatchingPolicy
-from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
+from mien_server.scheduling.dispatch import Dispatcher
 from mien_server.scheduling.interface import Completion, Device, PlacedInstance, Work
 from mien_server.scheduling.queue import Request
-from mien_server.scheduling.state import SlotState
+from mien_server.scheduling.state import Assignment, Settlement, SlotState
 from mien_server.scheduling.statistics import SlotStatistics
 from mien_server.threads import Threads
 

@@ -1,13 +1,16 @@
-"""What the dispatcher keeps: of each slot, of each device, and when requests expire."""
+"""What the dispatcher keeps of each slot and device, what it hands out, and when requests expire."""
 
 import heapq
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from math import ceil
+from typing import NamedTuple
 from weakref import ref
 
-from mien_server.scheduling.batching import BatchingPolicy
+from mien_server.scheduling.batch_run import BatchRun
+from mien_server.scheduling.batching import Batch, BatchingPolicy
 from mien_server.scheduling.cores import Company, CoreCosts
 from mien_server.scheduling.interface import Completion, Device, PlacedInstance
 from mien_server.scheduling.queue import Request, SlotQueue
@@ -162,6 +165,36 @@ class SlotState:
         if min(device.sharers, self.runs(device.device.name)) > 1:
             return self.queue.rows
         return ceil(self.queue.rows / self.policy.usual_batch_size)
+
+
+class Settlement(NamedTuple):
+    """A request of a slot, and what its caller is to be told."""
+
+    slot: SlotState
+    request: Request
+    outcome: Completion | Exception
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """One batch, handed to one executor.
+
+    Attributes:
+        placed: the index of the instance among those of the slot.
+        run: the batch under way.
+        cores: the cores granted; 0 on a GPU.
+        started: when it was handed out.
+        returned: whether its executor, its cores and its instance are free again.
+    """
+
+    slot: SlotState
+    placed: int
+    device: DeviceState
+    batch: Batch
+    run: BatchRun
+    cores: int
+    started: float
+    returned: bool = False
 
 
 _SLACK = 1024

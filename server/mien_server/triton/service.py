@@ -23,7 +23,8 @@ from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleCo
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
-from mien_server.rpc.calls import Admission, Context, bounded, bounded_call
+from mien_server.rpc.calls import Context, bounded, bounded_call
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.peers import is_local
 from mien_server.rpc.status import Unimplemented
 from mien_server.triton.messages import index_message, metadata_message
@@ -64,7 +65,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         loader: loads, unloads and lists models on request.
         pipeline: runs ensembles.
         pool: reads contents that take long.
-        admission: counts the requests in streams. Those of calls are the interceptor's business.
+        intake: counts the requests in streams. Those of calls are the interceptor's business.
         metrics: counts the errors in streams.
         ready: tells whether the health service says SERVING.
         default_deadline: how many seconds a call without a deadline of its own may take, above 0.
@@ -78,7 +79,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         loader: Loader,
         pipeline: FacePipeline,
         pool: PicturePool,
-        admission: Admission,
+        intake: Intake,
         metrics: CallMetrics,
         *,
         ready: Callable[[], bool],
@@ -90,7 +91,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self._loader = loader
         self._pipeline = pipeline
         self._pool = pool
-        self._admission = admission
+        self._intake = intake
         self._metrics = metrics
         self._ready = ready
         self._default_deadline = default_deadline
@@ -147,13 +148,13 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
         async def infer(request: Any) -> Any:
             size = request.ByteSize()
-            self._admission.enter(size)
+            self._intake.enter(size)
             try:
                 call = Call()
                 async with bounded(call, context, self._default_deadline):
                     return await self._infer(request, call)
             finally:
-                self._admission.leave(size)
+                self._intake.leave(size)
 
         await answer_stream(requests, context.write, infer, self._metrics, self._hide)
 

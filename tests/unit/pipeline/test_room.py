@@ -19,7 +19,7 @@ from mien_server.pipeline.decode import decode
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.types import EncodedImage, Limits
-from mien_server.rpc.calls import Admission
+from mien_server.rpc.intake import Intake
 from mien_server.scheduling.errors import QueueFull
 from tests.unit.pipeline.scripted import World
 
@@ -173,9 +173,9 @@ async def test_memory_goes_back_once_the_server_is_idle_after_large_photos(
     monkeypatch.setattr(app, "LARGE_BYTES", PIXELS)
     monkeypatch.setattr(memory, "release", lambda: released.append(1))
     room = PictureRoom(max_count=8)
-    admission = Admission(max_calls=8, max_bytes=1000)
-    admission.open()
-    task = asyncio.create_task(app.give_back_memory(admission, room))
+    intake = Intake(max_calls=8, max_bytes=1000)
+    intake.open()
+    task = asyncio.create_task(app.give_back_memory(intake, room))
 
     async def after_a_while() -> int:
         await asyncio.sleep(0.1)
@@ -188,10 +188,10 @@ async def test_memory_goes_back_once_the_server_is_idle_after_large_photos(
 
     take(PIXELS)
     assert await after_a_while() == 0  # not large enough
-    admission.enter(1)
+    intake.enter(1)
     take(PIXELS + 1)
     assert await after_a_while() == 0  # not idle
-    admission.leave(1)
+    intake.leave(1)
     assert await after_a_while() == 1
     assert await after_a_while() == 1  # once
     task.cancel()

@@ -12,7 +12,7 @@ import pytest
 
 from mien.v1 import face_pb2
 from mien_server.rpc import ports
-from mien_server.rpc.calls import Admission
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import Connections, connections_for
 from tests.http2 import DATA, RST_STREAM, begin_call, connect, frame, greet, is_closed
 from tests.unit.rpc.test_face_service import EMPTY, PHOTO, Running, details_of, returning, serving
@@ -23,7 +23,7 @@ DETECT = "/mien.v1.FaceService/Detect"
 async def arriving(running: Running, count: int) -> None:
     """Waits until so many requests are on their way."""
     async with asyncio.timeout(10):
-        while running.admission.arriving != count:  # noqa: ASYNC110 - nobody tells
+        while running.intake.arriving != count:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.002)
 
 
@@ -46,7 +46,7 @@ async def test_request_that_does_not_arrive_in_time_ends_the_call() -> None:
         assert details_of(error)["ErrorInfo"].reason == "DEADLINE_EXCEEDED"
         assert "did not arrive within 0.1" in str(error.details())
         await arriving(running, 0)
-        assert running.admission.budget.count == 0
+        assert running.intake.budget.count == 0
         await running.faces.Detect(PHOTO)
 
 
@@ -59,7 +59,7 @@ async def test_half_sent_message_is_counted_and_dropped_when_its_time_is_up() ->
                 frame(DATA, 0, 1, b"\0" + struct.pack(">I", 1 << 19) + bytes(10_000))
             )
             await arriving(running, 1)
-            assert running.admission.budget.nbytes == 0
+            assert running.intake.budget.nbytes == 0
             await running.faces.Detect(PHOTO)
             await arriving(running, 0)
 
@@ -89,7 +89,7 @@ async def test_flood_of_calls_that_are_reset_at_once_leaves_nothing_behind() -> 
                 except grpc.aio.AioRpcError:
                     await asyncio.sleep(0.05)
         await arriving(running, 0)
-        assert running.admission.budget.count == 0
+        assert running.intake.budget.count == 0
 
 
 async def test_call_without_a_message_is_an_invalid_request() -> None:
@@ -105,8 +105,8 @@ async def test_call_without_a_message_is_an_invalid_request() -> None:
 
 
 async def test_more_requests_on_their_way_than_allowed_are_refused_until_one_has_come() -> None:
-    admission = Admission(max_calls=9, max_bytes=1 << 20, max_arriving=2)
-    async with serving(returning(EMPTY), admitting=admission) as running:
+    intake = Intake(max_calls=9, max_bytes=1 << 20, max_arriving=2)
+    async with serving(returning(EMPTY), admitting=intake) as running:
         detect: Any = running.channel.stream_unary(DETECT)
         go = asyncio.Event()
 

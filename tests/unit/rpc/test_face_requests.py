@@ -24,8 +24,8 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
 )
-from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.server import RpcServer
 
 FINDER, VECTORS = ModelIdentity("finder", 1, "f" * 16), ModelIdentity("vectors", 2, "e" * 16)
@@ -69,17 +69,17 @@ class NotingPipeline:
 @asynccontextmanager
 async def noting() -> AsyncIterator[tuple[NotingPipeline, Any, grpc.aio.Channel]]:
     """A pipeline that takes notes, a stub of the service in front of it, and the stub's channel."""
-    pipeline, admission = NotingPipeline(), Admission(max_calls=9, max_bytes=1 << 20)
+    pipeline, intake = NotingPipeline(), Intake(max_calls=9, max_bytes=1 << 20)
     server = RpcServer(
         address=IPv4Address("127.0.0.1"),
         port=0,
         max_message_bytes=1 << 20,
-        admission=admission,
+        intake=intake,
         metrics=CallMetrics(CollectorRegistry()),
     )
     service = FaceService(cast(FacePipeline, pipeline), default_deadline=30)
     await server.start(service, reflect=False)
-    admission.open()
+    intake.open()
     async with grpc.aio.insecure_channel(server.address) as channel:
         yield pipeline, face_pb2_grpc.FaceServiceStub(channel), channel
     await server.close()

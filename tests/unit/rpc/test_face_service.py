@@ -26,8 +26,9 @@ from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.running import together
 from mien_server.pipeline.types import Call, PhotoFaces, StageTime
-from mien_server.rpc.calls import LONGEST_SECONDS, Admission
+from mien_server.rpc.calls import LONGEST_SECONDS
 from mien_server.rpc.faces import FaceService
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import ListenError
 from mien_server.rpc.server import SERVICE, RpcServer
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
@@ -52,9 +53,9 @@ class ScriptedPipeline:
 class Running:
     """A server on a free port of loopback, and a channel to it."""
 
-    def __init__(self, server: RpcServer, admission: Admission, channel: grpc.aio.Channel) -> None:
+    def __init__(self, server: RpcServer, intake: Intake, channel: grpc.aio.Channel) -> None:
         self.server = server
-        self.admission = admission
+        self.intake = intake
         self.channel = channel
         self.faces: face_pb2_grpc.FaceServiceAsyncStub = face_pb2_grpc.FaceServiceStub(channel)
 
@@ -71,7 +72,7 @@ class Running:
 def a_server(
     address: IPv4Address | IPv6Address,
     port: int = 0,
-    admission: Admission | None = None,
+    intake: Intake | None = None,
     registry: CollectorRegistry | None = None,
     **more: Any,
 ) -> RpcServer:
@@ -79,7 +80,7 @@ def a_server(
         address=address,
         port=port,
         max_message_bytes=1 << 20,
-        admission=admission or Admission(max_calls=1, max_bytes=1),
+        intake=intake or Intake(max_calls=1, max_bytes=1),
         metrics=CallMetrics(registry or CollectorRegistry()),
         **more,
     )
@@ -95,18 +96,18 @@ async def serving(
     loaded: bool = True,
     address: IPv4Address | IPv6Address = LOOPBACK,
     registry: CollectorRegistry | None = None,
-    admitting: Admission | None = None,
+    admitting: Intake | None = None,
     **more: Any,
 ) -> AsyncIterator[Running]:
-    admission = admitting or Admission(max_calls=calls, max_bytes=nbytes)
-    server = a_server(address, admission=admission, registry=registry, **more)
+    intake = admitting or Intake(max_calls=calls, max_bytes=nbytes)
+    server = a_server(address, intake=intake, registry=registry, **more)
     pipeline = cast(FacePipeline, ScriptedPipeline(script))
     await server.start(FaceService(pipeline, default_deadline=deadline), reflect=True)
     if loaded:
-        admission.open()
+        intake.open()
         await server.set_ready(True)
     async with grpc.aio.insecure_channel(server.address) as channel:
-        yield Running(server, admission, channel)
+        yield Running(server, intake, channel)
         await server.close()
 
 
@@ -362,7 +363,7 @@ async def test_call_above_the_limit_is_refused_with_a_retry_delay() -> None:
         held.let_go.set()
         await first
         assert (await running.faces.Detect(PHOTO)).image_width == 2
-        assert (running.admission.budget.count, running.admission.budget.nbytes) == (0, 0)
+        assert (running.intake.budget.count, running.intake.budget.nbytes) == (0, 0)
 
 
 async def test_bytes_above_the_limit_are_refused() -> None:
@@ -493,7 +494,7 @@ async def test_draining_waits_for_the_last_of_several_calls() -> None:
         for held in calls:
             accepted.append(asyncio.ensure_future(running.faces.Detect(PHOTO)))
             await held.entered.wait()
-        draining = asyncio.create_task(running.admission.drain(30))
+        draining = asyncio.create_task(running.intake.drain(30))
         calls[0].let_go.set()
         await accepted[0]
         await asyncio.sleep(0.05)

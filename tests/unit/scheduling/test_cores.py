@@ -8,9 +8,9 @@ import pytest
 
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.cores import Company, CoreCosts
-from mien_server.scheduling.dispatch import Assignment, Dispatcher
+from mien_server.scheduling.dispatch import Dispatcher
 from mien_server.scheduling.interface import PlacedInstance, Work
-from mien_server.scheduling.state import SlotState
+from mien_server.scheduling.state import Assignment, SlotState
 from tests.scheduling_rig import Echo, FakeDevice
 
 NOW = 100.0

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mien_server.scheduling.batching import QueuePolicy, TimeoutAction
-from mien_server.scheduling.dispatch import Assignment
 from mien_server.scheduling.errors import (
     Expired,
     QueueFull,
@@ -23,7 +22,7 @@ from mien_server.scheduling.errors import (
 )
 from mien_server.scheduling.queue import Request
 from mien_server.scheduling.scheduler import Slot
-from mien_server.scheduling.state import SlotState
+from mien_server.scheduling.state import Assignment, SlotState
 from tests.scheduling_rig import FakeDevice
 from tests.unit.scheduling.virtual import Lab, Model, answers
 

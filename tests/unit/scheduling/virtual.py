@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mien_server.scheduling.batching import BatchingPolicy
-from mien_server.scheduling.dispatch import Assignment, Dispatcher, Settlement
+from mien_server.scheduling.dispatch import Dispatcher
 from mien_server.scheduling.interface import Completion, PlacedInstance, Work
 from mien_server.scheduling.scheduler import Desk, Slot
+from mien_server.scheduling.state import Assignment, Settlement
 from tests.scheduling_rig import Echo, FakeDevice
 
 START = 1000.0

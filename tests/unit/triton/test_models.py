@@ -190,7 +190,7 @@ async def test_questions_are_answered_while_the_models_load_and_while_they_drain
             assert (await running.client.get_inference_statistics()).model_stats
             code, _ = await refusal(running.client.infer("vectors", crops((1, 1, 1))))
             assert code == "UNAVAILABLE"
-            await running.admission.drain(1)
+            await running.intake.drain(1)
 
 
 async def test_health_knows_the_service_too(running: Running) -> None:

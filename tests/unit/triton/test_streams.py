@@ -38,7 +38,7 @@ async def test_stream_answers_in_order_and_survives_errors(running: Running) -> 
         assert response.id == str(i)
         assert response.parameters["triton_final_response"].bool_param
         np.testing.assert_array_equal(result.as_numpy("embedding"), [[i, i, i]])
-    assert (running.admission.budget.count, running.admission.budget.nbytes) == (0, 0)
+    assert (running.intake.budget.count, running.intake.budget.nbytes) == (0, 0)
 
 
 async def test_stream_error_carries_the_id_of_its_request(running: Running) -> None:
@@ -76,7 +76,7 @@ async def test_message_that_is_none_ends_the_stream_after_the_answers_before_it(
 
 
 async def test_requests_of_a_stream_are_admitted_one_by_one(running: Running) -> None:
-    await running.admission.drain(1)
+    await running.intake.drain(1)
     bad = service_pb2.ModelInferRequest(model_name="vectors", id="late")
     stream = running.stub.ModelStreamInfer(iter([bad]))
     (answer,) = [answer async for answer in stream]
@@ -98,4 +98,4 @@ async def test_stream_that_is_given_up_lets_go_of_everything(running: Running) -
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await running.until(lambda: not (running.admission.budget.count or running.world.leases))
+    await running.until(lambda: not (running.intake.budget.count or running.world.leases))

@@ -44,9 +44,9 @@ from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
 from mien_server.repository.versions import Lease, ReadyModel, State, VersionStatus
-from mien_server.rpc.calls import Admission
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.galleries import GalleryService
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.server import RpcServer
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.interface import PlacedInstance
@@ -241,12 +241,12 @@ class World:
 
 class Running:
     def __init__(
-        self, world: World, server: RpcServer, admission: Admission, registry: CollectorRegistry
+        self, world: World, server: RpcServer, intake: Intake, registry: CollectorRegistry
     ) -> None:
         self.registry = registry
         self.world = world
         self.server = server
-        self.admission = admission
+        self.intake = intake
         self.client = tritonclient.InferenceServerClient(server.address)
         self.channel = grpc.aio.insecure_channel(server.address)
         self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
@@ -300,14 +300,14 @@ async def serving(*, loading: bool = False, **options: Any) -> AsyncIterator[Run
     world = World()
     world.add("vectors", EMBEDDER, Scripted(mean_colour))
     world.add("finder", DETECTOR, Scripted(as_many_faces_as_red))
-    admission = Admission(max_calls=100, max_bytes=1 << 26)
+    intake = Intake(max_calls=100, max_bytes=1 << 26)
     registry = CollectorRegistry()
     metrics = CallMetrics(registry)
     server = RpcServer(
         address=IPv4Address("127.0.0.1"),
         port=0,
         max_message_bytes=1 << 26,
-        admission=admission,
+        intake=intake,
         metrics=metrics,
         **options,
     )
@@ -317,7 +317,7 @@ async def serving(*, loading: bool = False, **options: Any) -> AsyncIterator[Run
         cast(Loader, world),
         pipeline,
         world.pool,
-        admission,
+        intake,
         metrics,
         ready=lambda: server.ready,
         default_deadline=30,
@@ -326,9 +326,9 @@ async def serving(*, loading: bool = False, **options: Any) -> AsyncIterator[Run
     galleries = GalleryService(None, default_deadline=30)
     await server.start(faces, galleries=galleries, inference=service, reflect=True)
     if not loading:
-        admission.open()
+        intake.open()
         await server.set_ready(True)
-    running = Running(world, server, admission, registry)
+    running = Running(world, server, intake, registry)
     try:
         yield running
     finally:
