@@ -14,7 +14,7 @@ import trustme
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mien_server.access.keys import KeysFile, new_entry
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 
 ISSUER, AUDIENCE, KEY_ID = "https://issuer.example", "mien", "one"
 Metadata = tuple[tuple[str, str], ...]
@@ -42,7 +42,7 @@ class LocalAccess:
     )
 
     def __post_init__(self) -> None:
-        self.key = self.add_key("all", tuple(Role))[1]
+        self.key = self.add_key("all", tuple(CallerRole))[1]
         self.renew()
         public = jwt.algorithms.ECAlgorithm.to_jwk(self._signer.public_key(), as_dict=True)
         (self.folder / "jwks.json").write_text(json.dumps({"keys": [{**public, "kid": KEY_ID}]}))
@@ -87,7 +87,9 @@ class LocalAccess:
         pem: bytes = signed.cert_chain_pems[0].bytes()
         return pem
 
-    def add_key(self, name: str, roles: Sequence[Role] = (Role.INFER,)) -> tuple[str, str]:
+    def add_key(
+        self, name: str, roles: Sequence[CallerRole] = (CallerRole.INFER,)
+    ) -> tuple[str, str]:
         """Puts a new key into the file: its id, and the key."""
         entry, key = new_entry(name, tuple(roles), certificate=False)
         KeysFile(self._keys).add(entry)
@@ -97,7 +99,7 @@ class LocalAccess:
         """Has a key count no more."""
         KeysFile(self._keys).revoke(key_id)
 
-    def token(self, roles: Sequence[Role] = (Role.INFER,), **claims: Any) -> str:
+    def token(self, roles: Sequence[CallerRole] = (CallerRole.INFER,), **claims: Any) -> str:
         """A token that holds for an hour, but for what is told otherwise."""
         now = int(time.time())
         usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "by token", "iat": now, "exp": now + 3600}

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from tests.fuzz.inputs import credential, message_call, photo_call
 from tools.local_access import LocalAccess, bearer
 from tools.local_server import LocalServer, open_channel
@@ -96,7 +96,7 @@ def fuzz(
     """
     report, allowed = Report(), table()
     process = psutil.Process(server.process.pid)
-    roles, day = tuple(Role), int(time.time()) + 86_400
+    roles, day = tuple(CallerRole), int(time.time()) + 86_400
     known = [access.key, access.token(roles, exp=day)] if access else []
     calls = _calls(photos, messages, seed, known)
     total = photos + messages

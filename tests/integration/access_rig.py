@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
 from mien.v1 import face_pb2, gallery_pb2
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from mien_server.observability.logging import RateLimit
 
 Metadata = tuple[tuple[str, str], ...]
@@ -90,9 +90,9 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     return str(info.reason)
 
 
-def may(role: Role | str, needed: Role | str) -> bool:
+def may(role: CallerRole | str, needed: CallerRole | str) -> bool:
     """Whether somebody with one role may call a method that needs another."""
-    return needed in ("open", role) or (role, needed) == (Role.ADMIN, Role.READ)
+    return needed in ("open", role) or (role, needed) == (CallerRole.ADMIN, CallerRole.READ)
 
 
 def audit_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:

@@ -15,8 +15,8 @@ from mien_server.access.gate import Gate
 from mien_server.access.jwks import Jwks, parse_jwks
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import new_entry
-from mien_server.access.limits import Limits
-from mien_server.access.roles import Role
+from mien_server.access.limits import CallerLimits
+from mien_server.access.roles import CallerRole
 from mien_server.access.tokens import TokenRules, Tokens
 from mien_server.errors import (
     AlreadyInGallery,
@@ -40,12 +40,12 @@ from tests.integration.access_rig import (
 from tests.unit.access.token_rig import AUDIENCE, ISSUER, jwk, jwks, token
 from tests.unit.triton.triton_world import CROP, Running, serving
 
-ALL = tuple(Role)
+ALL = tuple(CallerRole)
 ENTRY, KEY = new_entry("by key", ALL, certificate=False)
-READER, READ_KEY = new_entry("reader", (Role.READ,), certificate=False)
-RULES = TokenRules("ES256", ISSUER, AUDIENCE, "roles", {role.value: role for role in Role})
+READER, READ_KEY = new_entry("reader", (CallerRole.READ,), certificate=False)
+RULES = TokenRules("ES256", ISSUER, AUDIENCE, "roles", {role.value: role for role in CallerRole})
 KNOWN = {"key": KEY, "token": token(roles=list(ALL))}
-LESSER = {"key": READ_KEY, "token": token(roles=[Role.READ])}
+LESSER = {"key": READ_KEY, "token": token(roles=[CallerRole.READ])}
 WRONG = {"key": KEY[:-4] + "aaaa", "token": token(roles=list(ALL), iss="https://other.example")}
 RETRIED = {"QUEUE_FULL", "CALLER_LIMIT"}
 
@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
 
 def gate(rate: float | None = None) -> Gate:
     known = Jwks(parse_jwks(jwks(jwk("ES256")), "test", "ES256"))
-    limits = Limits(rate=rate, burst=1, at_once=None)
+    limits = CallerLimits(rate=rate, burst=1, at_once=None)
     return Gate(Keyring([ENTRY, READER]), Tokens(known, RULES), limits)
 
 

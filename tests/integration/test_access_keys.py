@@ -16,7 +16,7 @@ from mien.model_control import ModelControl
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import Entry, KeysFile, new_entry, read_keys
-from mien_server.access.roles import METHODS, OPEN, Role
+from mien_server.access.roles import METHODS, OPEN, CallerRole
 from mien_server.access.watching import Watched
 from tests.integration.access_rig import (
     CHECK,
@@ -37,10 +37,10 @@ from tests.integration.access_rig import (
 from tests.unit.triton.triton_world import Running, crops, refusal, serving
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
-KNOWN = [new_entry(role.value, (role,), certificate=False) for role in Role]
-KEYS = {role: key for role, (_, key) in zip(Role, KNOWN, strict=True)}
-REVOKED, REVOKED_KEY = new_entry("revoked", tuple(Role), certificate=False)
-_, UNKNOWN_KEY = new_entry("unknown", tuple(Role), certificate=False)
+KNOWN = [new_entry(role.value, (role,), certificate=False) for role in CallerRole]
+KEYS = {role: key for role, (_, key) in zip(CallerRole, KNOWN, strict=True)}
+REVOKED, REVOKED_KEY = new_entry("revoked", tuple(CallerRole), certificate=False)
+_, UNKNOWN_KEY = new_entry("unknown", tuple(CallerRole), certificate=False)
 ENTRIES = [
     *(entry for entry, _ in KNOWN),
     REVOKED.model_copy(update={"revoked": "2026-01-01T00:00:00+00:00"}),
@@ -48,11 +48,11 @@ ENTRIES = [
 WRONG: dict[str, Metadata] = {
     "unknown": bearer(UNKNOWN_KEY),
     "revoked": bearer(REVOKED_KEY),
-    "wrong secret": bearer(KEYS[Role.INFER][:-4] + "aaaa"),
-    "half": bearer(KEYS[Role.INFER][:30]),
+    "wrong secret": bearer(KEYS[CallerRole.INFER][:-4] + "aaaa"),
+    "half": bearer(KEYS[CallerRole.INFER][:30]),
     "empty": bearer(""),
     "huge": bearer("x" * 4000),
-    "two": bearer(KEYS[Role.INFER]) * 2,
+    "two": bearer(KEYS[CallerRole.INFER]) * 2,
 }
 
 
@@ -106,10 +106,10 @@ async def test_answer_without_a_key_says_how_to_send_one() -> None:
     async with guarded() as (running, _):
         with pytest.raises(grpc.aio.AioRpcError, match="authorization: Bearer"):
             await one_answer(running.channel, EMBED)
-        other = (("authorization", f"Basic {KEYS[Role.INFER]}"),)
+        other = (("authorization", f"Basic {KEYS[CallerRole.INFER]}"),)
         with pytest.raises(grpc.aio.AioRpcError, match="must be: Bearer KEY"):
             await one_answer(running.channel, EMBED, other)
-        lower = (("authorization", f"bearer {KEYS[Role.INFER]}"),)
+        lower = (("authorization", f"bearer {KEYS[CallerRole.INFER]}"),)
         assert (await ended(running.channel, EMBED, lower))[0] not in REFUSALS
 
 
@@ -118,9 +118,9 @@ async def test_refused_call_is_neither_parsed_nor_admitted() -> None:
         running.intake.budget.enter(1 << 26)  # nothing fits any more
         broken = await ended(running.channel, EMBED, request=b"\xff" * 100)
         assert broken == ("UNAUTHENTICATED", "UNAUTHENTICATED")
-        asked = await ended(running.channel, UNLOAD, bearer(KEYS[Role.INFER]), b"\xff" * 100)
+        asked = await ended(running.channel, UNLOAD, bearer(KEYS[CallerRole.INFER]), b"\xff" * 100)
         assert asked == ("PERMISSION_DENIED", "PERMISSION_DENIED")
-        known = await ended(running.channel, EMBED, bearer(KEYS[Role.INFER]), b"\xff" * 100)
+        known = await ended(running.channel, EMBED, bearer(KEYS[CallerRole.INFER]), b"\xff" * 100)
         assert known == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
 
 
@@ -128,7 +128,7 @@ async def test_method_outside_of_the_table_is_open_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(METHODS, EMBED)
-    everything, key = new_entry("all", tuple(Role), certificate=False)
+    everything, key = new_entry("all", tuple(CallerRole), certificate=False)
     async with guarded([everything]) as (running, _):
         assert (await ended(running.channel, EMBED))[0] == "UNAUTHENTICATED"
         assert (await ended(running.channel, EMBED, bearer(key)))[0] == "PERMISSION_DENIED"
@@ -148,7 +148,7 @@ async def test_server_without_keys_asks_for_none() -> None:
 
 
 async def test_tritons_own_client_calls_with_a_key() -> None:
-    headers = {"authorization": f"Bearer {KEYS[Role.INFER]}"}
+    headers = {"authorization": f"Bearer {KEYS[CallerRole.INFER]}"}
     async with guarded() as (running, _):
         assert await running.client.infer("vectors", crops((3, 3, 3)), headers=headers)
         assert (await refusal(running.client.infer("vectors", crops((3, 3, 3)))))[
@@ -161,10 +161,10 @@ async def test_sdk_and_mien_models_call_with_a_key() -> None:
         address = running.server.address
 
         def use_models() -> None:
-            with ModelControl(address, timeout=20, api_key=KEYS[Role.ADMIN]) as control:
+            with ModelControl(address, timeout=20, api_key=KEYS[CallerRole.ADMIN]) as control:
                 assert control.index("vectors")  # admin has read in it
                 control.unload("vectors")
-            with ModelControl(address, timeout=20, api_key=KEYS[Role.READ]) as control:
+            with ModelControl(address, timeout=20, api_key=KEYS[CallerRole.READ]) as control:
                 assert control.statistics("vectors")
                 with pytest.raises(mien.PermissionDenied, match="needs the role admin"):
                     control.unload("vectors")
@@ -172,7 +172,7 @@ async def test_sdk_and_mien_models_call_with_a_key() -> None:
                 control.index()
 
         await asyncio.to_thread(use_models)
-        async with mien.AsyncClient(address, token=lambda: KEYS[Role.INFER]) as client:
+        async with mien.AsyncClient(address, token=lambda: KEYS[CallerRole.INFER]) as client:
             assert (await client.embed(b"photo", detector="finder", embedder="vectors:1")).faces
         async with mien.AsyncClient(address, api_key=UNKNOWN_KEY) as client:
             with pytest.raises(mien.Unauthenticated) as caught:
@@ -228,18 +228,18 @@ async def test_client_works_on_while_keys_change_and_a_broken_file_changes_nothi
 async def test_key_that_is_revoked_during_a_stream_ends_it_after_the_answers_before() -> None:
     request = service_pb2.ModelInferRequest(model_name="nobody", id="before").SerializeToString()
     async with guarded() as (running, keyring):
-        stream: Any = running.channel.stream_stream(STREAM)(metadata=bearer(KEYS[Role.INFER]))
+        stream: Any = running.channel.stream_stream(STREAM)(metadata=bearer(KEYS[CallerRole.INFER]))
         await stream.write(request)
         answer = service_pb2.ModelStreamInferResponse.FromString(await stream.read())
         assert answer.infer_response.id == "before"
-        keyring.replace([entry for entry in ENTRIES if entry.name != Role.INFER])
+        keyring.replace([entry for entry in ENTRIES if entry.name != CallerRole.INFER])
         await stream.write(request)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         # Nothing is left behind, and others go on.
         await running.until(lambda: running.intake.budget.count == 0)
-        assert await ended(running.channel, STREAM, bearer(KEYS[Role.READ])) == (
+        assert await ended(running.channel, STREAM, bearer(KEYS[CallerRole.READ])) == (
             "PERMISSION_DENIED",
             "PERMISSION_DENIED",
         )
@@ -251,7 +251,7 @@ async def test_key_that_loses_its_role_during_a_stream_ends_it() -> None:
         stream: Any = running.channel.stream_stream(STREAM)(metadata=bearer(key))
         await stream.write(b"")
         await stream.read()
-        keyring.replace([entry.model_copy(update={"roles": (Role.READ,)})])
+        keyring.replace([entry.model_copy(update={"roles": (CallerRole.READ,)})])
         await stream.write(b"")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
@@ -264,7 +264,7 @@ async def test_every_admin_call_leaves_a_line_with_caller_model_and_outcome(
     caplog.set_level(logging.INFO)
     load = UNLOAD.replace("Unload", "Load")
     named = service_pb2.RepositoryModelLoadRequest(model_name="vectors").SerializeToString()
-    admin, infer = bearer(KEYS[Role.ADMIN]), bearer(KEYS[Role.INFER])
+    admin, infer = bearer(KEYS[CallerRole.ADMIN]), bearer(KEYS[CallerRole.INFER])
     async with guarded() as (running, _):
         await ended(running.channel, UNLOAD, admin, named)
         await ended(running.channel, load, admin, named)
@@ -272,8 +272,12 @@ async def test_every_admin_call_leaves_a_line_with_caller_model_and_outcome(
         await ended(running.channel, load, infer, named)
         await ended(running.channel, load, (), named)
         await ended(running.channel, INFER, infer)
-    by_admin = {"caller": "admin", "proof": f"key {KEYS[Role.ADMIN][:17]}", "level": "INFO"}
-    by_other = {"caller": "infer", "proof": f"key {KEYS[Role.INFER][:17]}", "level": "WARNING"}
+    by_admin = {"caller": "admin", "proof": f"key {KEYS[CallerRole.ADMIN][:17]}", "level": "INFO"}
+    by_other = {
+        "caller": "infer",
+        "proof": f"key {KEYS[CallerRole.INFER][:17]}",
+        "level": "WARNING",
+    }
     by_nobody = {"caller": "anonymous", "proof": "", "level": "WARNING"}
     assert audit_lines(caplog) == [
         by_admin | {"method": UNLOAD, "subject": "vectors", "outcome": "OK"},

@@ -1,4 +1,4 @@
-"""Limits of callers and connections over the wire."""
+"""CallerLimits of callers and connections over the wire."""
 
 import asyncio
 import threading
@@ -15,8 +15,8 @@ import mien
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import new_entry
-from mien_server.access.limits import Limits
-from mien_server.access.roles import Role
+from mien_server.access.limits import CallerLimits
+from mien_server.access.roles import CallerRole
 from mien_server.models.roles import EMBEDDER
 from mien_server.rpc.ports import Connections
 from tests.integration.access_rig import (
@@ -32,14 +32,16 @@ from tests.integration.access_rig import (
 )
 from tests.unit.triton.triton_world import CROP, Running, Scripted, mean_colour, serving
 
-MADE = [new_entry(name, (Role.INFER, Role.ADMIN), certificate=False) for name in ("a", "b")]
+MADE = [
+    new_entry(name, (CallerRole.INFER, CallerRole.ADMIN), certificate=False) for name in ("a", "b")
+]
 A, B = (bearer(key) for _, key in MADE)
 FULL = ("RESOURCE_EXHAUSTED", "CALLER_LIMIT")
 
 
 def gate(**limits: Any) -> Gate:
     given = {"rate": None, "burst": 1, "at_once": None} | limits
-    return Gate(Keyring(entry for entry, _ in MADE), limits=Limits(**given))
+    return Gate(Keyring(entry for entry, _ in MADE), limits=CallerLimits(**given))
 
 
 def held_request(running: Running, let_go: threading.Event) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 import mien
 from mien_server.access.keys import KeysFile, new_entry
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from tests.conftest import LaunchServer
 from tests.integration.repository_rig import copy_repository, lighten
 
@@ -56,7 +56,7 @@ def test_server_process_knows_its_callers_and_reads_keys_again(
 ) -> None:
     keys = tmp_path / "keys.json"
     (infer, key), (_, later_key) = (
-        new_entry(name, (Role.INFER,), certificate=False) for name in ("infer", "later")
+        new_entry(name, (CallerRole.INFER,), certificate=False) for name in ("infer", "later")
     )
     KeysFile(keys).add(infer)
     repository = lighten(copy_repository(model_repository_path, tmp_path / "models"))

@@ -22,7 +22,7 @@ from mien_server.access.certificates import Certificate, TlsFiles
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import new_entry
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from mien_server.access.watching import Watched
 from mien_server.commands.main import main
 from mien_server.rpc.ports import ListenError, UnixSocket
@@ -39,11 +39,11 @@ from tests.integration.access_rig import (
 from tests.unit.triton.triton_world import Running, serving
 
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
-KEY_ENTRY, KEY = new_entry("by key", (Role.INFER,), certificate=False)
+KEY_ENTRY, KEY = new_entry("by key", (CallerRole.INFER,), certificate=False)
 ENTRIES = [
     KEY_ENTRY,
-    new_entry("billing.example", (Role.INFER,), certificate=True)[0],
-    new_entry("ops", (Role.ADMIN,), certificate=True)[0],
+    new_entry("billing.example", (CallerRole.INFER,), certificate=True)[0],
+    new_entry("ops", (CallerRole.ADMIN,), certificate=True)[0],
 ]
 
 
@@ -180,7 +180,7 @@ def with_uri(uri: str) -> grpc.ChannelCredentials:
 
 async def test_uri_in_a_certificate_is_a_name_too(mutual: TlsFiles) -> None:
     uri = "spiffe://faces.example/ns/web/sa/billing"
-    entry, _ = new_entry(uri, (Role.INFER,), certificate=True)
+    entry, _ = new_entry(uri, (CallerRole.INFER,), certificate=True)
     async with encrypted(mutual, gate=Gate(Keyring([entry]))) as (running, _):
         address = running.server.address
         assert (await once(address, with_uri(uri), EMBED))[0] == "INVALID_ARGUMENT"

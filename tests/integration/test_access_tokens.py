@@ -13,7 +13,7 @@ from mien_server.access.gate import Gate
 from mien_server.access.jwks import Jwks, parse_jwks
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import new_entry
-from mien_server.access.roles import METHODS, OPEN, Role
+from mien_server.access.roles import METHODS, OPEN, CallerRole
 from mien_server.access.tokens import TokenRules, Tokens
 from tests.integration.access_rig import (
     EMBED,
@@ -30,8 +30,8 @@ from tests.integration.access_rig import (
 from tests.unit.access.token_rig import AUDIENCE, ISSUER, OTHER, jwk, jwks, token
 from tests.unit.triton.triton_world import Running, serving
 
-ENTRY, KEY = new_entry("by key", (Role.INFER,), certificate=False)
-RULES = TokenRules("ES256", ISSUER, AUDIENCE, "roles", {role.value: role for role in Role})
+ENTRY, KEY = new_entry("by key", (CallerRole.INFER,), certificate=False)
+RULES = TokenRules("ES256", ISSUER, AUDIENCE, "roles", {role.value: role for role in CallerRole})
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def test_every_method_admits_tokens_with_its_role_and_no_others() -> None:
     async with guarded(keys=False) as (running, _):
         for method, needed in METHODS.items():
             assert ((await ended(running.channel, method))[0] == REFUSALS[0]) == (needed != OPEN)
-            for role in Role:
+            for role in CallerRole:
                 sent = bearer(token(roles=[role.value]))
                 code, reason = await ended(running.channel, method, sent)
                 assert (code not in REFUSALS) == may(role, needed), (method, role, code)

@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,11 @@ class Caller:
     """
 
     name: str
-    roles: frozenset[Role]
+    roles: frozenset[CallerRole]
     proof: str = ""
 
 
-ANONYMOUS = Caller("anonymous", frozenset(Role))
+ANONYMOUS = Caller("anonymous", frozenset(CallerRole))
 """Everybody, where nobody has to prove anything."""
 
 NOBODY = Caller("-", frozenset())

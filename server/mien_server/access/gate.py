@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mien_server.access.callers import ANONYMOUS, CALLER, Caller
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import PREFIX
-from mien_server.access.limits import Limits
+from mien_server.access.limits import CallerLimits
 from mien_server.access.roles import METHODS, OPEN
 from mien_server.errors import PermissionDenied, Unauthenticated
 
@@ -44,7 +44,7 @@ class Gate:
         self,
         keyring: Keyring | None = None,
         tokens: "Tokens | None" = None,
-        limits: Limits | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
         self._keyring = keyring
         self._tokens = tokens

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from mien_server.errors import OperatorError
 
 MODE = 0o600
@@ -64,7 +64,7 @@ class Entry(BaseModel):
 
     id: Annotated[str, Field(pattern=rf"^[a-z2-7]{{{_ID_LENGTH}}}$")]
     name: Name
-    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    roles: Annotated[tuple[CallerRole, ...], Field(min_length=1)]
     kind: Literal["key", "certificate"]
     created: str
     revoked: str | None = None
@@ -79,7 +79,7 @@ class _File(BaseModel):
     entries: tuple[Entry, ...] = ()
 
 
-def new_entry(name: str, roles: tuple[Role, ...], *, certificate: bool) -> tuple[Entry, str]:
+def new_entry(name: str, roles: tuple[CallerRole, ...], *, certificate: bool) -> tuple[Entry, str]:
     """An entry, and its key, which is nowhere else; "" of a certificate.
 
     Raises:

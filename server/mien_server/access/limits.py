@@ -24,7 +24,7 @@ class _Use:
     calls: int = 0
 
 
-class Limits:
+class CallerLimits:
     """A bucket of calls for each caller, which fills at a rate, and a number of calls at once.
 
     Keys of the same name are one caller.

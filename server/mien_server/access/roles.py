@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 
-class Role(StrEnum):
+class CallerRole(StrEnum):
     """What a caller may do. A caller has one or several; `ADMIN` has `READ` in it, no other has another."""
 
     INFER = "infer"
@@ -17,7 +17,7 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-ROLES = ", ".join(Role)
+ROLES = ", ".join(CallerRole)
 
 OPEN = "open"
 """What a method needs that answers everybody: probes carry no credentials."""
@@ -28,34 +28,34 @@ _TRITON = "/inference.GRPCInferenceService/"
 _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 
-METHODS: dict[str, Role | str] = {
-    **{_FACES + method: Role.INFER for method in ("Detect", "Embed", "Verify")},
-    _GALLERY + "Identify": Role.INFER,
+METHODS: dict[str, CallerRole | str] = {
+    **{_FACES + method: CallerRole.INFER for method in ("Detect", "Embed", "Verify")},
+    _GALLERY + "Identify": CallerRole.INFER,
     **{
-        _GALLERY + method: Role.READ
+        _GALLERY + method: CallerRole.READ
         for method in (
             *("ListCollections", "GetCollection"),
             *("ListPersons", "GetPerson", "ListFaces", "GetFace"),
         )
     },
     **{
-        _GALLERY + method: Role.ENROL
+        _GALLERY + method: CallerRole.ENROL
         for method in (
             *("CreateCollection", "DeleteCollection"),
             *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson"),
         )
     },
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},
-    **{_TRITON + method: Role.INFER for method in ("ModelInfer", "ModelStreamInfer")},
+    **{_TRITON + method: CallerRole.INFER for method in ("ModelInfer", "ModelStreamInfer")},
     **{
-        _TRITON + method: Role.READ
+        _TRITON + method: CallerRole.READ
         for method in (
             *("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"),
             *("ModelStatistics", "RepositoryIndex"),
         )
     },
     **{
-        _TRITON + method: Role.ADMIN
+        _TRITON + method: CallerRole.ADMIN
         for method in (
             *("RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"),
             *(
@@ -66,15 +66,15 @@ METHODS: dict[str, Role | str] = {
         )
     },
     **{_HEALTH + method: OPEN for method in ("Check", "Watch")},
-    **{_REFLECTION.format(version): Role.READ for version in ("v1", "v1alpha")},
+    **{_REFLECTION.format(version): CallerRole.READ for version in ("v1", "v1alpha")},
 }
 """Path of a method, /package.Service/Method: the role that it needs, or `OPEN`."""
 
-AUDITED = frozenset({Role.ADMIN, Role.ENROL})
+AUDITED = frozenset({CallerRole.ADMIN, CallerRole.ENROL})
 """Every call of a method that needs one of these leaves a line in the log."""
 
 
-def with_included(roles: Iterable[Role]) -> frozenset[Role]:
+def with_included(roles: Iterable[CallerRole]) -> frozenset[CallerRole]:
     """The roles, and those that they have in them."""
     given = frozenset(roles)
-    return given | {Role.READ} if Role.ADMIN in given else given
+    return given | {CallerRole.READ} if CallerRole.ADMIN in given else given

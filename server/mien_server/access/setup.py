@@ -11,8 +11,8 @@ from mien_server.access.certificates import Certificate, TlsFiles
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import read_keys
-from mien_server.access.limits import Limits
-from mien_server.access.roles import ROLES, Role
+from mien_server.access.limits import CallerLimits
+from mien_server.access.roles import ROLES, CallerRole
 from mien_server.access.watching import Looking, Watched
 from mien_server.errors import OperatorError
 from mien_server.settings import Settings, SettingsError, flag_of, name_of
@@ -66,12 +66,12 @@ def open_access(settings: Settings) -> Access:
     return Access(gate, certificate, tuple(files))
 
 
-def _limits(settings: Settings) -> Limits | None:
+def _limits(settings: Settings) -> CallerLimits | None:
     rate, at_once = settings.caller_rate, settings.caller_max_calls
     if rate is None and at_once is None:
         return None
     burst = settings.caller_burst or max(1, math.ceil(rate or 1))
-    return Limits(rate=rate, burst=burst, at_once=at_once)
+    return CallerLimits(rate=rate, burst=burst, at_once=at_once)
 
 
 def _certificate(files: TlsFiles) -> tuple[Certificate, Looking]:
@@ -103,17 +103,17 @@ def _tokens(settings: Settings, source: str) -> "tuple[Tokens, Looking]":
     return Tokens(jwks, rules), watched
 
 
-def _roles_of_words(pairs: Iterable[str]) -> dict[str, Role]:
+def _roles_of_words(pairs: Iterable[str]) -> dict[str, CallerRole]:
     """What each word in a token's claim of roles stands for."""
     found = {}
     for pair in pairs:
         word, _, role = pair.rpartition("=")
-        if not word or role not in list(Role):
+        if not word or role not in list(CallerRole):
             raise SettingsError(
                 f"{name_of('jwt_role')}: {pair!r} is not WORD=ROLE; the roles are {ROLES}"
             )
-        found[word] = Role(role)
-    return found or {role.value: role for role in Role}
+        found[word] = CallerRole(role)
+    return found or {role.value: role for role in CallerRole}
 
 
 def _check_exposure(settings: Settings) -> None:

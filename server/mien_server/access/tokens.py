@@ -13,7 +13,7 @@ import jwt
 
 from mien_server.access.callers import Caller
 from mien_server.access.jwks import Jwks
-from mien_server.access.roles import Role, with_included
+from mien_server.access.roles import CallerRole, with_included
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class TokenRules:
     issuer: str
     audience: str
     roles_claim: str
-    roles: Mapping[str, Role]
+    roles: Mapping[str, CallerRole]
 
 
 class Tokens:

@@ -19,7 +19,7 @@ Allocate = Callable[[tuple[int, ...]], Tensor]
 _WARM_UP_RUNS = 3
 
 
-class Batch(NamedTuple):
+class StagedRows(NamedTuple):
     """Staged pixels [N, H, W, 3] uint8, of which the first `rows` are wanted; the rest is padding."""
 
     pixels: Tensor
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 class Lane(Protocol):
     """Runs one batch at a time and waits for it."""
 
-    def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+    def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
         """The outputs of the batch's wanted rows."""
         ...
 
@@ -54,16 +54,16 @@ class CudaRunner:
         self._sizes = sizes
         self._allocate = allocate
 
-    def collate(self, images: Sequence[ImageU8]) -> Batch:
+    def collate(self, images: Sequence[ImageU8]) -> StagedRows:
         """Images [H, W, 3] of one shape to a batch, padded with black to a captured size."""
         rows, shape = len(images), images[0].shape
         size = padded_size(rows, self._sizes) if shape in self._shapes else rows
         pixels = self._allocate((size, *shape))
         np.stack(images, out=pixels.numpy()[:rows])
         pixels[rows:] = 0
-        return Batch(pixels, rows)
+        return StagedRows(pixels, rows)
 
-    def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+    def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
         """The network's outputs for such a batch, without its padding."""
         lane = self._free.get()
         try:
@@ -97,7 +97,7 @@ class CudaLane:
                 shape = (size, side, side, 3)
                 self._graphs[shape] = self._capture(shape)
 
-    def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+    def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
         """The outputs of the batch's wanted rows, in pinned memory that goes with them."""
         with (
             torch.inference_mode(),

@@ -5,7 +5,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from mien_server.access.roles import ROLES, Role
+from mien_server.access.roles import ROLES, CallerRole
 from mien_server.commands.shared import (
     Commands,
     add_command,
@@ -69,14 +69,14 @@ def _add_revoke(keys: Commands) -> argparse.ArgumentParser:
     return parser
 
 
-def _role(text: str) -> Role:
+def _role(text: str) -> CallerRole:
     try:
-        return Role(text)
+        return CallerRole(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no role; there are {ROLES}") from None
 
 
-def _create(name: str, roles: list[Role], certificate: bool, **flags: object) -> int:
+def _create(name: str, roles: list[CallerRole], certificate: bool, **flags: object) -> int:
     from mien_server.access.keys import KeysFile, new_entry
 
     path = _path(flags)

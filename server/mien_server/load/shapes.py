@@ -12,7 +12,7 @@ from random import Random
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stretch:
     """A stretch of time in which the level goes evenly from one value to another.
 
     Attributes:
@@ -28,50 +28,50 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Stages one after the other, at least one."""
+    """Stretches one after the other, at least one."""
 
-    stages: tuple[Stage, ...]
+    stretches: tuple[Stretch, ...]
 
     @property
     def seconds(self) -> float:
         """How long all of it takes."""
-        return sum(stage.seconds for stage in self.stages)
+        return sum(stretch.seconds for stretch in self.stretches)
 
     @property
     def peak(self) -> float:
         """The highest level."""
-        return max(max(stage.first, stage.last) for stage in self.stages)
+        return max(max(stretch.first, stretch.last) for stretch in self.stretches)
 
     def level(self, moment: float) -> float | None:
         """The level `moment` seconds after the start; None once the shape is over."""
-        ends = accumulate(stage.seconds for stage in self.stages)
-        for stage, end in zip(self.stages, ends, strict=True):
+        ends = accumulate(stretch.seconds for stretch in self.stretches)
+        for stretch, end in zip(self.stretches, ends, strict=True):
             if moment < end:
-                passed = 1 - (end - moment) / stage.seconds
-                return stage.first + (stage.last - stage.first) * passed
+                passed = 1 - (end - moment) / stretch.seconds
+                return stretch.first + (stretch.last - stretch.first) * passed
         return None
 
 
 def steady(level: float, seconds: float) -> Shape:
     """The same level from the first moment to the last."""
-    return Shape((Stage(seconds, level, level),))
+    return Shape((Stretch(seconds, level, level),))
 
 
 def ramp(level: float, seconds: float) -> Shape:
     """From nothing evenly up to the level: shows where latency bends."""
-    return Shape((Stage(seconds, 0.0, level),))
+    return Shape((Stretch(seconds, 0.0, level),))
 
 
 def spike(level: float, seconds: float) -> Shape:
     """A fifth of the level, for a fifth of the time all of it at once, and back: shows the recovery."""
-    calm = Stage(0.4 * seconds, level / 5, level / 5)
-    return Shape((calm, Stage(0.2 * seconds, level, level), calm))
+    calm = Stretch(0.4 * seconds, level / 5, level / 5)
+    return Shape((calm, Stretch(0.2 * seconds, level, level), calm))
 
 
 def soak(level: float, seconds: float) -> Shape:
     """Up to the level within a tenth of the time, at most a minute, and then on it: for hours."""
     climb = min(0.1 * seconds, 60.0)
-    return Shape((Stage(climb, 0.0, level), Stage(seconds - climb, level, level)))
+    return Shape((Stretch(climb, 0.0, level), Stretch(seconds - climb, level, level)))
 
 
 SHAPES: Mapping[str, Callable[[float, float], Shape]] = {

@@ -10,14 +10,14 @@ from mien_server.access import keyring as module
 from mien_server.access.callers import Caller
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import Entry, is_secret_of, new_entry
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 
 REVOKED = {"revoked": "2026-01-01T00:00:00+00:00"}
 
 
 @pytest.fixture(scope="module")
 def made() -> tuple[Entry, str]:
-    return new_entry("billing", (Role.INFER,), certificate=False)
+    return new_entry("billing", (CallerRole.INFER,), certificate=False)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_wrong_keys_get_none_without_scrypt(
     made: tuple[Entry, str], computed: list[str]
 ) -> None:
     entry, key = made
-    _, stranger = new_entry("x", (Role.INFER,), certificate=False)
+    _, stranger = new_entry("x", (CallerRole.INFER,), certificate=False)
     ring = Keyring([entry])
     forged = key[:-10] + "a" * 10
     for wrong in (stranger, forged, "", "mien_", "\ud800", "x" * 8192):
@@ -90,10 +90,10 @@ async def test_other_roles_come_with_the_reload(made: tuple[Entry, str]) -> None
     entry, key = made
     ring = Keyring([entry])
     await ring.find(key)
-    ring.replace([entry.model_copy(update={"roles": (Role.ADMIN,)})])
+    ring.replace([entry.model_copy(update={"roles": (CallerRole.ADMIN,)})])
     found = await ring.find(key)
     assert found is not None
-    assert found.roles == {Role.ADMIN, Role.READ}
+    assert found.roles == {CallerRole.ADMIN, CallerRole.READ}
 
 
 async def test_key_that_is_revoked_while_it_is_computed_is_not_taken(
@@ -149,12 +149,12 @@ async def test_flood_of_wrong_keys_costs_little(made: tuple[Entry, str]) -> None
 def test_certificate_is_known_by_the_first_of_its_names() -> None:
     entries = [
         new_entry(name, (role,), certificate=True)[0]
-        for name, role in (("ops.example", Role.ADMIN), ("billing", Role.INFER))
+        for name, role in (("ops.example", CallerRole.ADMIN), ("billing", CallerRole.INFER))
     ]
     ring = Keyring(entries)
     found = ring.of_certificate(["unknown", "billing", "ops.example"])
     assert found is not None
-    assert found == Caller("billing", frozenset({Role.INFER}), "certificate")
+    assert found == Caller("billing", frozenset({CallerRole.INFER}), "certificate")
     assert ring.of_certificate(["BILLING", ""]) is None
     ring.replace([each.model_copy(update=REVOKED) for each in entries])
     assert ring.of_certificate(["billing"]) is None

@@ -18,14 +18,14 @@ from mien_server.access.keys import (
     parse_key,
     read_keys,
 )
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from mien_server.commands.main import main
 
 Output = pytest.CaptureFixture[str]
 
 
-def made(path: Path, name: str = "billing", *roles: Role) -> tuple[Entry, str]:
-    entry, key = new_entry(name, roles or (Role.INFER,), certificate=False)
+def made(path: Path, name: str = "billing", *roles: CallerRole) -> tuple[Entry, str]:
+    entry, key = new_entry(name, roles or (CallerRole.INFER,), certificate=False)
     KeysFile(path).add(entry)
     return entry, key
 
@@ -49,7 +49,7 @@ def test_key_is_long_random_and_its_secret_is_nowhere_in_the_file(path: Path) ->
 
 
 def test_same_secret_would_have_another_hash_in_another_entry() -> None:
-    first, second = (new_entry("a", (Role.INFER,), certificate=False)[0] for _ in range(2))
+    first, second = (new_entry("a", (CallerRole.INFER,), certificate=False)[0] for _ in range(2))
     assert first.salt != second.salt
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from mien_server.access import limits as module
 from mien_server.access.callers import Caller
-from mien_server.access.limits import Limits
-from mien_server.access.roles import Role
+from mien_server.access.limits import CallerLimits
+from mien_server.access.roles import CallerRole
 from mien_server.errors import CallerLimit
 
-ROLES = frozenset({Role.INFER})
+ROLES = frozenset({CallerRole.INFER})
 A, B = Caller("a", ROLES, "key mien_1"), Caller("b", ROLES, "key mien_2")
 
 
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def spent(limits: Limits, caller: Caller, tries: int = 100) -> int:
+def spent(limits: CallerLimits, caller: Caller, tries: int = 100) -> int:
     """How many calls a caller makes at once before it is refused."""
     for number in range(tries):
         try:
@@ -40,7 +40,7 @@ def spent(limits: Limits, caller: Caller, tries: int = 100) -> int:
 
 
 def test_burst_then_the_rate(clock: Clock) -> None:
-    limits = Limits(rate=10, burst=5, at_once=None)
+    limits = CallerLimits(rate=10, burst=5, at_once=None)
     assert spent(limits, A) == 5
     clock.now += 0.25
     assert spent(limits, A) == 2
@@ -49,7 +49,7 @@ def test_burst_then_the_rate(clock: Clock) -> None:
 
 
 def test_refusal_says_when_there_is_room_again(clock: Clock) -> None:
-    limits = Limits(rate=0.5, burst=1, at_once=None)
+    limits = CallerLimits(rate=0.5, burst=1, at_once=None)
     limits.spend(A)
     clock.now += 0.5
     with pytest.raises(CallerLimit, match=r"a may make 0\.5 calls a second") as caught:
@@ -60,7 +60,7 @@ def test_refusal_says_when_there_is_room_again(clock: Clock) -> None:
 
 
 def test_each_caller_has_its_own_and_two_keys_of_one_name_share(clock: Clock) -> None:
-    limits = Limits(rate=1, burst=3, at_once=None)
+    limits = CallerLimits(rate=1, burst=3, at_once=None)
     assert spent(limits, A) == 3
     assert spent(limits, Caller("a", ROLES, "key mien_9")) == 0
     assert spent(limits, B) == 3
@@ -69,7 +69,7 @@ def test_each_caller_has_its_own_and_two_keys_of_one_name_share(clock: Clock) ->
 
 
 def test_calls_at_once() -> None:
-    limits = Limits(rate=None, burst=1, at_once=2)
+    limits = CallerLimits(rate=None, burst=1, at_once=2)
     limits.enter(A)
     limits.enter(A)
     with pytest.raises(CallerLimit, match="2 calls in progress") as caught:
@@ -82,7 +82,7 @@ def test_calls_at_once() -> None:
 
 
 async def test_messages_wait_for_their_turn() -> None:
-    limits = Limits(rate=100, burst=1, at_once=None)
+    limits = CallerLimits(rate=100, burst=1, at_once=None)
     started = time.monotonic()
     for _ in range(6):
         await limits.wait_and_spend(A)
@@ -93,7 +93,7 @@ def test_memory_is_bounded_and_forgets_only_the_idle(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_REMEMBERED", 10)
-    limits = Limits(rate=1, burst=2, at_once=1)
+    limits = CallerLimits(rate=1, burst=2, at_once=1)
     limits.enter(A)
     assert spent(limits, B) == 2
     for number in range(500):

@@ -13,11 +13,11 @@ import pytest
 from mien_server.access import tokens as module
 from mien_server.access.callers import Caller
 from mien_server.access.jwks import Jwks, parse_jwks
-from mien_server.access.roles import Role
+from mien_server.access.roles import CallerRole
 from mien_server.access.tokens import TokenRules, Tokens
 from tests.unit.access.token_rig import AUDIENCE, ISSUER, OTHER, PRIVATE, jwk, jwks, token
 
-WORDS = {role.value: role for role in Role}
+WORDS = {role.value: role for role in CallerRole}
 
 
 def checker(algorithm: Any = "ES256", source: bytes | None = None, **rules: Any) -> Tokens:
@@ -29,7 +29,7 @@ def checker(algorithm: Any = "ES256", source: bytes | None = None, **rules: Any)
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_token_of_each_algorithm_names_its_caller(algorithm: str) -> None:
     tokens = checker(algorithm)
-    expected = Caller("billing", frozenset({Role.INFER}), "token")
+    expected = Caller("billing", frozenset({CallerRole.INFER}), "token")
     for _ in range(2):
         assert tokens.find(token(algorithm)) == expected
 
@@ -124,29 +124,35 @@ def test_token_without_kid_counts_if_there_is_one_key() -> None:
 @pytest.mark.parametrize(
     ("claim", "claims", "roles"),
     [
-        ("roles", {"roles": ["infer", "admin"]}, {Role.INFER, Role.ADMIN, Role.READ}),
+        (
+            "roles",
+            {"roles": ["infer", "admin"]},
+            {CallerRole.INFER, CallerRole.ADMIN, CallerRole.READ},
+        ),
         ("roles", {"roles": []}, set()),
         ("roles", {"roles": None}, set()),
         ("roles", {"roles": {"infer": True}}, set()),
-        ("roles", {"roles": [7, None, ["infer"], "read"]}, {Role.READ}),
+        ("roles", {"roles": [7, None, ["infer"], "read"]}, {CallerRole.READ}),
         ("roles", {"roles": ["INFER", "root", ""]}, set()),
-        ("scope", {"scope": "openid infer  read"}, {Role.INFER, Role.READ}),
-        ("realm.roles", {"realm": {"roles": ["enrol"]}}, {Role.ENROL}),
+        ("scope", {"scope": "openid infer  read"}, {CallerRole.INFER, CallerRole.READ}),
+        ("realm.roles", {"realm": {"roles": ["enrol"]}}, {CallerRole.ENROL}),
         ("realm.roles", {"realm": "x"}, set()),
-        ("https://x.example/roles", {"https://x.example/roles": ["read"]}, {Role.READ}),
+        ("https://x.example/roles", {"https://x.example/roles": ["read"]}, {CallerRole.READ}),
     ],
 )
-def test_claim_of_roles_in_any_form(claim: str, claims: dict[str, Any], roles: set[Role]) -> None:
+def test_claim_of_roles_in_any_form(
+    claim: str, claims: dict[str, Any], roles: set[CallerRole]
+) -> None:
     found = checker(roles_claim=claim).find(token(**claims))
     assert found is not None
     assert found.roles == roles
 
 
 def test_words_stand_for_roles() -> None:
-    tokens = checker(roles={"faces-users": Role.INFER, "faces-admins": Role.ADMIN})
+    tokens = checker(roles={"faces-users": CallerRole.INFER, "faces-admins": CallerRole.ADMIN})
     found = tokens.find(token(roles=["faces-users", "admin"]))
     assert found is not None
-    assert found.roles == {Role.INFER}
+    assert found.roles == {CallerRole.INFER}
 
 
 def test_remembered_token_ends_when_it_should(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mien_server.backends.cuda import Batch, CudaRunner, capture_sizes, padded_size
+from mien_server.backends.cuda import CudaRunner, StagedRows, capture_sizes, padded_size
 from mien_server.models.interface import ArrayF32, ImageU8
 
 
@@ -24,7 +24,7 @@ class _FirstPixels:
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
-    def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+    def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
         self.shapes.append(tuple(batch.pixels.shape))
         return (batch.pixels[: batch.rows, 0, 0].float().numpy(),)
 
@@ -91,7 +91,7 @@ def test_batches_run_side_by_side_on_different_lanes() -> None:
     together = threading.Barrier(2, timeout=10)
 
     class Meeting(_FirstPixels):
-        def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+        def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
             together.wait()
             return super().run(batch)
 
@@ -111,7 +111,7 @@ def test_batches_run_side_by_side_on_different_lanes() -> None:
 
 def test_a_lane_that_failed_serves_the_next_batch() -> None:
     class FailsOnce(_FirstPixels):
-        def run(self, batch: Batch) -> tuple[ArrayF32, ...]:
+        def run(self, batch: StagedRows) -> tuple[ArrayF32, ...]:
             outputs = super().run(batch)
             if len(self.shapes) == 1:
                 raise RuntimeError("out of memory")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mien import StageTiming
 from mien_server.load.loops import CallFailed, closed_loop, open_loop
-from mien_server.load.shapes import Shape, Stage, steady
+from mien_server.load.shapes import Shape, Stretch, steady
 
 
 class Calls:
@@ -42,7 +42,7 @@ async def test_a_closed_loop_has_as_many_calls_under_way_as_callers() -> None:
 
 async def test_callers_come_with_the_shape() -> None:
     calls = Calls(0.01)
-    shape = Shape((Stage(0.2, 1, 1), Stage(0.3, 4, 4)))
+    shape = Shape((Stretch(0.2, 1, 1), Stretch(0.3, 4, 4)))
     early: list[int] = []
     began = time.perf_counter()
 

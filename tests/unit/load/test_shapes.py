@@ -4,11 +4,11 @@ from statistics import fmean, pvariance
 
 import pytest
 
-from mien_server.load.shapes import SHAPES, Shape, Stage, arrivals, ramp, soak, spike, steady
+from mien_server.load.shapes import SHAPES, Shape, Stretch, arrivals, ramp, soak, spike, steady
 
 
 def test_a_level_goes_evenly_from_one_end_of_a_stage_to_the_other() -> None:
-    shape = Shape((Stage(10, 0, 20), Stage(5, 20, 10)))
+    shape = Shape((Stretch(10, 0, 20), Stretch(5, 20, 10)))
 
     assert [shape.level(moment) for moment in (0, 5, 10, 12.5)] == [0, 10, 20, 15]
     assert shape.level(15) is None

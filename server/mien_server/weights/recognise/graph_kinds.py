@@ -19,7 +19,7 @@ from mien_server.weights.recognise.recognised import (
     Recognised,
     for_pytorch,
 )
-from mien_server.weights.recognise.state_dicts import Found, fit
+from mien_server.weights.recognise.state_dicts import FoundState, fit
 
 _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 
@@ -36,7 +36,7 @@ def iresnet_graph(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # n
     if found is None:
         return None
     architecture, weights = found
-    state, notes = fit(Found("", weights, ()), architecture)
+    state, notes = fit(FoundState("", weights, ()), architecture)
     return for_pytorch(
         architecture,
         state,

@@ -31,7 +31,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundState:
     """A state_dict within a checkpoint.
 
     Attributes:
@@ -45,7 +45,7 @@ class Found:
     others: tuple[str, ...]
 
 
-def find(contents: Mapping[Any, Any], signature: str) -> Found | None:
+def find(contents: Mapping[Any, Any], signature: str) -> FoundState | None:
     """The state_dict that has a key of this name, in any wrapper and behind any prefix.
 
     Args:
@@ -69,7 +69,7 @@ def keys_of(contents: Mapping[Any, Any]) -> list[str]:
     return [key for _, tensors in _mappings(contents) for key in tensors]
 
 
-def fit(found: Found, architecture: str) -> tuple[StateDict, list[str]]:
+def fit(found: FoundState, architecture: str) -> tuple[StateDict, list[str]]:
     """The state_dict with exactly the keys, shapes and types of a network.
 
     A classification layer beside the network is left out, `num_batches_tracked`, which inference does not
@@ -116,13 +116,13 @@ def fit(found: Found, architecture: str) -> tuple[StateDict, list[str]]:
     return converted, notes
 
 
-def _search(contents: Mapping[Any, Any], signature: str) -> Iterator[Found]:
+def _search(contents: Mapping[Any, Any], signature: str) -> Iterator[FoundState]:
     for path, tensors in _mappings(contents):
         for key in tensors:
             if key != signature and not key.endswith(f".{signature}"):
                 continue
             prefix = key.removesuffix(signature)
-            yield Found(
+            yield FoundState(
                 where=": ".join(part for part in (path, prefix) if part),
                 state={
                     name.removeprefix(prefix): value
