@@ -199,6 +199,6 @@ def _told(error: Exception) -> Exception:
         and error.sqlite_errorcode == sqlite3.SQLITE_FULL
     ):
         return GalleryFull(
-            "The disk of the galleries is full: nothing was changed. Delete faces, or give it more room."
+            "The disk of the galleries is full: nothing was changed. Give it more room: to delete takes some, too."
         )
     return error
