@@ -1,6 +1,6 @@
 """A gallery beside the bare product that it is made of: load, search by one and by many callers, enrolment.
 
-    python -m bench.gallery [--faces 100000] [--dimensions 512] [--calls 200]
+    python -m bench.gallery [--faces 100000] [--dimensions 512] [--seconds 5]
 
 Needs the installed models (`make models`). Fills a gallery with random vectors through its store, starts
 `mien-server serve` on it, and calls Identify and Enrol over gRPC by embedding, so that no network runs.
@@ -11,7 +11,6 @@ import asyncio
 import os
 import statistics
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,15 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mien
+from loadtest.connections import GrpcConnection, calls_of
+from mien.messages import subject_message
+from mien.v1 import gallery_pb2
 from mien_server.backends.devices import CpuDevice
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.store import Store
+from mien_server.load.loops import closed_loop
 from mien_server.load.report import machine, table
+from mien_server.load.shapes import steady
 from mien_server.pipeline.types import ModelIdentity
 from mien_server.scheduling.scheduler import Scheduler
 from tools.local_server import local_server
 
 CALLERS = (1, 4, 16)
+WARM_UP = 1.0
+IDENTIFY = "/mien.v1.GalleryService/Identify"
 FACES_A_CALL = 16
 AT_ONCE = 2000
 MODEL = mien.ModelIdentity("sface", 1, "0123456789abcdef")
@@ -76,36 +82,31 @@ def bare_product(vectors: NDArray[np.float32], calls: int) -> float:
     return statistics.median(took)
 
 
-def identify(
-    address: str, vectors: NDArray[np.float32], callers: int, calls: int
-) -> tuple[float, float]:
-    """The median milliseconds of a call, and calls a second of all callers together."""
-    barrier = threading.Barrier(callers + 1)
-
-    def call(number: int) -> list[float]:
-        faces = [
-            mien.Embedding(vectors[(number * calls + i) * 37 % len(vectors)], 1.0, MODEL)
-            for i in range(calls)
-        ]
-        took = []
-        with mien.Client(address, timeout=60) as client:
-            gallery = client.gallery("bench")
-            gallery.identify(faces[0])
-            barrier.wait()
-            for face in faces:
-                began = time.perf_counter()
-                found = gallery.identify(face)
-                took.append((time.perf_counter() - began) * 1e3)
-                assert found.best is not None
-        return took
-
-    with ThreadPoolExecutor(callers) as pool:
-        running = [pool.submit(call, number) for number in range(callers)]
-        barrier.wait()
-        began = time.perf_counter()
-        took = [each for future in running for each in future.result()]
-        rate = len(took) / (time.perf_counter() - began)
-    return statistics.median(took), rate
+async def identify(
+    address: str, vectors: NDArray[np.float32], seconds: float
+) -> list[tuple[int, float, float]]:
+    """For each number of callers: it, the median milliseconds of a call, calls a second of all callers."""
+    asked = vectors[:: max(1, len(vectors) // 100)]
+    requests = [
+        gallery_pb2.IdentifyRequest(
+            collections=["bench"],
+            subject=subject_message(mien.Embedding(vector, 1.0, MODEL), False, "subject", 1),
+        ).SerializeToString()
+        for vector in asked
+    ]
+    connection = GrpcConnection(address, 60)
+    answer, _ = await connection.send(IDENTIFY, requests[0])
+    assert gallery_pb2.IdentifyResponse.FromString(answer).faces[0].persons
+    found = []
+    for callers in CALLERS:
+        shape = steady(callers, WARM_UP + seconds)
+        load = await closed_loop(calls_of(connection, IDENTIFY, requests), shape, warm_up=WARM_UP)
+        if load.tally.failures:
+            raise SystemExit(f"calls failed: {dict(load.tally.failures)}")
+        latencies = load.tally.latencies
+        found.append((callers, 1e3 * statistics.median(latencies), len(latencies) / load.seconds))
+    await connection.close()
+    return found
 
 
 def enrol(address: str, dimensions: int, callers: int, calls: int) -> float:
@@ -132,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", type=int, default=100_000)
     parser.add_argument("--dimensions", type=int, default=512)
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=5, help="for each number of callers [5]")
     options = parser.parse_args()
     print(machine())
     vectors = unit_vectors(options.faces, options.dimensions, 1)
@@ -146,11 +147,11 @@ def main() -> None:
         environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
         flags = ["--gallery-dir", str(folder / "galleries"), "--gallery-max-bytes", str(1 << 36)]
         with local_server(folder / "log", flags=flags, environment=environment) as server:
-            rows = []
-            for callers in CALLERS:
-                median, rate = identify(server.address, vectors, callers, options.calls // callers)
-                times = f"{rate * bare / 1e3:.2f}"
-                rows.append([str(callers), f"{median:.2f}", f"{rate:.0f}", times])
+            searches = asyncio.run(identify(server.address, vectors, options.seconds))
+            rows = [
+                [str(callers), f"{median:.2f}", f"{rate:.0f}", f"{rate * bare / 1e3:.2f}"]
+                for callers, median, rate in searches
+            ]
             head = ["callers", "p50 ms", "searches/s", "of the bare product's rate"]
             print(table(head, rows))
             rows = [

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -103,6 +104,11 @@ def test_call_is_seen_at_the_collector_and_nothing_of_the_photo(
             ),
             timeout=60,
         )
+        scrape = urllib.request.Request(  # noqa: S310 - its own address
+            server.metrics_url, headers={"Accept": "application/openmetrics-text"}
+        )
+        with urllib.request.urlopen(scrape, timeout=10) as metrics:  # noqa: S310
+            assert f'# {{trace_id="{TRACE}"}}' in metrics.read().decode()
         # docs/privacy.md: nothing is written but the log.
         assert open_for_writing(server.process.pid) == {server.log}
         assert list(home.iterdir()) == []

@@ -264,5 +264,5 @@ def test_thread_that_the_system_has_lost_is_found_and_begins_anew() -> None:
 def test_metric_names_every_thread(served: Served) -> None:
     registry = CollectorRegistry()
     registry.register(ThreadMetrics(served.threads))
-    told = Exposition(exposition(registry).decode())
+    told = Exposition(exposition(registry)[0].decode())
     assert told.of("mien_thread_deaths_total") == {("mien-cpu-0",): 0, ("mien-deadlines",): 0}

@@ -199,6 +199,7 @@ def _told(error: Exception) -> Exception:
         and error.sqlite_errorcode == sqlite3.SQLITE_FULL
     ):
         return GalleryFull(
-            "The disk of the galleries is full: nothing was changed. Give it more room: to delete takes some, too."
+            "The disk of the galleries is full: nothing was changed. Give it more room; to delete takes"
+            " some, too."
         )
     return error

@@ -58,10 +58,17 @@ class CallMetrics:
         """
         self._started.labels(kind, *_split(path)).inc()
 
-    def handled(self, kind: str, path: str, code: str, seconds: float) -> None:
-        """Counts a call that ended, with the name of its status code, and how long it took."""
+    def handled(
+        self, kind: str, path: str, code: str, seconds: float, *, trace_id: str = ""
+    ) -> None:
+        """Counts a call that ended, with the name of its status code, and how long it took.
+
+        Args:
+            trace_id: of the call's trace, which becomes the example of its bucket; "": there is none.
+        """
         self._handled.labels(kind, *_split(path), code).inc()
-        self._seconds.labels(kind, *_split(path)).observe(seconds)
+        example = {"trace_id": trace_id} if trace_id else None
+        self._seconds.labels(kind, *_split(path)).observe(seconds, example)
 
     def failed(self, path: str, reason: str) -> None:
         """Counts a call, or a request of a stream, that is answered with an error."""

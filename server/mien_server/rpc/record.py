@@ -119,9 +119,12 @@ class CallRecord:
 
     def _end(self, code: grpc.StatusCode, reason: str = "") -> None:
         self._ended = True
+        trace_id = ""
         if self.trace is not None:
             self.trace.end(code.name, reason)
-        self._metrics.handled(self._kind, self._method, code.name, self._seconds())
+            trace_id = self.trace.trace_id
+        seconds = self._seconds()
+        self._metrics.handled(self._kind, self._method, code.name, seconds, trace_id=trace_id)
 
     def _facts(self, code: str) -> dict[str, object]:
         facts: dict[str, object] = {

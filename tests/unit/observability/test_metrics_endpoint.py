@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import resource
 import socket
 import time
@@ -14,8 +15,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from mien_server.observability import metrics_endpoint
+from mien_server.observability.call_metrics import UNARY, CallMetrics
 from mien_server.observability.metrics_endpoint import (
     MAX_CONNECTIONS,
     MetricsEndpoint,
@@ -44,7 +47,7 @@ def endpoint(registry: CollectorRegistry) -> Iterator[MetricsEndpoint]:
     endpoint.close()
 
 
-def get(url: str) -> http.client.HTTPResponse:
+def get(url: str | urllib.request.Request) -> http.client.HTTPResponse:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     response: http.client.HTTPResponse = opener.open(url, timeout=10)
     return response
@@ -55,13 +58,46 @@ def port_of(endpoint: MetricsEndpoint) -> int:
 
 
 def test_triton_s_counters_keep_their_names_and_are_counters(registry: CollectorRegistry) -> None:
-    lines = exposition(registry).decode().splitlines()
+    lines = exposition(registry)[0].decode().splitlines()
     assert "# HELP nv_inference_count Rows." in lines
     assert "# TYPE nv_inference_count counter" in lines
     assert 'nv_inference_count{model="m"} 2.0' in lines
     assert "nv_plain 1.0" in lines
     assert "# TYPE apples_total counter" in lines
     assert 'apples_total{kind="nv_red_total"} 3.0' in lines
+
+
+def test_openmetrics_has_the_same_names_and_traces_as_examples(
+    registry: CollectorRegistry, endpoint: MetricsEndpoint
+) -> None:
+    calls = CallMetrics(registry)
+    calls.handled(UNARY, "/mien.v1.FaceService/Embed", "OK", 0.04, trace_id="0af7651916cd43dd")
+    calls.handled(UNARY, "/mien.v1.FaceService/Embed", "OK", 0.4)
+    # As Prometheus asks.
+    accept = (
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+    )
+    asked = urllib.request.Request(endpoint.url, headers={"Accept": accept})  # noqa: S310
+    with get(asked) as response:
+        assert response.headers["Content-Type"].startswith(
+            "application/openmetrics-text; version=1.0.0"
+        )
+        text = response.read().decode()
+    read = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    families = {family.name: family for family in read}
+    assert families["nv_inference_count"].type == "unknown"
+    buckets = families["grpc_server_handling_seconds"].samples
+    examples = {s.labels["le"]: s.exemplar.labels for s in buckets if s.exemplar}
+    assert examples == {"0.05": {"trace_id": "0af7651916cd43dd"}}
+    with get(endpoint.url) as response:
+        plain = response.read().decode()
+    assert "trace_id" not in plain
+
+    def names(text: str) -> set[str]:
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return {re.split("[ {]", line)[0] for line in lines}
+
+    assert names(plain) == names(text)
 
 
 def test_get_answers_with_all_metrics(endpoint: MetricsEndpoint) -> None:

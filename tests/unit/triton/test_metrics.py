@@ -37,7 +37,7 @@ def scraped(running: Running) -> Running:
 
 
 def scrape(running: Running) -> Exposition:
-    return Exposition(exposition(running.registry).decode())
+    return Exposition(exposition(running.registry)[0].decode())
 
 
 async def test_triton_s_metrics_are_triton_s_statistics(scraped: Running) -> None:
