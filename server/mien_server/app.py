@@ -35,7 +35,6 @@ from mien_server.threads import Threads
 
 if TYPE_CHECKING:
     from mien_server.engine import Engine
-    from mien_server.pipeline.room import PictureRoom
     from mien_server.repository.catalogue import Catalogue
     from mien_server.repository.loader import Loader
 
@@ -47,7 +46,7 @@ ALL_MODELS = "*"
 READINESS_SECONDS = 1.0
 """How long the health service may lag behind the models."""
 
-IDLE_SECONDS, LARGE_BYTES = 2.0, 64 * 1024 * 1024
+IDLE_SECONDS = 2.0
 """A server that no call has come to for so long, and whose photos took so much memory, gives it back. The
 next call has to ask the system for some, so that what is small is kept."""
 
@@ -347,7 +346,7 @@ async def _keep_up_until_stopped(
     watching = watch_readiness(server, engine.catalogue, threads, settings, started)
     tasks = [
         asyncio.create_task(watching),
-        asyncio.create_task(give_back_memory(intake, engine.pool.room)),
+        asyncio.create_task(give_back_memory(intake)),
     ]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
@@ -405,15 +404,17 @@ def _log_readiness(
     logger.info("ready", extra=facts | {"seconds": seconds})
 
 
-async def give_back_memory(intake: Intake, room: "PictureRoom") -> None:
-    """Returns freed memory to the system once no call comes after large photos, until it is cancelled."""
-    most = 0
+async def give_back_memory(intake: Intake) -> None:
+    """Returns freed memory to the system whenever calls pause, until it is cancelled.
+
+    What calls leave behind differs by their photos; a call after a pause takes no longer for it.
+    """
+    seen = intake.last_event
     while True:
         await asyncio.sleep(IDLE_SECONDS)
-        most = max(most, room.most_pixels())
-        if most > LARGE_BYTES and intake.idle(IDLE_SECONDS):
+        if intake.last_event != seen and intake.idle(IDLE_SECONDS):
+            seen = intake.last_event
             await asyncio.to_thread(memory.release)
-            most = 0
 
 
 async def _poll(loader: "Loader", seconds: float) -> None:

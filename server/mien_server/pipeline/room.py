@@ -31,7 +31,6 @@ class PictureRoom:
         self._budget = Budget(max_count=max_count, max_bytes=max_bytes)
         self._lock = Lock()
         self._pixels = 0
-        self._most = 0
         # Filled by finalizers, which may run in the midst of anything, also of a block that holds the lock.
         self._freed: deque[int] = deque()
         self._scratch = 0
@@ -49,12 +48,6 @@ class PictureRoom:
         with self._lock:
             self._settle()
             return self._budget.nbytes
-
-    def most_pixels(self) -> int:
-        """The most bytes that pixels and decoders' scratch had at once since this was last asked."""
-        with self._lock:
-            most, self._most = self._most, 0
-            return most
 
     def enter(self, nbytes: int) -> str:
         """Counts in a file that is to be decoded; `leave` must follow.
@@ -108,7 +101,6 @@ class PictureRoom:
                 )
             budget.nbytes += nbytes
             self._pixels += nbytes
-            self._most = max(self._most, self._pixels + self._scratch)
 
     def give_back(self, nbytes: int) -> None:
         """Counts out pixels that are free."""

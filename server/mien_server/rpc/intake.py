@@ -21,6 +21,7 @@ class Intake:
     Attributes:
         budget: counts the calls in progress, with the bytes of their requests.
         arriving: calls whose request is still on its way; nobody knows how large it is.
+        last_event: when a call last came or went, by the monotonic clock; -inf: none has.
 
     Args:
         max_calls: how many calls may be in progress at the same time, at least 1.
@@ -34,7 +35,7 @@ class Intake:
         self._max_arriving = max_arriving or max_calls
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
-        self._last_event = -math.inf
+        self.last_event = -math.inf
 
     def open(self) -> None:
         """Begins to admit calls: until now the models were loading."""
@@ -65,7 +66,7 @@ class Intake:
             Unavailable: the models are still loading. Draining: the server is stopping.
             QueueFull: it already holds as much as it may.
         """
-        self._last_event = time.monotonic()
+        self.last_event = time.monotonic()
         if self._state == "loading":
             raise Unavailable("The server is still loading its models; try again in a few seconds.")
         if self._state == "draining":
@@ -80,7 +81,7 @@ class Intake:
 
     def leave(self, nbytes: int) -> None:
         """Ends a call that `enter` admitted."""
-        self._last_event = time.monotonic()
+        self.last_event = time.monotonic()
         self.budget.leave(nbytes)
         if self._state == "draining" and not self.budget.count:
             self._idle.set()
@@ -98,10 +99,10 @@ class Intake:
 
     def idle(self, seconds: float) -> bool:
         """Whether no call is in progress, and none has come or gone for so long."""
-        return not self.budget.count and time.monotonic() - self._last_event >= seconds
+        return not self.budget.count and time.monotonic() - self.last_event >= seconds
 
     async def quiet(self, *, still: float, at_most: float) -> None:
         """Waits until no call has come or gone for `still` seconds, `at_most` seconds altogether."""
         end = time.monotonic() + at_most
-        while (rest := min(self._last_event + still, end) - time.monotonic()) > 0:  # noqa: ASYNC110
+        while (rest := min(self.last_event + still, end) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(rest)

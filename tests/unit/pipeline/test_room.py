@@ -6,20 +6,15 @@ import io
 import threading
 import time
 from collections.abc import Iterator
-from typing import cast
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from mien_server import app
-from mien_server.backends import memory
 from mien_server.errors import InvalidRequest
 from mien_server.pipeline.decode import decode
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.types import EncodedImage, Limits
-from mien_server.rpc.intake import Intake
 from mien_server.scheduling.errors import QueueFull
 from tests.unit.pipeline.scripted import World
 
@@ -130,8 +125,6 @@ def test_decoders_wait_until_what_they_need_beside_the_result_fits() -> None:
     for thread in threads:
         thread.join(30)
     assert began == ["large", "next", "behind it"]
-    assert room.most_pixels() >= 151
-    assert room.most_pixels() == 0
 
 
 @pytest.fixture
@@ -163,35 +156,3 @@ async def test_photo_that_waits_for_the_detector_keeps_others_out_and_leaves_wit
         gc.collect()
     assert world.pool.room.nbytes == 0
     assert (await world.detect(picture("PNG"))).faces == []
-
-
-async def test_memory_goes_back_once_the_server_is_idle_after_large_photos(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    released: list[int] = []
-    monkeypatch.setattr(app, "IDLE_SECONDS", 0.01)
-    monkeypatch.setattr(app, "LARGE_BYTES", PIXELS)
-    monkeypatch.setattr(memory, "release", lambda: released.append(1))
-    room = PictureRoom(max_count=8)
-    intake = Intake(max_calls=8, max_bytes=1000)
-    intake.open()
-    task = asyncio.create_task(app.give_back_memory(intake, room))
-
-    async def after_a_while() -> int:
-        await asyncio.sleep(0.1)
-        return len(released)
-
-    def take(nbytes: int) -> None:
-        with room.hold() as hold:
-            hold.take(nbytes, scratch=0)
-            hold.keep(cast(np.ndarray, np.empty(1, np.uint8)))
-
-    take(PIXELS)
-    assert await after_a_while() == 0  # not large enough
-    intake.enter(1)
-    take(PIXELS + 1)
-    assert await after_a_while() == 0  # not idle
-    intake.leave(1)
-    assert await after_a_while() == 1
-    assert await after_a_while() == 1  # once
-    task.cancel()
