@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mien_server.errors import OperatorError
+from mien_server.models.families import find_family
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
@@ -287,6 +288,11 @@ def _configured(
     if config.is_file():
         yield
         return
+    if kind.normalisation is None or not find_family(kind.architecture).role.template:
+        raise ImportRefused(
+            f"what the network of architecture {kind.architecture!r} takes and gives is not known: write"
+            f" {config} first (docs/models.md), and import it again"
+        )
     partial = model / f".{CONFIG}.partial"
     text = config_text(model.name, kind, license_=license_, source=source)
     partial.write_text(text, encoding="utf-8")
@@ -318,7 +324,7 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str
             f"these weights give {kind.dimensions} dimensions, but {path} says output dims"
             f" {list(config.outputs[0].dims)}: change it, or import them under another name"
         )
-    if config.normalisation == kind.normalisation:
+    if kind.normalisation in (None, config.normalisation):
         return []
     wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
     return [

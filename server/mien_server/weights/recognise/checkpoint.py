@@ -7,6 +7,7 @@ import onnx
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
 from mien_server.weights.recognise.graph_kinds import GRAPHS, unknown_graph, with_shapes
+from mien_server.weights.recognise.own_networks import own
 from mien_server.weights.recognise.recognised import Recognised
 from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
 
@@ -37,4 +38,6 @@ def _look(contents: Contents, path: Path, source: str) -> list[Recognised]:
         raise WeightsError(unknown_graph(graph))
     if found := [each for look in STATE_DICTS if (each := look(contents, source))]:
         return found
+    if named := own(contents):
+        return [named]
     raise WeightsError(unknown_state_dict(contents))

@@ -25,7 +25,8 @@ class Recognised:
         architecture: as `config.pbtxt` names it.
         weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
         tensors, parameters: how many tensors there are, and learnt numbers in them.
-        normalisation: the input that its publisher trained it with.
+        normalisation: the input that its publisher trained it with, or None where nobody is known to have
+            said so.
         license: what is known of who may use such weights for what.
         dimensions: those of its embeddings, or 0 where it gives none.
         batch: rows that the graph always takes at once, or 0 for any number.
@@ -39,7 +40,7 @@ class Recognised:
     weights: StateDict | Path
     tensors: int
     parameters: int
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     license: str
     dimensions: int = 0
     batch: int = 0
@@ -63,7 +64,7 @@ def for_pytorch(
     notes: list[str],
     *,
     title: str,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     license_: str,
     dimensions: int = 0,
 ) -> Recognised:

@@ -29,9 +29,11 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
 
     Args:
         name: the model's folder.
+        recognised: of a known normalisation.
         license_: who may use the weights for what, for people.
         source: where they come from, for people.
     """
+    assert recognised.normalisation is not None  # noqa: S101 - as said above
     parameters = {
         "architecture": recognised.architecture,
         "precision": "auto",
