@@ -119,6 +119,10 @@ def quantise(
     progress.say(
         f"{target.name} version {into.name} is int8: its lowest cosine to fp32 is {cosine:.4f}"
     )
+    progress.say(
+        f"note: no threshold was measured with it: `mien-server evaluate verification --calibrate --embedder"
+        f" {target.name}:{into.name}` does that"
+    )
     return Quantised(target.name, int(into.name), into, cosine)
 
 
@@ -238,12 +242,15 @@ def _target(repository: Path, config: ModelConfig) -> tuple[Path, str]:
 
 
 def _configure(target: Path, original: Path) -> None:
-    """Writes the config.pbtxt of an int8 model: that of its original, but for what runs it."""
+    """Writes the config.pbtxt of an int8 model: that of its original, but for what runs it.
+
+    Thresholds were measured with other weights, and are left out.
+    """
     message = ConfigText.read(original).message
     message.name, message.backend = target.name, "onnxruntime"
     message.ClearField("default_model_filename")
     message.ClearField("version_policy")
-    for key in TRAFFIC_PARAMETERS & message.parameters.keys():
+    for key in (TRAFFIC_PARAMETERS | EMBEDDER.parameters) & message.parameters.keys():
         del message.parameters[key]
     message.parameters["precision"].string_value = "int8"
     partial = target / f".{CONFIG}.partial"
