@@ -30,7 +30,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 def add_to(commands: Commands) -> None:
     """Adds `models` and its commands."""
     models = add_group(commands, "models", "the model repository")
-    for add in (_add_install, _add_import, _add_pull, _add_quantize):
+    for add in (_add_install, _add_import, _add_pull, _add_quantize, _add_seal):
         add_settings(add(models), "model_repository")
     add_settings(_add_check(models), "model_repository", "cpu_cores")
 
@@ -113,6 +113,26 @@ def _add_quantize(models: Commands) -> argparse.ArgumentParser:
         help="aligned faces of 112x112 pixels, some hundred of different people",
     )
     _add_version(parser, "to quantise [the highest]")
+    return parser
+
+
+def _add_seal(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "seal",
+        _seal,
+        help="make a version of a folder that you filled by hand",
+        description="Run the weights in a version folder once, and write their golden file and the manifest,"
+        " without which the folder does not count.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the model, which has a config.pbtxt")
+    parser.add_argument(
+        "--version", type=int, metavar="N", required=True, help="the folder's number"
+    )
+    parser.add_argument(
+        "--license", metavar="TEXT", help="who may use the weights for what [config.pbtxt's]"
+    )
+    parser.add_argument("--source", metavar="TEXT", help="where they come from [config.pbtxt's]")
     return parser
 
 
@@ -204,6 +224,14 @@ def _quantize(model: str, calibration: Path, version: int | None, **flags: objec
     from mien_server.weights.quantise import quantise
 
     quantise(repository, model, calibration, version=version)
+    return 0
+
+
+def _seal(name: str, version: int, license: str | None, source: str | None, **flags: object) -> int:
+    repository = first_repository(flags)
+    from mien_server.weights.seal import seal
+
+    seal(repository, name, version, license_=license, source=source)
     return 0
 
 

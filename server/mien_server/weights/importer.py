@@ -95,7 +95,7 @@ def import_weights(
     try:
         _check_names(repository, model, version)
         with files_of(path) as files:
-            found = _read(path, files, source or "", progress)
+            found = _read(path, files, source or "", _wanted_graph(repository, model), progress)
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
                 _import(
@@ -127,15 +127,25 @@ def _check_names(repository: Path, model: str | None, version: int | None) -> No
         raise ImportRefused(f"version {version} must be a whole number from 1 on")
 
 
+def _wanted_graph(repository: Path, model: str | None) -> str:
+    """The architecture that a model on graphs asks for, or ""."""
+    if model is None or not (repository / model / CONFIG).is_file():
+        return ""
+    config = read_config(repository / model / CONFIG)
+    if isinstance(config, ModelConfig) and config.default_model_filename.endswith(".onnx"):
+        return config.architecture
+    return ""
+
+
 def _read(
-    path: Path, files: list[Path] | None, source: str, progress: Progress
+    path: Path, files: list[Path] | None, source: str, wanted: str, progress: Progress
 ) -> list[_Checkpoint]:
     if files is None:
-        return [_Checkpoint(path, recognise(path, source))]
+        return [_Checkpoint(path, recognise(path, source, wanted))]
     found = []
     for file in files:
         try:
-            found.append(_Checkpoint(file, recognise(file, source)))
+            found.append(_Checkpoint(file, recognise(file, source, wanted)))
         except WeightsError as error:
             progress.say(f"skipped: {error}")
     if not found:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mien_server.errors import OperatorError
 from mien_server.models import families as known
 from mien_server.models.families import families
 from mien_server.models.interface import NoNetwork
@@ -17,6 +18,7 @@ from mien_server.weights.importer import ImportRefused
 from mien_server.weights.install import install
 from mien_server.weights.recognise.checkpoint import recognise
 from tests.unit.weights.conftest import Import, config_of
+from tests.unit.weights.onnx_files import one_layer
 
 
 def has_network(architecture: str) -> bool:
@@ -138,6 +140,30 @@ def test_network_of_a_package_goes_where_a_config_asks_for_it(
     (done,), said = bring("mine", stranger)
     assert (done.version, "note" in said) == (1, False)
     assert (done.folder / "golden.safetensors").is_file()
+
+
+def test_graph_of_a_package_goes_where_a_config_asks_for_it(
+    stranger: Path, repository: Path, bring: Import, tmp_path: Path
+) -> None:
+    graph = one_layer(tmp_path / "stranger.onnx", ["n", 3, 112, 112], 16)
+    with pytest.raises(WeightsError, match="neither an embedder"):
+        bring("mine", graph)
+    config = (repository / "sface" / "config.pbtxt").read_text()
+    (repository / "mine").mkdir()
+    for old, new in (
+        ('name: "sface"', ""),
+        ('"pytorch"', '"onnxruntime"'),
+        ('"sface"', '"stranger"'),
+        ("[ 128 ]", "[ 16 ]"),
+    ):
+        config = config.replace(old, new)
+    (repository / "mine" / "config.pbtxt").write_text(config)
+    (done,), _ = bring("mine", graph)
+    assert done.recognised.kind == "architecture 'stranger' on backend 'onnxruntime'"
+    assert (done.folder / "golden.safetensors").is_file()
+    twice = one_layer(tmp_path / "wide.onnx", ["n", 3, 112, 112], 17)
+    with pytest.raises(OperatorError, match="17"):
+        bring("mine", twice)
 
 
 def test_network_of_a_package_with_other_tensors_beside_it_is_not_taken_for_it(

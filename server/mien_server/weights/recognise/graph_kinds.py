@@ -91,6 +91,24 @@ def scrfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:
     )
 
 
+def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised | None:
+    """A graph on images that somebody says is of this family, or None where those here would know it."""
+    inputs, _ = _signature(graph)
+    if len(inputs) != 1 or architecture in ("embedder", "scrfd"):
+        return None
+    (shape,) = inputs.values()
+    if len(shape) != 4 or shape[1] != 3:
+        return None
+    return _onnx(
+        architecture,
+        graph,
+        path,
+        title=f"a graph for architecture {architecture!r}",
+        normalisation=None,
+        batch=max(shape[0], 0),
+    )
+
+
 GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
     iresnet_graph,
     embedder,
@@ -118,7 +136,7 @@ def _onnx(
     path: Path,
     *,
     title: str,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     batch: int,
     side: int = 0,
     dimensions: int = 0,
