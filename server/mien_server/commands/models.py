@@ -21,6 +21,7 @@ from mien_server.settings import load_settings
 from mien_server.start_checks import check_folders
 
 if TYPE_CHECKING:
+    from mien_server.repository.listing import Listed
     from mien_server.weights.importer import Imported
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -30,9 +31,22 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 def add_to(commands: Commands) -> None:
     """Adds `models` and its commands."""
     models = add_group(commands, "models", "the model repository")
-    for add in (_add_install, _add_import, _add_pull, _add_quantize, _add_seal):
+    for add in (_add_ls, _add_install, _add_import, _add_pull, _add_quantize, _add_seal):
         add_settings(add(models), "model_repository")
     add_settings(_add_check(models), "model_repository", "cpu_cores")
+
+
+def _add_ls(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "ls",
+        _ls,
+        help="what the model repositories hold, without a server",
+        description="List the models and versions of the model repositories from their folders alone, and"
+        " check every file against its manifest. `mien models ls` asks a server.",
+    )
+    add_json(parser)
+    return parser
 
 
 def _add_install(models: Commands) -> argparse.ArgumentParser:
@@ -168,6 +182,40 @@ def _add_new_version(parser: argparse.ArgumentParser) -> None:
 
 def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
     parser.add_argument("--version", type=int, metavar="N", help=help_)
+
+
+def _ls(as_json: bool, **flags: object) -> int:
+    repositories = load_settings(flags).model_repository
+    check_folders(repositories)
+    from mien_server.repository.listing import list_repository
+
+    found = list_repository(repositories)
+    say(json_text({"models": [each.as_dict() for each in found]}) if as_json else _listing(found))
+    return 0
+
+
+def _listing(found: "Sequence[Listed]") -> str:
+    """Models and versions as a table."""
+    rows = [
+        ["model", "version", "state", "architecture", "fingerprint", "MB", "threshold", "licence"]
+    ]
+    for each in found:
+        sure = each.state in ("whole", "not asked for")
+        judged = "-" if each.match_threshold is None else f"{each.match_threshold:g}"
+        size, licence = f"{each.bytes / 1e6:.1f}", each.license
+        rows.append(
+            [
+                *(each.model, str(each.version or "-"), each.state, each.architecture or "-"),
+                *((each.fingerprint, size, judged, licence) if sure else ("-", "-", "-", "-")),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{each.model} {each.version or ''}: {each.reason}" for each in found if each.reason]
+    return "\n".join(lines)
 
 
 def _install(names: Sequence[str], **flags: object) -> int:

@@ -67,8 +67,8 @@ def import_weights(
 ) -> list[Imported]:
     """Recognises a checkpoint, checks all of it, and writes it as a new version.
 
-    A version that is there is never touched. Of a folder or a zip archive, everything that is recognised
-    and fits is imported.
+    A version that is there is never touched. The repository is made if it does not exist. Of a folder or a
+    zip archive, everything that is recognised and fits is imported.
 
     Args:
         model: its folder in the repository. One that does not exist is made, with a config.pbtxt for the
@@ -115,7 +115,7 @@ def import_weights(
 
 
 def _check_names(repository: Path, model: str | None, version: int | None) -> None:
-    if not repository.is_dir():
+    if repository.exists() and not repository.is_dir():
         raise ImportRefused(f"model repository {repository} is not a folder")
     if model is not None and not _NAME.fullmatch(model):
         raise ImportRefused(
@@ -275,17 +275,19 @@ def _import(
 
 @contextlib.contextmanager
 def _folder(model: Path) -> Iterator[None]:
-    """Makes a model's folder if it is not there; takes it back if then nothing comes of it."""
+    """Makes a model's folder, and its repository, if need be; takes it back if nothing comes of it."""
     if model.is_dir():
         yield
         return
-    model.mkdir(exist_ok=True)
+    made = [model, *(folder for folder in model.parents if not folder.exists())]
+    model.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         (model / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another import has put something there
-            model.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
 
 
