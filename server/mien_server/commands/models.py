@@ -1,6 +1,7 @@
 """`mien-server models`: weights into the model repository, and checks of what is there."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from mien_server.settings import load_settings
 from mien_server.start_checks import check_folders
 
 if TYPE_CHECKING:
-    from mien_server.repository.listing import Listed
     from mien_server.weights.importer import Imported
+    from mien_server.weights.recognise.recognised import GivenInput
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 """The same as those of `backends.precision`, which takes seconds to import."""
@@ -178,6 +179,46 @@ def _add_new_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", metavar="TEXT", help="who may use the weights for what, for the manifest"
     )
+    _add_input(parser)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    """Adds what may be said of a network's input, where its publisher is not known or wrong."""
+    group = parser.add_argument_group(
+        "the network's input", "(x - mean) * scale, x in 0..255 [as the network's publisher has it]"
+    )
+    group.add_argument("--channel-order", choices=("RGB", "BGR"), help="in which it sees channels")
+    for name, example in (("mean", "127.5"), ("scale", "1/127.5")):
+        group.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="X|X,X,X",
+            help=f"{example}, or three numbers in the channels' order",
+        )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """One number or three, each perhaps a fraction, with commas between them."""
+    try:
+        parts = [part.partition("/") for part in text.split(",")]
+        numbers = tuple(float(above) / float(below or 1) for above, _, below in parts)
+    except (ValueError, ZeroDivisionError):
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be one number or three: 1/58.4,1/57.1,1/57.4"
+        )
+    return numbers
+
+
+def _given_input(
+    channel_order: Any, mean: tuple[float, ...] | None, scale: tuple[float, ...] | None
+) -> "GivenInput | None":
+    from mien_server.weights.recognise.recognised import GivenInput
+
+    if (channel_order, mean, scale) == (None, None, None):
+        return None
+    return GivenInput(channel_order=channel_order, mean=mean, scale=scale)
 
 
 def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
@@ -187,35 +228,15 @@ def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
 def _ls(as_json: bool, **flags: object) -> int:
     repositories = load_settings(flags).model_repository
     check_folders(repositories)
-    from mien_server.repository.listing import list_repository
+    from mien_server.repository.listing import list_repository, listing_text
 
     found = list_repository(repositories)
-    say(json_text({"models": [each.as_dict() for each in found]}) if as_json else _listing(found))
+    say(
+        json_text({"models": [each.as_dict() for each in found]})
+        if as_json
+        else listing_text(found)
+    )
     return 0
-
-
-def _listing(found: "Sequence[Listed]") -> str:
-    """Models and versions as a table."""
-    rows = [
-        ["model", "version", "state", "architecture", "fingerprint", "MB", "threshold", "licence"]
-    ]
-    for each in found:
-        sure = each.state in ("whole", "not asked for")
-        judged = "-" if each.match_threshold is None else f"{each.match_threshold:g}"
-        size, licence = f"{each.bytes / 1e6:.1f}", each.license
-        rows.append(
-            [
-                *(each.model, str(each.version or "-"), each.state, each.architecture or "-"),
-                *((each.fingerprint, size, judged, licence) if sure else ("-", "-", "-", "-")),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines += [f"{each.model} {each.version or ''}: {each.reason}" for each in found if each.reason]
-    return "\n".join(lines)
 
 
 def _install(names: Sequence[str], **flags: object) -> int:
@@ -232,12 +253,23 @@ def _import(
     source: str | None,
     version: int | None,
     license: str | None,
+    channel_order: Any,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
     from mien_server.weights.importer import import_weights
 
-    done = import_weights(repository, model, path, version=version, license_=license, source=source)
+    done = import_weights(
+        repository,
+        model,
+        path,
+        version=version,
+        license_=license,
+        source=source,
+        given=_given_input(channel_order, mean, scale),
+    )
     _say_next(repository, done)
     return 0
 
@@ -249,6 +281,9 @@ def _pull(
     accept_license: bool,
     version: int | None,
     license: str | None,
+    channel_order: Any,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
@@ -262,6 +297,7 @@ def _pull(
         sha256=sha256,
         version=version,
         license_=license,
+        given=_given_input(channel_order, mean, scale),
     )
     _say_next(repository, done)
     return 0

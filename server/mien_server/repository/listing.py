@@ -59,6 +59,30 @@ def list_repository(repositories: Sequence[Path]) -> list[Listed]:
     return sorted(found, key=lambda each: (each.model, each.version))
 
 
+def listing_text(found: Sequence[Listed]) -> str:
+    """Models and versions as a table."""
+    rows = [
+        ["model", "version", "state", "architecture", "fingerprint", "MB", "threshold", "licence"]
+    ]
+    for each in found:
+        sure = each.state in ("whole", "not asked for")
+        judged = "-" if each.match_threshold is None else f"{each.match_threshold:g}"
+        size, licence = f"{each.bytes / 1e6:.1f}", each.license
+        rows.append(
+            [
+                *(each.model, str(each.version or "-"), each.state, each.architecture or "-"),
+                *((each.fingerprint, size, judged, licence) if sure else ("-", "-", "-", "-")),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{each.model} {each.version or ''}: {each.reason}" for each in found if each.reason]
+    return "\n".join(lines)
+
+
 def _versions(name: str, folder: ModelFolder) -> Iterator[Listed]:
     if folder.problem:
         yield Listed(model=name, state="unusable", reason=folder.problem)

@@ -4,7 +4,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
 from mien_server.weights.recognise.checkpoint import recognise
 from mien_server.weights.recognise.packs import files_of
-from mien_server.weights.recognise.recognised import Recognised
+from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.templates import config_text, input_parameters
 from mien_server.weights.write.version_folder import LOCK, turn, write_tensors, write_version
@@ -64,6 +64,7 @@ def import_weights(
     version: int | None = None,
     license_: str | None = None,
     source: str | None = None,
+    given: GivenInput | None = None,
 ) -> list[Imported]:
     """Recognises a checkpoint, checks all of it, and writes it as a new version.
 
@@ -80,6 +81,7 @@ def import_weights(
             weights.
         source: where they come from. It goes into the manifest and decides what their content does not tell.
             None means the file's name.
+        given: what the network's input is, where the person knows it.
 
     Returns:
         The imported versions, at least one.
@@ -102,8 +104,11 @@ def import_weights(
                     repository,
                     name,
                     checkpoint,
-                    kind,
+                    kind
+                    if given is None
+                    else replace(kind, normalisation=given.over(kind.normalisation)),
                     progress,
+                    said=given is not None,
                     version=version,
                     license_=license_ or kind.license,
                     source=source or path.name,
@@ -237,6 +242,7 @@ def _import(
     kind: Recognised,
     progress: Progress,
     *,
+    said: bool,
     version: int | None,
     license_: str,
     source: str,
@@ -252,7 +258,7 @@ def _import(
         config = read_config(into / CONFIG)
         if not isinstance(config, ModelConfig) or not _fitting(config, [kind]):
             raise ImportRefused(_mismatch(into / CONFIG, config, [checkpoint]))
-        for note in (*kind.notes, *_check_config(into / CONFIG, config, kind)):
+        for note in (*kind.notes, *_check_config(into / CONFIG, config, kind, said=said)):
             progress.say(f"note: {note}")
         progress.say(f"licence: {license_}")
         number = _free_version(into, version)
@@ -300,10 +306,15 @@ def _configured(
     if config.is_file():
         yield
         return
-    if kind.normalisation is None or not find_family(kind.architecture).role.template:
+    if not find_family(kind.architecture).role.template:
         raise ImportRefused(
-            f"what the network of architecture {kind.architecture!r} takes and gives is not known: write"
-            f" {config} first (docs/models.md), and import it again"
+            f"what a model of architecture {kind.architecture!r} takes and gives is not known: write {config}"
+            " first (docs/models.md), and import it again"
+        )
+    if kind.normalisation is None:
+        raise ImportRefused(
+            f"how pixels become the input of architecture {kind.architecture!r} is not known: say so by"
+            " --channel-order, --mean and --scale"
         )
     partial = model / f".{CONFIG}.partial"
     text = config_text(model.name, kind, license_=license_, source=source)
@@ -329,8 +340,12 @@ def _free_version(folder: Path, version: int | None) -> int:
     return version
 
 
-def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str]:
-    """Notes on where a config.pbtxt says something else than the network's publisher."""
+def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bool) -> list[str]:
+    """Notes on where a config.pbtxt says something else than the network's publisher.
+
+    Args:
+        said: whether a person said what the input is.
+    """
     if kind.dimensions and config.outputs[0].dims != (kind.dimensions,):
         raise ImportRefused(
             f"these weights give {kind.dimensions} dimensions, but {path} says output dims"
@@ -339,6 +354,11 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str
     if kind.normalisation in (None, config.normalisation):
         return []
     wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
+    if said:
+        raise ImportRefused(
+            f"{path} prepares pixels in another way than you say, {wanted}: change it there, or import the"
+            " weights under another name"
+        )
     return [
         f"{path} prepares pixels in another way than these weights' publisher does, {wanted}: change it"
         " there, unless you know better"

@@ -128,7 +128,7 @@ def test_network_of_a_package_goes_where_a_config_asks_for_it(
     (found,) = recognise(stranger)
     assert (found.architecture, found.dimensions, found.normalisation) == ("stranger", 16, None)
     with pytest.raises(
-        ImportRefused, match=r"'stranger' takes and gives is not known: write .*pbtxt"
+        ImportRefused, match=r"input of architecture 'stranger' is not known: say so by"
     ):
         bring("new", stranger)
     config = (repository / "sface" / "config.pbtxt").read_text()

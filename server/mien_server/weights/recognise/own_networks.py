@@ -9,7 +9,7 @@ from mien_server.models.families import families
 from mien_server.models.interface import AnyFamily, NoNetwork
 from mien_server.models.roles import EMBEDDER
 from mien_server.weights.errors import WeightsError
-from mien_server.weights.recognise.recognised import Recognised, for_pytorch
+from mien_server.weights.recognise.recognised import NO_LICENSE, Recognised, for_pytorch
 from mien_server.weights.recognise.state_dicts import find, fit
 
 
@@ -35,7 +35,7 @@ def own(contents: Mapping[Any, Any]) -> Recognised | None:
             notes,
             title=f"the network of architecture {family.name!r}",
             normalisation=None,
-            license_="not stated",
+            license_=NO_LICENSE,
             dimensions=_dimensions(family),
         )
     return None
