@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 def add_to(commands: Commands) -> None:
     """Adds `models` and its commands."""
     models = add_group(commands, "models", "the model repository")
-    for add in (_add_ls, _add_install, _add_import, _add_pull, _add_quantize, _add_seal):
+    for add in (_add_ls, _add_install, _add_import, _add_pull, _add_seal):
         add_settings(add(models), "model_repository")
+    add_settings(_add_quantize(models), "model_repository", "default_detector", "max_image_pixels")
     add_settings(_add_check(models), "model_repository", "cpu_cores")
 
 
@@ -125,7 +127,7 @@ def _add_quantize(models: Commands) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="aligned faces of 112x112 pixels, some hundred of different people",
+        help="photos, or aligned faces of 112x112 pixels, of some hundred different people",
     )
     _add_version(parser, "to quantise [the highest]")
     return parser
@@ -304,10 +306,12 @@ def _pull(
 
 
 def _quantize(model: str, calibration: Path, version: int | None, **flags: object) -> int:
-    repository = first_repository(flags)
+    settings = load_settings(flags)
+    from mien_server.evaluation.crops import aligned_faces
     from mien_server.weights.quantise import quantise
 
-    quantise(repository, model, calibration, version=version)
+    align = partial(aligned_faces, settings)
+    quantise(settings.model_repository[0], model, calibration, version=version, align=align)
     return 0
 
 
