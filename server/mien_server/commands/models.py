@@ -61,7 +61,10 @@ def _add_install(models: Commands) -> argparse.ArgumentParser:
         " if it does not exist",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="models (default: retinaface and sface)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="models (default: retinaface and sface, and their ensemble in a new repository)",
     )
     return parser
 
