@@ -10,8 +10,10 @@ from mien_server.backends.weights_file import LoadError
 from mien_server.commands.main import main
 from mien_server.models.families import families
 from mien_server.repository.golden import read_golden
-from mien_server.repository.manifest import read_manifest, verify_version
+from mien_server.repository.manifest import read_manifest, verify_version, write_manifest
+from mien_server.weights.progress import Progress
 from mien_server.weights.seal import SealRefused, seal
+from mien_server.weights.write.golden import renew_golden
 
 
 @pytest.fixture
@@ -66,6 +68,25 @@ def test_what_is_sealed_is_left_as_it_is(repository: Path, folder: Path) -> None
     ):
         seal(repository, "sface", 3)
     assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_what_was_measured_stays_when_a_version_is_written_anew(
+    repository: Path, folder: Path
+) -> None:
+    (folder / "thresholds.json").write_text("measured")
+    seal(repository, "sface", 3)
+    assert "thresholds.json" not in read_manifest(folder).files
+    (folder / "golden.safetensors").unlink()
+    verified = read_manifest(folder)
+    write_manifest(
+        folder,
+        verified.model_copy(
+            update={"files": {k: v for k, v in verified.files.items() if "golden" not in k}}
+        ),
+    )
+    renew_golden(repository, folder, "model.safetensors", Progress())
+    assert read_golden(folder) is not None
+    assert (folder / "thresholds.json").read_text() == "measured"
 
 
 def test_weights_of_another_network_are_refused_and_stay(repository: Path, folder: Path) -> None:

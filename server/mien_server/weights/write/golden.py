@@ -6,7 +6,7 @@ from pathlib import Path
 from mien_server.backends.weights_file import GRAPH
 from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
-from mien_server.repository.folders import CONFIG, THRESHOLDS
+from mien_server.repository.folders import CONFIG
 from mien_server.repository.golden import FILENAME
 from mien_server.repository.manifest import verify_version
 from mien_server.repository.reference import write_golden
@@ -62,10 +62,9 @@ def _renew(repository: Path, folder: Path, weights: str, progress: Progress) -> 
         manifest = verify_version(folder, repository, weights)
 
         def fill(into: Path) -> None:
-            kept = [name for name in manifest.files if name not in (FILENAME, GRAPH)]
-            kept += [THRESHOLDS] if (folder / THRESHOLDS).is_file() else []
-            for name in kept:
-                shutil.copy2(folder / name, into / name)
+            for name in manifest.files:
+                if name not in (FILENAME, GRAPH):
+                    shutil.copy2(folder / name, into / name)
             if reason := _write(model, into):
                 raise WeightsError(f"no golden file can be made: {reason}")
 
