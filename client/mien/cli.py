@@ -14,6 +14,7 @@ from typing import Any
 from mien import cli_options
 from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from mien.client import DEFAULT_TIMEOUT, Client
+from mien.crop_command import add_crop_command
 from mien.doctor import add_doctor_command
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
 from mien.gallery_cli import add_gallery_command
@@ -57,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _client(arguments: argparse.Namespace) -> Client:
     parser: argparse.ArgumentParser = arguments.parser
     timeout = DEFAULT_TIMEOUT if arguments.timeout is None else arguments.timeout
+    many = getattr(arguments, "many", False) or len(getattr(arguments, "photos", ())) > 1
     try:
         return Client(
             arguments.address,
             timeout=timeout,
-            overload_retries=OVERLOAD_RETRIES if len(getattr(arguments, "photos", ())) > 1 else 0,
+            overload_retries=OVERLOAD_RETRIES if many else 0,
             **cli_options.connection(arguments),
         )
     except ValueError as error:
@@ -252,6 +254,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     verify.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
 
+    add_crop_command(commands, common, _client)
     add_gallery_command(commands, common, _client, _read)
     add_models_command(commands, common)
     add_doctor_command(commands, common, _client)

@@ -325,9 +325,11 @@ def _load(engine: "Engine", settings: Settings) -> None:
             case "poll":
                 loader.start()
             case "explicit":
-                names = None if ALL_MODELS in settings.load_model else settings.load_model
-                loader.start(names)
-                for name, reason in catalogue.unready(names or (), strict=False).items():
+                every = ALL_MODELS in settings.load_model
+                names = () if every else settings.load_model
+                loader.start(None if every else names)
+                # All of them are named by the asterisk, but for those that have no weights.
+                for name, reason in catalogue.unready(names, strict=every).items():
                     raise StartError(f"model {name!r} ({flag_of('load_model')}): {reason}")
     except MienError as error:
         raise StartError(error.message) from error

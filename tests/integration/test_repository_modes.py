@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from tests.conftest import ROOT
 from tests.integration.repository_rig import copy_repository, write_variant
 from tools.local_server import PROGRAM, LocalServer, ServerFailed, local_server
 
@@ -141,6 +142,7 @@ def test_explicit_server_loads_the_models_named(root: Path, photo: bytes) -> Non
     ("flags", "said"),
     [
         (["--model-control-mode", "explicit", "--load-model", "sface"], "does not match"),
+        (["--model-control-mode", "explicit", "--load-model", "*"], "does not match"),
         (["--load-model", "sface"], "--load-model (MIEN_LOAD_MODEL)"),
         (["--model-control-mode", "always"], "--model-control-mode (MIEN_MODEL_CONTROL_MODE)"),
         (["--model-control-mode", "poll", "--repository-poll-secs", "0"], "--repository-poll-secs"),
@@ -157,6 +159,13 @@ def test_what_cannot_hold_ends_the_start(
     assert status != 0
     assert said in told
     assert "Traceback" not in told
+
+
+def test_all_models_are_those_that_have_weights(root: Path, photo: bytes) -> None:
+    (root / "mtcnn").mkdir()
+    shutil.copy(ROOT / "model_repository" / "mtcnn" / "config.pbtxt", root / "mtcnn")
+    with serving(root, "--model-control-mode", "explicit", "--load-model", "*") as client:
+        assert client.version_of_embed(photo) == 1
 
 
 def test_model_to_load_that_there_is_not_ends_the_process(root: Path) -> None:

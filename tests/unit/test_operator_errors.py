@@ -22,11 +22,12 @@ from mien_server.weights.errors import FetchError, WeightsError
 from mien_server.weights.importer import ImportRefused
 from mien_server.weights.install import InstallError
 from mien_server.weights.quantise import QuantiseError
+from mien_server.weights.seal import SealRefused
 
 KINDS = [
     *(ConfigError, DatasetError, DeviceError, EvaluationError, FetchError, ImportRefused),
     *(InstallError, ListenError, LoadError, ManifestError, PrecisionError, QuantiseError),
-    *(RepositoryError, SettingsError, StartError, WeightsError),
+    *(RepositoryError, SealRefused, SettingsError, StartError, WeightsError),
 ]
 
 
@@ -44,7 +45,8 @@ def test_what_a_caller_did_is_none(kind: type[Exception]) -> None:
     "command",
     [
         ["serve"],
-        ["models", "import", "mine", "weights.pth"],
+        ["models", "ls"],
+        ["models", "seal", "sface", "--version", "1"],
         ["models", "quantize", "sface", "--calibration", "crops"],
         ["models", "check", "sface"],
         ["models", "check", "sface", "--make-golden"],
@@ -60,7 +62,6 @@ def test_a_repository_that_is_not_there_is_one_message(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.jpg").touch()
-    (tmp_path / "weights.pth").touch()
     (tmp_path / "pairs.csv").write_text("photo.jpg,photo.jpg,1\n")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "photo.jpg").touch()

@@ -16,6 +16,7 @@ class PixelNetwork(nn.Module):
     """
 
     mean: Tensor
+    scale: Tensor | float
     order: Tensor | None
 
     def __init__(
@@ -23,9 +24,12 @@ class PixelNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.scale = normalisation.scale
         self.dtype = dtype
         self.register_buffer("mean", torch.tensor(normalisation.mean))
+        if isinstance(normalisation.scale, tuple):
+            self.register_buffer("scale", torch.tensor(normalisation.scale))
+        else:
+            self.scale = normalisation.scale
         order = torch.tensor([2, 1, 0]) if normalisation.channel_order == "BGR" else None
         self.register_buffer("order", order)
 
@@ -42,5 +46,6 @@ class PixelNetwork(nn.Module):
             pixels = pixels.index_select(-1, self.order)
         # Whole image rows at a time: broadcasting over an innermost axis of 3 is three times slower.
         values = pixels.reshape(n, height, width * 3).float()
-        values = values.sub_(self.mean.repeat(width)).mul_(self.scale).to(self.dtype)
+        scale = self.scale.repeat(width) if isinstance(self.scale, Tensor) else self.scale
+        values = values.sub_(self.mean.repeat(width)).mul_(scale).to(self.dtype)
         return values.view(n, height, width, 3).permute(0, 3, 1, 2)

@@ -133,7 +133,7 @@ def normalise(images: Sequence[ImageU8], how: Normalisation) -> ArrayF32:
         channels = image if how.channel_order == "RGB" else image[..., ::-1]
         np.copyto(planes, channels.transpose(2, 0, 1))
     batch -= np.array(how.mean, np.float32)[:, None, None]
-    batch *= np.float32(how.scale)
+    batch *= np.array(how.scales, np.float32)[:, None, None]
     return batch
 
 

@@ -124,8 +124,8 @@ def _check_tensors(path: Path, graph: onnx.GraphProto | onnx.FunctionProto) -> N
     for tensor in _tensors(graph):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise LoadError(
-                f"{path} keeps tensor {tensor.name!r} in another file: save the model with its weights"
-                " inside, and import it again"
+                f"{path} keeps tensor {tensor.name!r} in another file: export it in one, by"
+                " torch.onnx.export(…, external_data=False) or onnx.save(onnx.load(old), new), and import it"
             )
         if tensor.data_type not in _FLOATS:
             continue

@@ -79,7 +79,9 @@ def take_pixels(model: "openvino.Model", normalisation: Normalisation) -> "openv
     if normalisation.channel_order == "BGR":
         steps.reverse_channels()
     steps.convert_element_type(openvino.Type.f32)
-    steps.mean(list(normalisation.mean)).scale(1 / normalisation.scale)
+    scale = normalisation.scale
+    divisor = [1 / each for each in scale] if isinstance(scale, tuple) else 1 / scale
+    steps.mean(list(normalisation.mean)).scale(divisor)
     return ready.build()
 
 

@@ -75,7 +75,7 @@ def _add_verification(evaluate: Commands) -> argparse.ArgumentParser:
         type=_far,
         const=_MOST_PAIRS,
         metavar="FAR",
-        help="write match_threshold and thresholds_by_far into the embedder's config.pbtxt: the threshold"
+        help="write the version's own thresholds.json, by which it is judged from then on: the threshold"
         " that keeps FAR, or without FAR the one with the most pairs right",
     )
     add_json(parser)
@@ -133,7 +133,7 @@ def _verification(
     settings = load_settings(flags)
     if roc is not None:
         _check_writable(roc, "--roc")
-    from mien_server.evaluation.calibration import check_editable
+    from mien_server.evaluation.calibration import check_writable
     from mien_server.evaluation.loaded import load_models
     from mien_server.evaluation.pairs import read_pairs
     from mien_server.evaluation.reports import verification_document, verification_text
@@ -147,15 +147,15 @@ def _verification(
     if not crops:
         wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
     with load_models(settings, wanted) as running:
-        config = _config(settings.model_repository, running)
+        folder = _version_folder(settings.model_repository, running)
         if calibrate is not None:
-            check_editable(config)
+            check_writable(folder)
         found = verify_pairs(running, data, aligned=crops)
     try:
         if roc is not None:
             _draw(roc, running, data, found)
         if calibrate is not None:
-            _calibrate(config, running, data, found, calibrate)
+            _calibrate(folder, running, data, found, calibrate)
     finally:  # what was measured is worth knowing even if something cannot be written
         say(
             json_text(verification_document(running, data, found))
@@ -232,12 +232,13 @@ def _check_writable(path: Path, flag: str) -> None:
     raise OperatorError(f"{flag} {path} {problem}; name another file")
 
 
-def _config(repositories: Sequence[Path], running: "LoadedModels") -> Path:
-    """Where the config.pbtxt of the embedder is."""
+def _version_folder(repositories: Sequence[Path], running: "LoadedModels") -> Path:
+    """Where the embedder's version is."""
     from mien_server.models.roles import EMBEDDER
-    from mien_server.repository.folders import CONFIG, find_models
+    from mien_server.repository.folders import find_models
 
-    return find_models(repositories)[running.models[EMBEDDER].name].path / CONFIG
+    model = running.models[EMBEDDER]
+    return find_models(repositories)[model.name].path / str(model.version)
 
 
 def _draw(path: Path, running: "LoadedModels", data: "Pairs", found: "Verification") -> None:
@@ -260,7 +261,7 @@ def _draw(path: Path, running: "LoadedModels", data: "Pairs", found: "Verificati
 
 
 def _calibrate(
-    config: Path, running: "LoadedModels", data: "Pairs", found: "Verification", far: float
+    folder: Path, running: "LoadedModels", data: "Pairs", found: "Verification", far: float
 ) -> None:
     from mien_server.evaluation.calibration import calibrate
     from mien_server.evaluation.metrics import PAIRS_TO_BE_BEST, operation
@@ -283,9 +284,14 @@ def _calibrate(
             )
         threshold, rule = kept.threshold, f"FAR {far:g}"
     model = running.models[EMBEDDER]
-    note = (
-        f"with version {model.version} on {found.genuine:,} + {found.impostor:,} pairs of"
-        f" {data.source}: {rule}"
+    written = calibrate(
+        folder,
+        model,
+        threshold,
+        found.operations,
+        rule=rule,
+        data=data.source,
+        genuine=found.genuine,
+        impostor=found.impostor,
     )
-    calibrate(config, threshold, found.operations, note)
-    print(f"{config} is calibrated", file=sys.stderr)
+    print(f"{model.name} version {model.version} is calibrated: {written}", file=sys.stderr)

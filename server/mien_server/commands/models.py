@@ -1,8 +1,10 @@
 """`mien-server models`: weights into the model repository, and checks of what is there."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from mien_server.start_checks import check_folders
 
 if TYPE_CHECKING:
     from mien_server.weights.importer import Imported
+    from mien_server.weights.recognise.recognised import GivenInput
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 """The same as those of `backends.precision`, which takes seconds to import."""
@@ -30,9 +33,23 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 def add_to(commands: Commands) -> None:
     """Adds `models` and its commands."""
     models = add_group(commands, "models", "the model repository")
-    for add in (_add_install, _add_import, _add_pull, _add_quantize):
+    for add in (_add_ls, _add_install, _add_import, _add_pull, _add_seal):
         add_settings(add(models), "model_repository")
+    add_settings(_add_quantize(models), "model_repository", "default_detector", "max_image_pixels")
     add_settings(_add_check(models), "model_repository", "cpu_cores")
+
+
+def _add_ls(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "ls",
+        _ls,
+        help="what the model repositories hold, without a server",
+        description="List the models and versions of the model repositories from their folders alone, and"
+        " check every file against its manifest. `mien models ls` asks a server.",
+    )
+    add_json(parser)
+    return parser
 
 
 def _add_install(models: Commands) -> argparse.ArgumentParser:
@@ -44,7 +61,10 @@ def _add_install(models: Commands) -> argparse.ArgumentParser:
         " if it does not exist",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="models (default: retinaface and sface)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="models (default: retinaface and sface, and their ensemble in a new repository)",
     )
     return parser
 
@@ -110,9 +130,29 @@ def _add_quantize(models: Commands) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="aligned faces of 112x112 pixels, some hundred of different people",
+        help="photos, or aligned faces of 112x112 pixels, of some hundred different people",
     )
     _add_version(parser, "to quantise [the highest]")
+    return parser
+
+
+def _add_seal(models: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        models,
+        "seal",
+        _seal,
+        help="make a version of a folder that you filled by hand",
+        description="Run the weights in a version folder once, and write their golden file and the manifest,"
+        " without which the folder does not count.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the model, which has a config.pbtxt")
+    parser.add_argument(
+        "--version", type=int, metavar="N", required=True, help="the folder's number"
+    )
+    parser.add_argument(
+        "--license", metavar="TEXT", help="who may use the weights for what [config.pbtxt's]"
+    )
+    parser.add_argument("--source", metavar="TEXT", help="where they come from [config.pbtxt's]")
     return parser
 
 
@@ -144,10 +184,64 @@ def _add_new_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", metavar="TEXT", help="who may use the weights for what, for the manifest"
     )
+    _add_input(parser)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    """Adds what may be said of a network's input, where its publisher is not known or wrong."""
+    group = parser.add_argument_group(
+        "the network's input", "(x - mean) * scale, x in 0..255 [as the network's publisher has it]"
+    )
+    group.add_argument("--channel-order", choices=("RGB", "BGR"), help="in which it sees channels")
+    for name, example in (("mean", "127.5"), ("scale", "1/127.5")):
+        group.add_argument(
+            f"--{name}",
+            type=_numbers,
+            metavar="X|X,X,X",
+            help=f"{example}, or three numbers in the channels' order",
+        )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """One number or three, each perhaps a fraction, with commas between them."""
+    try:
+        parts = [part.partition("/") for part in text.split(",")]
+        numbers = tuple(float(above) / float(below or 1) for above, _, below in parts)
+    except (ValueError, ZeroDivisionError):
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be one number or three: 1/58.4,1/57.1,1/57.4"
+        )
+    return numbers
+
+
+def _given_input(
+    channel_order: Any, mean: tuple[float, ...] | None, scale: tuple[float, ...] | None
+) -> "GivenInput | None":
+    from mien_server.weights.recognise.recognised import GivenInput
+
+    if (channel_order, mean, scale) == (None, None, None):
+        return None
+    return GivenInput(channel_order=channel_order, mean=mean, scale=scale)
 
 
 def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
     parser.add_argument("--version", type=int, metavar="N", help=help_)
+
+
+def _ls(as_json: bool, **flags: object) -> int:
+    repositories = load_settings(flags).model_repository
+    check_folders(repositories)
+    from mien_server.repository.listing import list_repository, listing_text
+
+    found = list_repository(repositories)
+    say(
+        json_text({"models": [each.as_dict() for each in found]})
+        if as_json
+        else listing_text(found)
+    )
+    return 0
 
 
 def _install(names: Sequence[str], **flags: object) -> int:
@@ -164,12 +258,23 @@ def _import(
     source: str | None,
     version: int | None,
     license: str | None,
+    channel_order: Any,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
     from mien_server.weights.importer import import_weights
 
-    done = import_weights(repository, model, path, version=version, license_=license, source=source)
+    done = import_weights(
+        repository,
+        model,
+        path,
+        version=version,
+        license_=license,
+        source=source,
+        given=_given_input(channel_order, mean, scale),
+    )
     _say_next(repository, done)
     return 0
 
@@ -181,6 +286,9 @@ def _pull(
     accept_license: bool,
     version: int | None,
     license: str | None,
+    channel_order: Any,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
@@ -194,16 +302,27 @@ def _pull(
         sha256=sha256,
         version=version,
         license_=license,
+        given=_given_input(channel_order, mean, scale),
     )
     _say_next(repository, done)
     return 0
 
 
 def _quantize(model: str, calibration: Path, version: int | None, **flags: object) -> int:
-    repository = first_repository(flags)
+    settings = load_settings(flags)
+    from mien_server.evaluation.crops import aligned_faces
     from mien_server.weights.quantise import quantise
 
-    quantise(repository, model, calibration, version=version)
+    align = partial(aligned_faces, settings)
+    quantise(settings.model_repository[0], model, calibration, version=version, align=align)
+    return 0
+
+
+def _seal(name: str, version: int, license: str | None, source: str | None, **flags: object) -> int:
+    repository = first_repository(flags)
+    from mien_server.weights.seal import seal
+
+    seal(repository, name, version, license_=license, source=source)
     return 0
 
 

@@ -1,87 +1,80 @@
-"""Writes measured thresholds into a model's config.pbtxt, and leaves the rest of the text as it is."""
+"""Writes measured thresholds down, beside the weights that they were measured with."""
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mien_server.evaluation.loaded import EvaluationError
 from mien_server.evaluation.metrics import Operation
-from mien_server.repository.config.editing import replace_text, with_parameter
-from mien_server.repository.config.pbtxt import ConfigError, ConfigText
+from mien_server.repository.folders import THRESHOLDS
+from mien_server.repository.thresholds import Thresholds, write_thresholds
+from mien_server.repository.versions import ReadyModel
 
-_MARK = "# calibrated"
-_DIGITS = 4
+_SCALE = 10_000
+"""Thresholds have four digits."""
 
 
-def calibrate(config: Path, threshold: float, operations: Sequence[Operation], note: str) -> None:
-    """Writes `match_threshold` and the table `thresholds_by_far`, with a comment on where they come from.
-
-    A file that cannot be written, or does not parse afterwards, is left as it was.
+def calibrate(
+    folder: Path,
+    model: ReadyModel,
+    threshold: float,
+    operations: Sequence[Operation],
+    *,
+    rule: str,
+    data: str,
+    genuine: int,
+    impostor: int,
+) -> Path:
+    """Writes `thresholds.json` of a version, in place of one that is there. No other version is touched.
 
     Args:
-        config: the model's config.pbtxt.
+        folder: the version folder.
+        model: what was measured.
         threshold: from which two faces match, rounded up to four digits.
         operations: the rows of the table. Those without a threshold are left out.
-        note: what the comment says, in one line.
+        rule: how the threshold was chosen.
+        data: the name of the labelled pairs.
+        genuine, impostor: how many of one and of two people were compared.
+
+    Returns:
+        the file.
 
     Raises:
-        EvaluationError: the file cannot be read or written, or has a parameter without a value.
+        EvaluationError: it cannot be written.
     """
-    table = ", ".join(
-        f"{each.far:g}: {_rounded_up(each.threshold)}"
-        for each in operations
-        if each.threshold is not None
+    found = Thresholds(
+        match_threshold=_rounded_up(threshold),
+        thresholds_by_far=tuple(
+            (each.far, _rounded_up(each.threshold))
+            for each in operations
+            if each.threshold is not None
+        ),
+        rule=rule,
+        data=data,
+        genuine=genuine,
+        impostor=impostor,
+        version=model.version,
+        fingerprint=model.fingerprint,
+        created=datetime.now(UTC),
     )
-    values = {"match_threshold": _rounded_up(threshold)}
-    if table:
-        values["thresholds_by_far"] = table
-    edited = _edited(config, values, note)
     try:
-        replace_text(config, edited)
+        write_thresholds(folder, found)
     except OSError as error:
-        raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
+        raise EvaluationError(f"{folder / THRESHOLDS} cannot be written: {error}") from error
+    return folder / THRESHOLDS
 
 
-def check_editable(config: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Finds out, before thresholds are measured for it, whether `calibrate` can write them.
 
     Raises:
-        EvaluationError: as `calibrate` would raise it.
+        EvaluationError: it cannot.
     """
-    folder = config.resolve().parent
     if not os.access(folder, os.W_OK):
-        raise EvaluationError(f"{config} cannot be calibrated: {folder} may not be written")
-    _edited(config, dict.fromkeys(("match_threshold", "thresholds_by_far"), "…"), "")
+        raise EvaluationError(f"{folder / THRESHOLDS} cannot be written: the folder may not be")
 
 
-def _edited(config: Path, values: dict[str, str], note: str) -> str:
-    try:
-        return with_parameters(ConfigText.read(config.resolve()), values, note).source
-    except ConfigError as error:
-        raise EvaluationError(f"{config} cannot be calibrated: {error}") from error
-
-
-def with_parameters(text: ConfigText, values: Mapping[str, str], note: str) -> ConfigText:
-    """A config with some parameters set: changed where they stand, or added at its end.
-
-    Args:
-        values: the parameters' values, without characters that would have to be escaped.
-        note: follows each of them as a comment, in place of an older such comment.
-
-    Raises:
-        ConfigError: a parameter stands there without a value.
-    """
-    comment = f"  {_MARK} {' '.join(note.split())}"
-    for key, value in values.items():
-        text = with_parameter(text, key, value)
-        _, end = text.find(("parameters", key, "string_value"))[0].span
-        rest, newline, below = text.source[end:].partition("\n")
-        rest = rest.split(_MARK)[0].rstrip()
-        text = ConfigText(text.path, f"{text.source[:end]}{rest}{comment}{newline}{below}")
-    return text
-
-
-def _rounded_up(threshold: float) -> str:
-    scale = 10**_DIGITS
-    return f"{math.ceil(threshold * scale - 1e-9) / scale:.{_DIGITS}f}"
+def _rounded_up(threshold: float) -> float:
+    return math.ceil(threshold * _SCALE - 1e-9) / _SCALE

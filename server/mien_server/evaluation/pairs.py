@@ -20,7 +20,10 @@ FOLDS = 10
 
 _SUFFIXES: dict[str, PairsFormat] = {".txt": "lfw", ".bin": "bin", ".csv": "csv"}
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_LABELS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
+_LABELS = {
+    **dict.fromkeys(("1", "true", "yes", "same"), True),
+    **dict.fromkeys(("0", "false", "no", "different"), False),
+}
 
 
 class DatasetError(OperatorError):
@@ -176,8 +179,8 @@ def _read_csv(path: Path, text: str, folder: Path) -> Pairs:
             if number == 1:
                 continue
             raise DatasetError(
-                f"{path}:{number}: the label {cells[2]!r} must be 1, true or same, or 0, false or"
-                " different"
+                f"{path}:{number}: the label {cells[2]!r} must be 1, true, yes or same, or 0,"
+                " false, no or different"
             )
         left, right = (folder / cell for cell in cells[:2])
         for file in (left, right):

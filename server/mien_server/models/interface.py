@@ -35,18 +35,41 @@ class Normalisation:
     Attributes:
         channel_order: the order in which the network was trained to see channels.
         mean: subtracted from each channel, in `channel_order`, in units of 0..255.
-        scale: multiplied afterwards; 1 keeps 0..255.
+        scale: multiplied afterwards; 1 keeps 0..255. Of each channel, in `channel_order`, if they differ.
     """
 
     channel_order: Literal["RGB", "BGR"]
     mean: tuple[float, float, float]
-    scale: float
+    scale: float | tuple[float, float, float]
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """The scale of each channel, in `channel_order`."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,) * 3
 
     @property
     def fill_rgb(self) -> tuple[int, int, int]:
         """The RGB colour that becomes (nearly) zero: what letterboxing pads with."""
         mean = self.mean if self.channel_order == "RGB" else self.mean[::-1]
         return (round(mean[0]), round(mean[1]), round(mean[2]))
+
+
+CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
+
+
+def normalisation_of(
+    channel_order: Literal["RGB", "BGR"], mean: Sequence[float], scale: Sequence[float]
+) -> Normalisation:
+    """The normalisation with these numbers: one for all channels, or three in `channel_order`.
+
+    Equal ones are as good as one: what is the same is equal, and has one fingerprint.
+    """
+    means, scales = (tuple(values) * (3 // len(values)) for values in (mean, scale))
+    return Normalisation(
+        channel_order=channel_order,
+        mean=(means[0], means[1], means[2]),
+        scale=scales[0] if len(set(scales)) == 1 else (scales[0], scales[1], scales[2]),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from mien_server.repository.routing import (
     statuses_of,
 )
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics
+from mien_server.repository.thresholds import judged_by, told_with
 from mien_server.repository.versions import (
     LOADING,
     UNLOADED,
@@ -248,8 +249,11 @@ class Catalogue:
             else:
                 for number in taken:
                     # Of what stays as it is, settings that need no load have changed perhaps.
-                    loaded[number].model = replace(loaded[number].model, config=config)
-                    loaded[number].message = message
+                    own = loaded[number].thresholds
+                    loaded[number].model = replace(
+                        loaded[number].model, config=judged_by(config, own)
+                    )
+                    loaded[number].message = told_with(message, own)
                 unused = _without(entry.serving, loaded)
                 entry.config, entry.serving = config, dict(loaded)
             entry.settle(unused, failures)

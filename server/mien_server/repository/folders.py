@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 CONFIG = "config.pbtxt"
+THRESHOLDS = "thresholds.json"
+"""In a version folder, beside what its manifest lists: see `repository.thresholds`."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 

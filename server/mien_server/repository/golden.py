@@ -156,7 +156,11 @@ def _well_formed(role: AnyRole, pictures: NDArray[Any], expected: NDArray[Any]) 
 
 def _describe(normalisation: Normalisation) -> str:
     mean = ", ".join(f"{value:g}" for value in normalisation.mean)
-    return f"{normalisation.channel_order}, mean {mean}, scale {normalisation.scale:.9g}"
+    scales = (
+        normalisation.scales if isinstance(normalisation.scale, tuple) else (normalisation.scale,)
+    )
+    scale = ", ".join(f"{value:.9g}" for value in scales)
+    return f"{normalisation.channel_order}, mean {mean}, scale {scale}"
 
 
 def _answers(role: AnyRole, instance: Instance, pictures: ImageU8, batch: int) -> ArrayF32:

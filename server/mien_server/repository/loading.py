@@ -24,6 +24,7 @@ from mien_server.repository.golden import (
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import Manifest, ManifestError, fingerprint, verify_version
 from mien_server.repository.placement import AnyDevice, place
+from mien_server.repository.thresholds import judged_by, read_thresholds
 from mien_server.repository.versions import LoadedVersion, ReadyModel
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import Instance, PlacedInstance
@@ -62,7 +63,8 @@ def load_version(
         stop_if_asked: called before each step, and while files are read; ends the load with what it raises.
 
     Returns:
-        what was loaded; or `current`, untouched, if that is what the folder still holds.
+        what was loaded; or `current`, if that is what the folder still holds, with the thresholds that were
+        measured since.
 
     Raises:
         ManifestError, LoadError, DeviceError, WarmupError, PrecisionError: why not; nothing is left
@@ -72,7 +74,11 @@ def load_version(
     with contextlib.ExitStack() as undo:
         with _unchanged(folder):
             manifest = verify_version(folder, root, config.default_model_filename, stop_if_asked)
+            weights = manifest.files[config.default_model_filename].sha256
+            made_by = fingerprint(weights, config.architecture, config.normalisation)
+            thresholds = read_thresholds(folder, root, made_by)
             if current and _still_holds(current, config, manifest):
+                current.thresholds = thresholds
                 return current
             _check_graph(folder, manifest)
             golden = _golden_of(folder, config) if GOLDEN in manifest.files else None
@@ -95,12 +101,11 @@ def load_version(
         slot = scheduler.open_slot(config.name, version, config.batching, placed)
         undo.callback(scheduler.close_slot, slot)
         close = undo.pop_all().close
-    weights = manifest.files[config.default_model_filename].sha256
     model = ReadyModel(
         name=config.name,
         version=version,
-        fingerprint=fingerprint(weights, config.architecture, config.normalisation),
-        config=config,
+        fingerprint=made_by,
+        config=judged_by(config, thresholds),
         slot=slot,
     )
     _log.info(
@@ -108,7 +113,9 @@ def load_version(
         *(config.name, version, time.monotonic() - started),
         ", ".join(f"{place.device} x{place.count}" for place in placed),
     )
-    return LoadedVersion(model, manifest.files, close)
+    loaded = LoadedVersion(model, manifest.files, close)
+    loaded.thresholds = thresholds
+    return loaded
 
 
 def load_wanted(

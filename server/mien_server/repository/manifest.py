@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from mien_server.errors import OperatorError
 from mien_server.models.interface import ALIGNMENT, Normalisation
-from mien_server.repository.folders import is_regular, leads_out
+from mien_server.repository.folders import THRESHOLDS, is_regular, leads_out
 
 FILENAME = "manifest.json"
 
@@ -94,11 +94,11 @@ def sha256_of(path: Path, stop_if_asked: Callable[[], None] = lambda: None) -> s
 def describe(
     folder: Path, *, source: str, license_: str, created: datetime, importer: str
 ) -> Manifest:
-    """The manifest of the files that are in a folder."""
+    """The manifest of the files that are in a folder: all but itself, measured thresholds and hidden ones."""
     files = {
         path.name: FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
         for path in sorted(folder.iterdir())
-        if path.name != FILENAME
+        if path.name not in (FILENAME, THRESHOLDS) and not path.name.startswith(".")
     }
     return Manifest(
         files=files, source=source, license=license_, created=created, importer=importer

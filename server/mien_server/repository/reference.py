@@ -1,5 +1,6 @@
 """Makes the golden file of a version: what its weights answer in float32 on the processor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from mien_server.backends.devices import CpuDevice
@@ -7,6 +8,7 @@ from mien_server.backends.precision import Precision
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.golden import make_golden, write_golden_file
 from mien_server.repository.instances import load_instance
+from mien_server.repository.loading import warm_up
 
 
 def write_golden(config: ModelConfig, folder: Path) -> str:
@@ -23,6 +25,7 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
 
     Raises:
         LoadError: the weights cannot be loaded.
+        WarmupError: they do not compute what the configuration says.
     """
     # An ONNX graph computes in what it was exported in, and in nothing else.
     precision: Precision = "fp32" if config.backend == "pytorch" else "auto"
@@ -31,6 +34,7 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
         config, folder, CpuDevice(), precision=precision, backend=config.backend
     )
     try:
+        warm_up(replace(config, warmup=()), 0, instance, lambda: None)
         if instance.precision != "fp32":
             return f"the weights are in {instance.precision}, not in fp32"
         golden = make_golden(config, instance)

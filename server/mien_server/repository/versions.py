@@ -11,6 +11,7 @@ from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.manifest import FileEntry
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
+from mien_server.repository.thresholds import Thresholds
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from mien_server.scheduling.scheduler import Slot
 
@@ -78,6 +79,8 @@ class LoadedVersion:
     Attributes:
         model: the catalogue replaces it when the configuration changes without touching what was loaded.
         files: as given.
+        thresholds: what was measured of the version, if anything was. `model.config` has them once it is in
+            service.
         message: Triton's `inference.ModelConfig` that `model.config` was read from, for whoever prints
             it; the catalogue sets it when the version goes into service.
     """
@@ -88,6 +91,7 @@ class LoadedVersion:
         self.model = model
         self.files = files
         self.message: Any = None
+        self.thresholds: Thresholds | None = None
         self.close = close
         self._lock = threading.Lock()
         self._holders = 0

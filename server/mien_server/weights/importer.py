@@ -4,11 +4,12 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from mien_server.errors import OperatorError
+from mien_server.models.families import find_family
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
@@ -17,7 +18,7 @@ from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
 from mien_server.weights.recognise.checkpoint import recognise
 from mien_server.weights.recognise.packs import files_of
-from mien_server.weights.recognise.recognised import Recognised
+from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.templates import config_text, input_parameters
 from mien_server.weights.write.version_folder import LOCK, turn, write_tensors, write_version
@@ -63,11 +64,12 @@ def import_weights(
     version: int | None = None,
     license_: str | None = None,
     source: str | None = None,
+    given: GivenInput | None = None,
 ) -> list[Imported]:
     """Recognises a checkpoint, checks all of it, and writes it as a new version.
 
-    A version that is there is never touched. Of a folder or a zip archive, everything that is recognised
-    and fits is imported.
+    A version that is there is never touched. The repository is made if it does not exist. Of a folder or a
+    zip archive, everything that is recognised and fits is imported.
 
     Args:
         model: its folder in the repository. One that does not exist is made, with a config.pbtxt for the
@@ -79,6 +81,7 @@ def import_weights(
             weights.
         source: where they come from. It goes into the manifest and decides what their content does not tell.
             None means the file's name.
+        given: what the network's input is, where the person knows it.
 
     Returns:
         The imported versions, at least one.
@@ -94,15 +97,18 @@ def import_weights(
     try:
         _check_names(repository, model, version)
         with files_of(path) as files:
-            found = _read(path, files, source or "", progress)
+            found = _read(path, files, source or "", _wanted_graph(repository, model), progress)
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
                 _import(
                     repository,
                     name,
                     checkpoint,
-                    kind,
+                    kind
+                    if given is None
+                    else replace(kind, normalisation=given.over(kind.normalisation)),
                     progress,
+                    said=given is not None,
                     version=version,
                     license_=license_ or kind.license,
                     source=source or path.name,
@@ -114,7 +120,7 @@ def import_weights(
 
 
 def _check_names(repository: Path, model: str | None, version: int | None) -> None:
-    if not repository.is_dir():
+    if repository.exists() and not repository.is_dir():
         raise ImportRefused(f"model repository {repository} is not a folder")
     if model is not None and not _NAME.fullmatch(model):
         raise ImportRefused(
@@ -126,15 +132,25 @@ def _check_names(repository: Path, model: str | None, version: int | None) -> No
         raise ImportRefused(f"version {version} must be a whole number from 1 on")
 
 
+def _wanted_graph(repository: Path, model: str | None) -> str:
+    """The architecture that a model on graphs asks for, or ""."""
+    if model is None or not (repository / model / CONFIG).is_file():
+        return ""
+    config = read_config(repository / model / CONFIG)
+    if isinstance(config, ModelConfig) and config.default_model_filename.endswith(".onnx"):
+        return config.architecture
+    return ""
+
+
 def _read(
-    path: Path, files: list[Path] | None, source: str, progress: Progress
+    path: Path, files: list[Path] | None, source: str, wanted: str, progress: Progress
 ) -> list[_Checkpoint]:
     if files is None:
-        return [_Checkpoint(path, recognise(path, source))]
+        return [_Checkpoint(path, recognise(path, source, wanted))]
     found = []
     for file in files:
         try:
-            found.append(_Checkpoint(file, recognise(file, source)))
+            found.append(_Checkpoint(file, recognise(file, source, wanted)))
         except WeightsError as error:
             progress.say(f"skipped: {error}")
     if not found:
@@ -226,6 +242,7 @@ def _import(
     kind: Recognised,
     progress: Progress,
     *,
+    said: bool,
     version: int | None,
     license_: str,
     source: str,
@@ -241,7 +258,7 @@ def _import(
         config = read_config(into / CONFIG)
         if not isinstance(config, ModelConfig) or not _fitting(config, [kind]):
             raise ImportRefused(_mismatch(into / CONFIG, config, [checkpoint]))
-        for note in (*kind.notes, *_check_config(into / CONFIG, config, kind)):
+        for note in (*kind.notes, *_check_config(into / CONFIG, config, kind, said=said)):
             progress.say(f"note: {note}")
         progress.say(f"licence: {license_}")
         number = _free_version(into, version)
@@ -264,17 +281,19 @@ def _import(
 
 @contextlib.contextmanager
 def _folder(model: Path) -> Iterator[None]:
-    """Makes a model's folder if it is not there; takes it back if then nothing comes of it."""
+    """Makes a model's folder, and its repository, if need be; takes it back if nothing comes of it."""
     if model.is_dir():
         yield
         return
-    model.mkdir(exist_ok=True)
+    made = [model, *(folder for folder in model.parents if not folder.exists())]
+    model.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         (model / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another import has put something there
-            model.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
 
 
@@ -287,6 +306,16 @@ def _configured(
     if config.is_file():
         yield
         return
+    if not find_family(kind.architecture).role.template:
+        raise ImportRefused(
+            f"what a model of architecture {kind.architecture!r} takes and gives is not known: write {config}"
+            " first (docs/models.md), and import it again"
+        )
+    if kind.normalisation is None:
+        raise ImportRefused(
+            f"how pixels become the input of architecture {kind.architecture!r} is not known: say so by"
+            " --channel-order, --mean and --scale"
+        )
     partial = model / f".{CONFIG}.partial"
     text = config_text(model.name, kind, license_=license_, source=source)
     partial.write_text(text, encoding="utf-8")
@@ -311,16 +340,25 @@ def _free_version(folder: Path, version: int | None) -> int:
     return version
 
 
-def _check_config(path: Path, config: ModelConfig, kind: Recognised) -> list[str]:
-    """Notes on where a config.pbtxt says something else than the network's publisher."""
+def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bool) -> list[str]:
+    """Notes on where a config.pbtxt says something else than the network's publisher.
+
+    Args:
+        said: whether a person said what the input is.
+    """
     if kind.dimensions and config.outputs[0].dims != (kind.dimensions,):
         raise ImportRefused(
             f"these weights give {kind.dimensions} dimensions, but {path} says output dims"
             f" {list(config.outputs[0].dims)}: change it, or import them under another name"
         )
-    if config.normalisation == kind.normalisation:
+    if kind.normalisation in (None, config.normalisation):
         return []
     wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
+    if said:
+        raise ImportRefused(
+            f"{path} prepares pixels in another way than you say, {wanted}: change it there, or import the"
+            " weights under another name"
+        )
     return [
         f"{path} prepares pixels in another way than these weights' publisher does, {wanted}: change it"
         " there, unless you know better"

@@ -16,6 +16,13 @@ from mien_server.weights.write.version_folder import turn, write_tensors, write_
 
 _WEIGHTS = "model.safetensors"
 
+_ENSEMBLE = "face_embedding"
+WITHOUT_WEIGHTS = {
+    _ENSEMBLE: "it is made of retinaface and sface",
+    "arcface": "bring yours: `mien-server models import arcface FILE`, see docs/models.md",
+}
+"""The models that are shipped as configurations only, and where their weights come from."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIGS = (_PACKAGE / "model_repository", _PACKAGE.parents[1] / "model_repository")
 """Where config.pbtxt files of the shipped models may be: in a wheel, and at the top of a checkout."""
@@ -56,8 +63,11 @@ def install(
     Args:
         repository: an existing model repository, or the folder that shall become one.
         models: their names. None or none at all means the default models that the repository configures, or
-            every default model if it configures none of them.
+            every default model and their ensemble if it configures none of them.
         cache: where wheels are kept, `packages.default_cache()` if None.
+
+    Returns:
+        the versions. Of a model that is shipped without weights only the config.pbtxt is installed.
 
     Raises:
         InstallError: a model is not shipped, or the repository cannot be written.
@@ -72,6 +82,10 @@ def install(
         for name in names:
             (repository / name).mkdir(parents=True, exist_ok=True)
             with turn(repository / name, progress):
+                if name in WITHOUT_WEIGHTS:
+                    _configure(repository, name, progress)
+                    progress.say(f"{name} has no weights of mien's: {WITHOUT_WEIGHTS[name]}")
+                    continue
                 results.append(
                     _install(repository, name, SHIPPED[name], progress, cache or default_cache())
                 )
@@ -101,12 +115,13 @@ def _defaults(repository: Path) -> list[str]:
 
 def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
     if not models:
-        return _defaults(repository) or [name for name in SHIPPED if SHIPPED[name].default]
+        every = [name for name in SHIPPED if SHIPPED[name].default]
+        return _defaults(repository) or [*every, _ENSEMBLE]
     for name in models:
-        if name not in SHIPPED:
+        if name not in SHIPPED and name not in WITHOUT_WEIGHTS:
             raise InstallError(
-                f"no weights are shipped for {name!r}, only for {', '.join(SHIPPED)}; docs/models.md"
-                " says how to bring your own"
+                f"no model {name!r} is shipped, only {', '.join([*SHIPPED, *WITHOUT_WEIGHTS])};"
+                " docs/models.md says how to bring your own"
             )
     return list(dict.fromkeys(models))
 

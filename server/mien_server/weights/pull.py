@@ -12,6 +12,7 @@ from mien_server.weights.fetch.hubs import hugging_face, modelscope
 from mien_server.weights.fetch.packages import default_cache
 from mien_server.weights.importer import Imported, import_weights
 from mien_server.weights.progress import Progress
+from mien_server.weights.recognise.recognised import GivenInput
 
 _HUBS = {"hf": hugging_face, "modelscope": modelscope}
 _HUB_FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?", re.ASCII)
@@ -42,6 +43,7 @@ def pull(
     sha256: str | None = None,
     version: int | None = None,
     license_: str | None = None,
+    given: GivenInput | None = None,
     cache: Path | None = None,
 ) -> list[Imported]:
     """Fetches a checkpoint and imports it, once a person has accepted its licence.
@@ -53,6 +55,7 @@ def pull(
         sha256: what the file's hash must be, 64 hexadecimal digits. An address needs it.
         version: the version's number, one more than the highest if None.
         license_: replaces what the hub states, where the person knows more.
+        given: what the network's input is, as for `importer.import_weights`.
         cache: where files of https addresses are kept, a folder beside that of the wheels if None.
 
     Raises:
@@ -77,7 +80,14 @@ def pull(
     except OSError as error:
         raise FetchError(f"{offer.origin} cannot be kept: {error}") from error
     return import_weights(
-        repository, model, path, progress, version=version, license_=licence, source=offer.origin
+        repository,
+        model,
+        path,
+        progress,
+        version=version,
+        license_=licence,
+        source=offer.origin,
+        given=given,
     )
 
 

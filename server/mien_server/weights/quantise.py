@@ -1,8 +1,10 @@
 """Makes an int8 version of an embedding model: measured against the original, and refused if too far off."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -41,6 +43,9 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"
 _FEWEST, _MOST = 8, 256
 """Crops to calibrate on: fewer say too little, more take minutes and change nothing."""
 
+Align: TypeAlias = Callable[[Sequence[Path]], list[ImageU8]]
+"""Cuts aligned faces [112, 112, 3] out of photo files."""
+
 
 class QuantiseError(OperatorError):
     """Nothing was written: the model or the crops cannot be used, or int8 loses too much."""
@@ -67,6 +72,7 @@ def quantise(
     progress: Progress | None = None,
     *,
     version: int | None = None,
+    align: Align | None = None,
 ) -> Quantised:
     """Quantises a version of an embedding model to int8 and writes the result as a new version.
 
@@ -75,8 +81,10 @@ def quantise(
     does not exist.
 
     Args:
-        calibration: a folder with aligned faces in it or below, picture files of 112x112 pixels.
+        calibration: a folder with pictures in it or below: those of 112x112 pixels are aligned faces, others
+            are photos.
         version: which one to quantise, the highest if None.
+        align: cuts the faces out of photos; None: there must be none.
 
     Raises:
         QuantiseError: the model, the version or the crops cannot be used, or its answers in int8 would be
@@ -89,7 +97,7 @@ def quantise(
         folder = repository / model / str(number)
         manifest = verify_version(folder, repository, config.default_model_filename)
         target, filename = _target(repository, config)
-        crops = _crops(calibration)
+        crops = _crops(calibration, align)
         progress.say(f"quantising {model} version {number} on {len(crops)} crops")
         graph, batch = _graph(config, folder / config.default_model_filename)
         golden = _golden(config, folder)
@@ -119,6 +127,10 @@ def quantise(
     progress.say(
         f"{target.name} version {into.name} is int8: its lowest cosine to fp32 is {cosine:.4f}"
     )
+    progress.say(
+        f"note: no threshold was measured with it: `mien-server evaluate verification --calibrate --embedder"
+        f" {target.name}:{into.name}` does that"
+    )
     return Quantised(target.name, int(into.name), into, cosine)
 
 
@@ -135,25 +147,38 @@ def _chosen(repository: Path, model: str, version: int | None) -> tuple[ModelCon
     return config, number
 
 
-def _crops(folder: Path) -> list[ImageU8]:
-    """The aligned faces in a folder, evenly chosen where there are very many."""
+def _crops(folder: Path, align: Align | None) -> list[ImageU8]:
+    """The faces in a folder, evenly chosen where there are very many."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     paths = paths[:: -(-len(paths) // _MOST) or 1]
-    if len(paths) < _FEWEST:
+    _check_count(folder, len(paths), "pictures")
+    read = {path: _crop(path) for path in paths}
+    photos = [path for path, crop in read.items() if crop is None]
+    if photos and align is None:
         raise QuantiseError(
-            f"{folder} has {len(paths)} pictures; at least {_FEWEST} aligned faces are needed, better some"
-            " hundred of different people"
+            f"{photos[0]} is no picture of {CROP_SIDE}x{CROP_SIDE} pixels: only aligned faces show the"
+            " network what it will see"
         )
-    return [_crop(path) for path in paths]
+    crops = [crop for crop in read.values() if crop is not None]
+    if photos and align is not None:
+        crops += align(photos)
+        _check_count(folder, len(crops), "faces")
+    return crops
 
 
-def _crop(path: Path) -> ImageU8:
+def _check_count(folder: Path, count: int, what: str) -> None:
+    if count < _FEWEST:
+        raise QuantiseError(
+            f"{folder} has {count} {what}; at least {_FEWEST} faces are needed, better some hundred of"
+            " different people"
+        )
+
+
+def _crop(path: Path) -> ImageU8 | None:
+    """What is in a file, if it is an aligned face."""
     picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
     if picture is None or picture.shape != (CROP_SIDE, CROP_SIDE, 3):
-        raise QuantiseError(
-            f"{path} is no picture of {CROP_SIDE}x{CROP_SIDE} pixels: only aligned faces show the network"
-            " what it will see"
-        )
+        return None
     return np.asarray(picture, np.uint8)
 
 
@@ -238,12 +263,15 @@ def _target(repository: Path, config: ModelConfig) -> tuple[Path, str]:
 
 
 def _configure(target: Path, original: Path) -> None:
-    """Writes the config.pbtxt of an int8 model: that of its original, but for what runs it."""
+    """Writes the config.pbtxt of an int8 model: that of its original, but for what runs it.
+
+    Thresholds were measured with other weights, and are left out.
+    """
     message = ConfigText.read(original).message
     message.name, message.backend = target.name, "onnxruntime"
     message.ClearField("default_model_filename")
     message.ClearField("version_policy")
-    for key in TRAFFIC_PARAMETERS & message.parameters.keys():
+    for key in (TRAFFIC_PARAMETERS | EMBEDDER.parameters) & message.parameters.keys():
         del message.parameters[key]
     message.parameters["precision"].string_value = "int8"
     partial = target / f".{CONFIG}.partial"

@@ -17,6 +17,14 @@ class _Two(nn.Module):
     [
         (Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5), False),
         (Normalisation("RGB", (123.0, 117.0, 104.0), 1.0), False),
+        (
+            Normalisation("RGB", (123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)),
+            False,
+        ),
+        (
+            Normalisation("BGR", (103.53, 116.28, 123.675), (1 / 57.375, 1 / 57.12, 1 / 58.395)),
+            True,
+        ),
         (Normalisation("BGR", (104.0, 117.0, 123.0), 1.0), True),
     ],
 )
@@ -28,7 +36,7 @@ def test_normalisation_is_the_formula(normalisation: Normalisation, reverse: boo
 
     ordered = pixels[..., ::-1] if reverse else pixels
     mean = np.array(normalisation.mean, np.float32)
-    wanted = (ordered.astype(np.float32) - mean) * np.float32(normalisation.scale)
+    wanted = (ordered.astype(np.float32) - mean) * np.array(normalisation.scales, np.float32)
     np.testing.assert_allclose(output.numpy(), wanted.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
 
 

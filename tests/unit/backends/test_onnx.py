@@ -61,16 +61,17 @@ def answers(instance: LoadedInstance, images: ImageU8) -> ArrayF32:
 
 def expected(images: ImageU8, how: Normalisation = BGR) -> ArrayF32:
     channels = images if how.channel_order == "RGB" else images[..., ::-1]
-    pixels = (channels.astype(np.float64) - how.mean) * how.scale
+    pixels = (channels.astype(np.float64) - how.mean) * how.scales
     return graphs.embeddings(pixels.transpose(0, 3, 1, 2).astype(np.float32))
 
 
 @pytest.mark.parametrize("by", [onnx, openvino], ids=["onnxruntime", "openvino"])
+@pytest.mark.parametrize("scale", [1 / 64, (1 / 58, 1 / 57, 1 / 99)])
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 def test_pixels_are_normalised_and_run(
-    tmp_path: Path, by: Any, images: ImageU8, order: str
+    tmp_path: Path, by: Any, images: ImageU8, order: str, scale: float | tuple[float, float, float]
 ) -> None:
-    how = Normalisation("RGB" if order == "RGB" else "BGR", (104.0, 117.0, 123.0), 1 / 64)
+    how = Normalisation("RGB" if order == "RGB" else "BGR", (104.0, 117.0, 123.0), scale)
     instance = load(graphs.embedder(), tmp_path, by=by, normalisation=how)
     np.testing.assert_allclose(answers(instance, images), expected(images, how), atol=1e-5)
 

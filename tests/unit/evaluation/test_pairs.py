@@ -74,12 +74,13 @@ def test_csv_pairs_may_have_a_header_and_words_as_labels(tmp_path: Path) -> None
     path = tmp_path / "list.csv"
     path.write_text(
         'left,right,label\na.jpg,"b, c.jpg",1\n\na.jpg,a.jpg,Same\n"b, c.jpg",a.jpg,0\n'
+        "a.jpg,a.jpg,Yes\na.jpg,a.jpg,No\n"
     )
     pairs = read_pairs(path, tmp_path / "faces")
     assert [p.name for p in pairs.pictures] == ["a.jpg", "b, c.jpg"]
-    assert pairs.left.tolist() == [0, 0, 1]
-    assert pairs.right.tolist() == [1, 0, 0]
-    assert pairs.same.tolist() == [True, True, False]
+    assert pairs.left.tolist() == [0, 0, 1, 0, 0]
+    assert pairs.right.tolist() == [1, 0, 0, 0, 0]
+    assert pairs.same.tolist() == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ parameters { key: "nms_threshold" value { string_value: "0.3" } }
     assert config.normalisation == Normalisation("BGR", (104, 117, 123), 1)
 
 
+def test_each_channel_may_have_a_scale_of_its_own(read: Read, embedder: str) -> None:
+    text = embedder.replace('"127.5"', '"123.675, 116.28, 103.53"')
+    config = read(text.replace('"1/128"', '"1/58.395, 1/57.12, 1/57.375"'))
+    assert config.normalisation == Normalisation(
+        "RGB", (123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)
+    )
+    same = read(embedder.replace('"1/128"', '"1/128, 1/128, 1/128"'))
+    assert same.normalisation == read(embedder).normalisation, "and so is the fingerprint"
+
+
 def test_without_dynamic_batching_requests_are_not_combined(read: Read, embedder: str) -> None:
     config = read(embedder.replace("dynamic_batching { }", ""))
     assert not config.batching.combine

@@ -202,6 +202,8 @@ BAD = [
     ('"1/128"', '"1/0"', 10, "parameters.scale", "'1/0' is no number"),
     ('"1/128"', '"nan"', 10, "parameters.scale", "must be in [0, 1]"),
     ('"1/128"', '"0"', 10, "parameters.scale", "above 0"),
+    ('"1/128"', '"1, 0, 1"', 10, "parameters.scale", "above 0"),
+    ('"1/128"', '"1, 1"', 10, "parameters.scale", "has 2 values"),
     ('"RGB"', '"GBR"', 8, "parameters.channel_order", "one of RGB, BGR"),
     ('"sface"', '"sphereface"', 7, "parameters.architecture", "sface"),
     (

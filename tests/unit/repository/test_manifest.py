@@ -259,6 +259,7 @@ def test_fingerprint_is_stable() -> None:
         ("ab" * 32, "sface", Normalisation("BGR", NORMALISATION.mean, NORMALISATION.scale)),
         ("ab" * 32, "sface", Normalisation("RGB", (127.5, 127.5, 127), NORMALISATION.scale)),
         ("ab" * 32, "sface", Normalisation("RGB", NORMALISATION.mean, 1 / 127.5)),
+        ("ab" * 32, "sface", Normalisation("RGB", NORMALISATION.mean, (1 / 128, 1 / 128, 1 / 127))),
     ],
 )
 def test_fingerprint_covers_weights_network_and_normalisation(

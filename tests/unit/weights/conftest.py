@@ -15,7 +15,7 @@ from mien_server.models.families import find_family
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.weights.importer import Imported, import_weights
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognise.recognised import Recognised
+from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.recognise.state_dicts import StateDict
 from tests.unit.weights.public_networks import answer, public_answer
 
@@ -45,6 +45,7 @@ def bring(repository: Path) -> Import:
         version: int | None = None,
         license_: str | None = None,
         source: str | None = None,
+        given: GivenInput | None = None,
     ) -> tuple[list[Imported], str]:
         said = io.StringIO()
         done = import_weights(
@@ -55,6 +56,7 @@ def bring(repository: Path) -> Import:
             version=version,
             license_=license_,
             source=source,
+            given=given,
         )
         return done, said.getvalue()
 

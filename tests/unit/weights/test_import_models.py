@@ -6,9 +6,11 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
+from mien_server.errors import OperatorError
 from mien_server.models.families import find_family
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
@@ -107,13 +109,33 @@ def test_model_folder_that_leads_out_of_the_repository_is_refused(
 def test_what_is_no_repository_or_no_file_is_refused(
     tmp_path: Path, repository: Path, checkpoint: Path
 ) -> None:
-    with pytest.raises(ImportRefused, match="nowhere is not a folder"):
-        import_weights(tmp_path / "nowhere", "retinaface", checkpoint)
+    (tmp_path / "README").write_text("models")
+    with pytest.raises(ImportRefused, match="README is not a folder"):
+        import_weights(tmp_path / "README", "retinaface", checkpoint)
     with pytest.raises(ImportRefused, match=r"nothing\.pth is no file and no folder"):
         import_weights(repository, "retinaface", tmp_path / "nothing.pth")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImportRefused, match="pipe is no file and no folder"):
         import_weights(repository, "retinaface", tmp_path / "pipe")
+
+
+def test_repository_that_is_not_there_is_made(tmp_path: Path, checkpoint: Path) -> None:
+    root = tmp_path / "srv" / "models"
+    (done,) = import_weights(root, "retinaface", checkpoint)
+    verify_version(done.folder, root, "model.safetensors")
+    assert names_in(root / "retinaface") == LEFT | {"1"}
+
+
+def test_repository_that_was_made_for_nothing_is_taken_back(tmp_path: Path, embedder: Path) -> None:
+    with pytest.raises(ImportRefused, match="no model fits"):
+        import_weights(tmp_path / "srv" / "models", None, embedder)
+    broken = one_layer(tmp_path / "other.onnx", ["n", 3, 112, 112], 64, seed=1)
+    graph = onnx.load(broken)
+    graph.graph.initializer[0].raw_data = b"\xff" * len(graph.graph.initializer[0].raw_data)
+    onnx.save(graph, broken)
+    with pytest.raises(OperatorError):
+        import_weights(tmp_path / "srv" / "models", "mine", broken)
+    assert not (tmp_path / "srv").exists()
 
 
 def test_manifest_says_where_the_weights_come_from_and_who_may_use_them(

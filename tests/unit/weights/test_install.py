@@ -91,11 +91,24 @@ def test_folder_that_somebody_else_made_is_refused(tmp_path: Path, cache: Path) 
         put(tmp_path, cache)
 
 
-def test_names_without_weights_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_names_that_are_not_shipped_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    with pytest.raises(InstallError, match="no weights are shipped for 'arcface', only for"):
-        install(repository, ["retinaface", "arcface"])
+    with pytest.raises(InstallError, match=r"no model 'arkface' is shipped, only .*arcface"):
+        install(repository, ["retinaface", "arkface"])
     assert not repository.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("arcface", "models import arcface FILE"), ("face_embedding", "made of")]
+)
+def test_models_without_weights_of_miens_get_their_configuration(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    told = io.StringIO()
+    assert install(tmp_path, [name], Progress(told)) == []
+    config = tmp_path / name / "config.pbtxt"
+    assert config.read_bytes() == (CONFIGS / name / "config.pbtxt").read_bytes()
+    assert said in told.getvalue()
 
 
 def test_repository_that_cannot_be_written_is_named(tmp_path: Path, cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from mien_server.models.interface import ImageU8
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import read_golden
 from mien_server.repository.manifest import ManifestError, read_manifest, verify_version
@@ -67,6 +69,8 @@ def test_the_highest_version_becomes_the_next_one(root: Path, crops: Path) -> No
     assert said.getvalue() == (
         "quantising small version 3 on 8 crops\n"
         f"small version 4 is int8: its lowest cosine to fp32 is {done.cosine:.4f}\n"
+        "note: no threshold was measured with it: `mien-server evaluate verification --calibrate --embedder"
+        " small:4` does that\n"
     )
     assert not [path for path in root.iterdir() if path.name != "small"]
 
@@ -115,6 +119,27 @@ def test_crops_that_say_too_little_are_refused(
             root, "small", write_crops(tmp_path / "crops", count, side), Progress(io.StringIO())
         )
     assert not (root / "small" / "2").exists()
+
+
+def test_photos_are_given_to_who_can_align_them_and_crops_are_not(
+    root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "both"
+    write_crops(folder / "crops", 5)
+    write_crops(folder / "photos", 4, side=224)
+    given: list[Path] = []
+
+    def align(photos: Sequence[Path]) -> list[ImageU8]:
+        given.extend(photos)
+        return [np.full((112, 112, 3), 50 * n, np.uint8) for n in range(3)]
+
+    said = io.StringIO()
+    quantise(root, "small", folder, Progress(said), align=align)
+    assert "on 8 crops" in said.getvalue()
+    assert {path.parent.name for path in given} == {"photos"}
+    assert len(given) == 4
+    with pytest.raises(QuantiseError, match="has 5 faces"):
+        quantise(root, "small", folder, Progress(io.StringIO()), align=lambda _: [])
 
 
 def test_an_int8_version_is_not_quantised_again(root: Path, crops: Path) -> None:

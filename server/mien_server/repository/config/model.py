@@ -9,7 +9,13 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from mien_server.backends.precision import Precision
 from mien_server.models.families import families, roles
-from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
+from mien_server.models.interface import (
+    CHANNEL_ORDERS,
+    AnyRole,
+    Normalisation,
+    TensorSpec,
+    normalisation_of,
+)
 from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble, read_ensemble
 from mien_server.repository.config.fields import MODEL_FIELDS, check_fields
 from mien_server.repository.config.parameters import Parameters
@@ -43,8 +49,6 @@ _SUFFIXES: dict[Backend, tuple[str, ...]] = {
 """What kinds of weights a backend runs; the first is what it expects."""
 _ONNX_PLATFORM = "onnxruntime_onnx"
 """Triton's older name for that backend."""
-
-_CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
 
 _PARAMETERS = frozenset(
     {
@@ -206,19 +210,18 @@ def known_parameters() -> frozenset[str]:
 
 
 def _normalisation(parameters: Parameters) -> Normalisation:
-    mean = parameters.numbers("mean", 0, 255)
-    if len(mean) == 1:
-        mean *= 3
-    if len(mean) != 3:
-        raise parameters.error("mean", f"has {len(mean)} values; must be 1 or 3, in channel_order")
-    scale = parameters.number("scale", 0, 1)
-    if not scale:
+    values = {}
+    for key, high in (("mean", 255), ("scale", 1)):
+        numbers = parameters.numbers(key, 0, high)
+        if len(numbers) not in (1, 3):
+            raise parameters.error(
+                key, f"has {len(numbers)} values; must be 1 or 3, in channel_order"
+            )
+        values[key] = numbers
+    if 0 in values["scale"]:
         raise parameters.error("scale", "must be above 0")
-    return Normalisation(
-        channel_order=parameters.choice("channel_order", _CHANNEL_ORDERS),
-        mean=(mean[0], mean[1], mean[2]),
-        scale=scale,
-    )
+    order = parameters.choice("channel_order", CHANNEL_ORDERS)
+    return normalisation_of(order, values["mean"], values["scale"])
 
 
 def _backend(text: ConfigText) -> Backend:

@@ -6,17 +6,20 @@ import onnx
 
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
-from mien_server.weights.recognise.graph_kinds import GRAPHS, unknown_graph, with_shapes
+from mien_server.weights.recognise.graph_kinds import GRAPHS, named, unknown_graph, with_shapes
+from mien_server.weights.recognise.own_networks import own
 from mien_server.weights.recognise.recognised import Recognised
 from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
 
 
-def recognise(path: Path, source: str = "") -> list[Recognised]:
+def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised]:
     """Everything that a file can be imported as, the best first.
 
     Args:
         path: a PyTorch, safetensors or ONNX file.
         source: where it came from, if that is known. It decides what the content does not tell.
+        wanted: the architecture that it shall be, if one is asked for. A graph of a family that nothing here
+            knows is taken for that; whether it is one, shows when it is run.
 
     Raises:
         WeightsError: there is nothing; the message names the file and says why not and what to do.
@@ -24,17 +27,23 @@ def recognise(path: Path, source: str = "") -> list[Recognised]:
     """
     contents = read(path)
     try:
-        return _look(contents, path, source)
+        return _look(contents, path, source, wanted)
     except WeightsError as error:
         raise WeightsError(f"{path.name}: {error}") from error
 
 
-def _look(contents: Contents, path: Path, source: str) -> list[Recognised]:
+def _look(contents: Contents, path: Path, source: str, wanted: str) -> list[Recognised]:
     if isinstance(contents, onnx.ModelProto):
         graph = with_shapes(contents).graph
-        if found := [each for look in GRAPHS if (each := look(graph, path))]:
+        found = [each for look in GRAPHS if (each := look(graph, path))]
+        asked_for = named(graph, path, wanted) if wanted else None
+        if asked_for:
+            found.append(asked_for)
+        if found:
             return found
         raise WeightsError(unknown_graph(graph))
     if found := [each for look in STATE_DICTS if (each := look(contents, source))]:
         return found
+    if ours := own(contents):
+        return [ours]
     raise WeightsError(unknown_state_dict(contents))

@@ -4,6 +4,7 @@ To recognise another one, write a function like those here and add it to `GRAPHS
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mien_server.weights.recognise.iresnet_graph import read_iresnet
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
+    NO_LICENSE,
     Recognised,
     for_pytorch,
 )
@@ -26,6 +28,8 @@ _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 _CROP = 112
 _MIN_DIMENSIONS = 64
 """Networks on faces with fewer outputs tell age, gender or expression."""
+_INSIGHTFACE = re.compile(r"w600k_|glintr|ms1mv|webface", re.IGNORECASE)
+"""What the files of InsightFace's embedders are called. Others are somebody's own, of whatever licence."""
 _SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
 """The last dimensions of scores, boxes and landmarks for each of the three strides."""
 
@@ -66,6 +70,7 @@ def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
         normalisation=Normalisation("RGB", (0, 0, 0), 1) if own else ARCFACE_INPUT,
         dimensions=output[1],
         batch=max(shape[0], 0),
+        license_=INSIGHTFACE_LICENSE if _INSIGHTFACE.match(path.name) else NO_LICENSE,
     )
 
 
@@ -88,6 +93,26 @@ def scrfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:
         normalisation=_SCRFD_INPUT,
         batch=max(shape[0], 0),
         side=max(shape[2], 0),
+        license_=INSIGHTFACE_LICENSE,
+    )
+
+
+def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised | None:
+    """A graph on images that somebody says is of this family, or None where those here would know it."""
+    inputs, _ = _signature(graph)
+    if len(inputs) != 1 or architecture in ("embedder", "scrfd"):
+        return None
+    (shape,) = inputs.values()
+    if len(shape) != 4 or shape[1] != 3:
+        return None
+    return _onnx(
+        architecture,
+        graph,
+        path,
+        title=f"a graph for architecture {architecture!r}",
+        normalisation=None,
+        batch=max(shape[0], 0),
+        license_=NO_LICENSE,
     )
 
 
@@ -106,9 +131,9 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
         for tensors in _signature(graph)
     )
     return (
-        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
-        " an SCRFD detector with landmarks (nine outputs). InsightFace's landmark and age-and-gender"
-        " models have no use here"
+        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]:"
+        " no other crops are cut here) nor an SCRFD detector with landmarks (nine outputs). InsightFace's"
+        " landmark and age-and-gender models have no use here"
     )
 
 
@@ -118,8 +143,9 @@ def _onnx(
     path: Path,
     *,
     title: str,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     batch: int,
+    license_: str,
     side: int = 0,
     dimensions: int = 0,
 ) -> Recognised:
@@ -131,7 +157,7 @@ def _onnx(
         tensors=len(graph.initializer),
         parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),
         normalisation=normalisation,
-        license=INSIGHTFACE_LICENSE,
+        license=license_,
         dimensions=dimensions,
         batch=batch,
         side=side,

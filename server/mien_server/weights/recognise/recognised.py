@@ -2,18 +2,41 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mien_server.models.families import find_family
-from mien_server.models.interface import Normalisation
+from mien_server.models.interface import Normalisation, normalisation_of
 from mien_server.repository.config.model import Backend
 from mien_server.weights.recognise.state_dicts import StateDict
 
 ARCFACE_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
+NO_LICENSE = "not stated"
 INSIGHTFACE_LICENSE = (
     "not stated; InsightFace's and ModelScope's public weights are for non-commercial research only"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenInput:
+    """What a person says of a network's input; None of each that is as its publisher has it.
+
+    Attributes:
+        channel_order: the order in which it sees channels.
+        mean, scale: (x - mean) * scale, x in 0..255: one number, or three in `channel_order`.
+    """
+
+    channel_order: Literal["RGB", "BGR"] | None = None
+    mean: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+
+    def over(self, known: Normalisation | None) -> Normalisation | None:
+        """The input that a network has if this is said of it; None if all of it is not known yet."""
+        order = self.channel_order or (known and known.channel_order)
+        mean = self.mean or (known and known.mean)
+        scale = self.scale or (known and known.scales)
+        return normalisation_of(order, mean, scale) if order and mean and scale else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +48,8 @@ class Recognised:
         architecture: as `config.pbtxt` names it.
         weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
         tensors, parameters: how many tensors there are, and learnt numbers in them.
-        normalisation: the input that its publisher trained it with.
+        normalisation: the input that its publisher trained it with, or None where nobody is known to have
+            said so.
         license: what is known of who may use such weights for what.
         dimensions: those of its embeddings, or 0 where it gives none.
         batch: rows that the graph always takes at once, or 0 for any number.
@@ -39,7 +63,7 @@ class Recognised:
     weights: StateDict | Path
     tensors: int
     parameters: int
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     license: str
     dimensions: int = 0
     batch: int = 0
@@ -63,7 +87,7 @@ def for_pytorch(
     notes: list[str],
     *,
     title: str,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     license_: str,
     dimensions: int = 0,
 ) -> Recognised:

@@ -21,6 +21,8 @@ from mien_server.weights.recognise.state_dicts import find, fit, keys_of
 
 _RETINAFACE_MEAN = (104.0, 117.0, 123.0)
 
+_SFACE_INPUT = _MTCNN_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
+
 _LOOK_ALIKES = (
     (
         ("input_layer.0.weight", "output_layer.0.weight"),
@@ -92,9 +94,44 @@ def retinaface(contents: Mapping[Any, Any], source: str) -> Recognised | None:
     )
 
 
+def sface(contents: Mapping[Any, Any], source: str) -> Recognised | None:  # noqa: ARG001
+    """SFace under mien's own keys: what `models install` writes, and what was trained on from there."""
+    found = find(contents, "stem.conv.weight")
+    if found is None:
+        return None
+    state, notes = fit(found, "sface")
+    return for_pytorch(
+        "sface",
+        state,
+        notes,
+        title="SFace, under mien's own names of its tensors",
+        normalisation=_SFACE_INPUT,
+        license_="not stated; the OpenCV Zoo's public weights are Apache-2.0",
+        dimensions=state["fc.weight"].shape[0],
+    )
+
+
+def mtcnn(contents: Mapping[Any, Any], source: str) -> Recognised | None:  # noqa: ARG001
+    """MTCNN's three networks in one file, under mien's own keys."""
+    found = find(contents, "pnet.conv1.weight")
+    if found is None:
+        return None
+    state, notes = fit(found, "mtcnn")
+    return for_pytorch(
+        "mtcnn",
+        state,
+        notes,
+        title="MTCNN, under mien's own names of its tensors",
+        normalisation=_MTCNN_INPUT,
+        license_="not stated; facenet-pytorch's public weights are MIT",
+    )
+
+
 STATE_DICTS: tuple[Callable[[Mapping[Any, Any], str], Recognised | None], ...] = (
     iresnet,
     retinaface,
+    sface,
+    mtcnn,
 )
 """Each looks at a checkpoint's mapping and at where it came from, and may refuse it by a WeightsError."""
 
@@ -107,6 +144,7 @@ def unknown_state_dict(contents: Mapping[Any, Any]) -> str:
             return f"it is {explanation}"
     holds = f"{len(names)} tensors ({first_names(names)})" if names else "no tensors by name"
     return (
-        f"it holds {holds}, and is none of the networks that mien has: ArcFace's IResNet (18, 34, 50, 100)"
-        " and RetinaFace (mobilenet0.25, resnet50). Other embedders come in as ONNX"
+        f"it holds {holds}, and is none of the networks that mien has: ArcFace's IResNet (18, 34, 50, 100),"
+        " RetinaFace (mobilenet0.25, resnet50), SFace and MTCNN, and the networks of installed packages."
+        " Other embedders come in as ONNX"
     )

@@ -29,9 +29,11 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
 
     Args:
         name: the model's folder.
+        recognised: of a known normalisation.
         license_: who may use the weights for what, for people.
         source: where they come from, for people.
     """
+    assert recognised.normalisation is not None  # noqa: S101 - as said above
     parameters = {
         "architecture": recognised.architecture,
         "precision": "auto",
@@ -61,11 +63,11 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
 def input_parameters(normalisation: Normalisation) -> dict[str, str]:
     """The parameters of config.pbtxt that say what a network's input is."""
     mean = normalisation.mean if len(set(normalisation.mean)) > 1 else normalisation.mean[:1]
-    scale = normalisation.scale
+    scale = normalisation.scale if isinstance(normalisation.scale, tuple) else [normalisation.scale]
     return {
         "channel_order": normalisation.channel_order,
         "mean": ", ".join(f"{value:g}" for value in mean),
-        "scale": f"{scale:g}" if scale >= 1 else f"1/{1 / scale:g}",
+        "scale": ", ".join(f"{each:g}" if each >= 1 else f"1/{1 / each:g}" for each in scale),
     }
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
+from mien_server.repository.folders import THRESHOLDS
 from mien_server.repository.manifest import Manifest, describe, write_manifest
 from mien_server.weights.progress import Progress
 
@@ -39,7 +40,8 @@ def write_version(
 ) -> Manifest:
     """Makes a version folder, or replaces the one that is there, in one rename.
 
-    Whatever moment the process ends at, the folder is whole or absent. Call it within `turn`.
+    Whatever moment the process ends at, the folder is whole or absent. Measured thresholds stay. Call it
+    within `turn`.
 
     Args:
         folder: the version folder.
@@ -55,6 +57,8 @@ def write_version(
         OSError: the repository cannot be written.
     """
     with _staged(folder) as staging:
+        if (folder / THRESHOLDS).is_file():  # they count for the same weights, and for no others
+            shutil.copy2(folder / THRESHOLDS, staging)
         fill(staging)
         for path in staging.iterdir():
             _sync(path)

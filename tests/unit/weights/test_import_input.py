@@ -1,0 +1,79 @@
+"""What the importer is told of a network's input: by flags, where no publisher is known or wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from mien_server.commands.main import main
+from mien_server.models.interface import Normalisation
+from mien_server.repository.manifest import read_manifest
+from mien_server.weights.errors import WeightsError
+from mien_server.weights.importer import ImportRefused
+from mien_server.weights.recognise.recognised import GivenInput
+from tests.unit.weights.conftest import Import, config_of
+from tests.unit.weights.onnx_files import one_layer
+from tests.unit.weights.test_import_refusals import onnx_with_external_weights
+
+IMAGENET = ["--mean", "123.675,116.28,103.53", "--scale", "1/58.395,1/57.12,1/57.375"]
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """Somebody's own embedder."""
+    return one_layer(tmp_path / "ours.onnx", ["n", 3, 112, 112], 64)
+
+
+def test_flags_become_the_new_models_configuration(repository: Path, graph: Path) -> None:
+    flags = [*IMAGENET, "--channel-order", "BGR", "--model-repository", str(repository)]
+    assert main(["models", "import", "ours", str(graph), *flags]) == 0
+    assert config_of(repository / "ours").normalisation == Normalisation(
+        "BGR", (123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)
+    )
+    text = (repository / "ours" / "config.pbtxt").read_text()
+    assert 'string_value: "1/58.395, 1/57.12, 1/57.375"' in text
+
+
+def test_what_is_not_said_is_as_the_publisher_has_it(
+    repository: Path, graph: Path, bring: Import
+) -> None:
+    bring("ours", graph, given=GivenInput(scale=(1 / 128,)))
+    assert config_of(repository / "ours").normalisation == Normalisation(
+        "RGB", (127.5, 127.5, 127.5), 1 / 128
+    )
+
+
+def test_a_configuration_that_says_otherwise_is_not_overruled(
+    repository: Path, graph: Path, bring: Import
+) -> None:
+    bring("ours", graph)
+    with pytest.raises(ImportRefused, match=r"in another way than you say, .*scale \"1/128\""):
+        bring("ours", graph, given=GivenInput(scale=(1 / 128,)))
+    (done,), _ = bring("ours", graph, given=GivenInput(channel_order="RGB", mean=(127.5,)))
+    assert done.version == 2
+
+
+@pytest.mark.parametrize("value", ["1,2", "a", "1/0", "nan", ""])
+def test_a_number_that_is_none_is_a_wrong_command_line(
+    graph: Path, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "import", "ours", str(graph), "--mean", value])
+    assert ended.value.code == 2
+    assert "must be one number or three" in capsys.readouterr().err
+
+
+def test_a_strangers_network_has_no_licence_of_others(
+    graph: Path, bring: Import, tmp_path: Path
+) -> None:
+    (done,), _ = bring("ours", graph)
+    assert read_manifest(done.folder).license == "not stated"
+    assert "InsightFace" not in (done.folder.parent / "config.pbtxt").read_text()
+    published = one_layer(tmp_path / "w600k_mbf.onnx", ["n", 3, 112, 112], 64)
+    (done,), _ = bring("mbf", published)
+    assert "non-commercial research only" in read_manifest(done.folder).license
+
+
+def test_weights_in_other_files_are_refused_with_the_cure(tmp_path: Path, bring: Import) -> None:
+    onnx_with_external_weights(tmp_path / "ours.onnx")
+    with pytest.raises(WeightsError, match=r"external_data=False"):
+        bring("ours", tmp_path / "ours.onnx")
