@@ -53,6 +53,20 @@ def _scans(count: int) -> bytes:
     return data[:-2] + last * count + data[-2:]
 
 
+def crowd() -> bytes:
+    """A request to embed fifty faces, which is as much as one batch may hold."""
+    with Image.open(SAMPLE) as portrait:
+        face = portrait.convert("RGB").resize((160, 200))
+    photo = Image.new("RGB", (1600, 1000))
+    for number in range(50):
+        photo.paste(face, (160 * (number % 10), 200 * (number // 10)))
+    request = face_pb2.EmbedRequest(
+        image=face_pb2.Image(encoded=_file(photo, "JPEG")),
+        selection=face_pb2.FaceSelection(policy=face_pb2.FACE_POLICY_ALL),
+    )
+    return request.SerializeToString()
+
+
 @cache
 def seeds() -> tuple[bytes, ...]:
     """Sound photos of every format that the server reads, small enough to be damaged in many places."""
