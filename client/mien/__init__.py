@@ -7,6 +7,7 @@ import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
 from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
+from mien.bulk import Outcome
 from mien.client import Client
 from mien.errors import (
     Cancelled,
@@ -105,6 +106,7 @@ __all__ = [
     "MultipleFaces",
     "NewFace",
     "NotInGallery",
+    "Outcome",
     "Overloaded",
     "PermissionDenied",
     "PersonMatch",
