@@ -211,7 +211,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parents=[common, timed],
         description="Finds faces, embeds them, and tells whether two are the same person.",
         epilog='A photo or embedding "-" is read from standard input. Exit status: 0 for an answer'
-        ' ("different" is one), 1 for a failure, 2 for a wrong command line.',
+        ' ("different" is one), 1 for a failure, 2 for a wrong command line, 3 from what goes through a folder'
+        " if some of its photos failed, 130 after Ctrl-C.",
     )
     parser.add_argument(
         "--version", action="version", version=f"mien {importlib.metadata.version('mien')}"

@@ -1,10 +1,12 @@
 """`Gallery`: a collection of enrolled faces, and whose a face is among them."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mien import gallery_messages as messages
+from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
+from mien.errors import MienError
 from mien.gallery_messages import QualityPolicyLike
 from mien.gallery_results import (
     Deleted,
@@ -155,6 +157,69 @@ class Gallery:
             detector=detector,
         )
         return messages.enrol_results(self._call("Enrol", build, timeout))
+
+    def enrol_many(
+        self,
+        faces: Iterable[NewFace],
+        *,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = True,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Outcome[NewFace, EnrolResult], None, None]:
+        """Enrols faces, some at a time, and gives out what became of each.
+
+        Enrolling them again, as after an interruption, enrols nothing twice: a face without a `request_key`
+        of its own gets one of its person and its bytes, and what was enrolled with that is "existing".
+
+        A face that is refused, or whose file cannot be read, has the error in its outcome, and the rest goes
+        on; the outcome of one that the server has looked at and refused has its result, too. A server that is
+        too busy or starts again is waited for, as by `embed_many`.
+
+        Args:
+            faces: any iterable, also one without an end. Photos have calls of their own, and at most
+                2 * concurrency are read ahead of those that have been given out; embeddings travel 32 a call.
+                They are read in the thread that asks for outcomes.
+            concurrency: calls at the same time, 1 or more.
+            ordered: give out in the order of the faces; otherwise as the calls end.
+            quality_policy, policy, min_score, min_face_size, detector: as for `enrol`.
+            timeout: seconds of each try; the client's own if unset.
+
+        Returns:
+            an iterator. Closing it cancels the calls in progress; what they were enrolling may be enrolled.
+
+        Raises:
+            MienError: while iterating, what is wrong with all of it, as when the gallery does not exist or is
+                full.
+        """
+
+        def work(
+            some: Sequence[NewFace], calls: Calls
+        ) -> list[tuple[EnrolResult, MienError | None]]:
+            build = functools.partial(
+                messages.enrol_request,
+                self.name,
+                some,
+                quality_policy=quality_policy,
+                policy=policy,
+                min_score=min_score,
+                min_face_size=min_face_size,
+                detector=detector,
+                content_keys=True,
+            )
+            answer, _ = self._client._call_gallery("Enrol", build, timeout, False, calls)
+            return messages.enrol_outcomes(answer)
+
+        return in_threads(
+            grouped(faces, messages.faces_in_a_call),
+            work,
+            concurrency=checked_concurrency(concurrency),
+            ordered=ordered,
+        )
 
     def identify(
         self,

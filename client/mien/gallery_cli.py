@@ -2,32 +2,33 @@
 
 import argparse
 import json
-from collections import Counter
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from mien import cli_options
 from mien.client import Client
 from mien.errors import FailedPrecondition, InvalidRequest
-from mien.gallery_folder import Progress, enrol_photos, photos_of
 from mien.gallery_messages import POLICIES
 from mien.gallery_results import (
     Deleted,
-    EnrolResult,
     GalleryInfo,
     IdentifyResult,
+    NewFace,
 )
 from mien.messages import FacePolicy
+from mien.photo_folders import people_in
+from mien.progress import PARTLY, Progress, Tally
 from mien.tables import aligned
 
 CONCURRENCY = 4
 ADD_TIMEOUT = 60.0
-TOLD = 20
-"""Refused photos that are listed at the end; the rest is counted."""
+LABEL_BYTES = 256
 
 Read = Callable[[str], bytes]
-Run = Callable[[Client, argparse.Namespace], None]
+Run = Callable[[Client, argparse.Namespace], int | None]
 
 
 def add_gallery_command(
@@ -82,6 +83,9 @@ def add_gallery_command(
         help=f"photos at the same time (default: {CONCURRENCY})",
     )
     add.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
+    add.add_argument(
+        "--aligned", action="store_true", help="the photos are faces, aligned to 112x112 already"
+    )
 
     search = command("search", _search, "Tells whose face a photo shows.")
     search.add_argument("photo", metavar="PHOTO")
@@ -259,49 +263,57 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
     print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
 
 
-def _add(client: Client, arguments: argparse.Namespace) -> None:
+def _add(client: Client, arguments: argparse.Namespace) -> int:
     if arguments.timeout is None:
         client.timeout = ADD_TIMEOUT  # photos wait for each other, and for whoever else calls
     gallery = client.gallery(arguments.gallery)
     gallery.info()  # one error, rather than one for each photo
-    photos = photos_of(arguments.folder)
-    counts: Counter[str] = Counter()
-    refused: list[dict[str, Any]] = []
-    enrolled = enrol_photos(
-        gallery,
-        photos,
+    photos = people_in(arguments.folder)
+    tally = Tally()
+    enrolled = gallery.enrol_many(
+        (
+            NewFace(path, person, {"file": _cut(path.name)}, aligned=arguments.aligned)
+            for person, path in photos
+        ),
         quality_policy=arguments.quality,
         detector=arguments.detector,
         concurrency=arguments.concurrency,
+        ordered=False,
     )
-    with Progress(len(photos), quiet=arguments.json) as progress:
-        for (person, path), result in enrolled:
-            outcome = result.outcome if isinstance(result, EnrolResult) else "refused"
-            counts[outcome] += 1
-            if outcome == "refused":
-                told = {"person": person, "photo": str(path)}
-                refused.append(told | {"reason": result.reason, "message": result.message})
-            progress.step(refused=counts["refused"])
-    if arguments.json:
-        _print_json({**{o: counts[o] for o in ("enrolled", "existing")}, "refused": refused})
-    else:
-        print(_added_table(counts, refused))
-    if refused and not counts["enrolled"] and not counts["existing"]:
+    try:
+        with closing(enrolled), Progress(len(photos), "photos", quiet=arguments.json) as progress:
+            for outcome in enrolled:
+                if outcome.error is None:
+                    tally.counts[outcome.get().outcome] += 1
+                else:
+                    person, path = photos[outcome.index]
+                    tally.fail(path, outcome.error, person=person)
+                progress.step(len(tally.failed))
+    except KeyboardInterrupt:
+        print("mien: interrupted; the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        _tell_added(tally, arguments)
+    if tally.failed and not tally.counts:
         raise FailedPrecondition(
-            "none of the photos could be enrolled", reason=refused[0]["reason"]
+            "none of the photos could be enrolled", reason=tally.failed[0]["reason"]
         )
+    return PARTLY if tally.failed else 0
 
 
-def _added_table(counts: Counter[str], refused: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"{counts['enrolled']} enrolled, {counts['existing']} enrolled before, {len(refused)} refused"
-    ]
-    lines += [f"  {each['photo']}: {each['message']} [{each['reason']}]" for each in refused[:TOLD]]
-    if len(refused) > TOLD:
-        reasons = Counter(each["reason"] for each in refused[TOLD:])
-        rest = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"  and {len(refused) - TOLD} more: {rest}")
-    return "\n".join(lines)
+def _tell_added(tally: Tally, arguments: argparse.Namespace) -> None:
+    enrolled, existing = tally.counts["enrolled"], tally.counts["existing"]
+    if arguments.json:
+        _print_json({"enrolled": enrolled, "existing": existing, "refused": tally.failed})
+        return
+    print(f"{enrolled} enrolled, {existing} enrolled before, {len(tally.failed)} refused")
+    for line in tally.lines():
+        print(line)
+
+
+def _cut(text: str) -> str:
+    """As much of a text as a label holds."""
+    return text.encode(errors="surrogateescape")[:LABEL_BYTES].decode(errors="ignore")
 
 
 def _label(text: str) -> tuple[str, str]:
