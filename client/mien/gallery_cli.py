@@ -23,7 +23,6 @@ from mien.photo_folders import people_in
 from mien.progress import PARTLY, Progress, Tally
 from mien.tables import aligned
 
-CONCURRENCY = 4
 ADD_TIMEOUT = 60.0
 LABEL_BYTES = 256
 
@@ -75,17 +74,9 @@ def add_gallery_command(
         default="refuse",
         help="what happens to poor photos (default: refuse)",
     )
-    add.add_argument(
-        "--concurrency",
-        type=cli_options.count,
-        default=CONCURRENCY,
-        metavar="N",
-        help=f"photos at the same time (default: {CONCURRENCY})",
-    )
+    cli_options.add_concurrency(add)
     add.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
-    add.add_argument(
-        "--aligned", action="store_true", help="the photos are faces, aligned to 112x112 already"
-    )
+    cli_options.add_aligned(add)
 
     search = command("search", _search, "Tells whose face a photo shows.")
     search.add_argument("photo", metavar="PHOTO")
@@ -266,9 +257,8 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
 def _add(client: Client, arguments: argparse.Namespace) -> int:
     if arguments.timeout is None:
         client.timeout = ADD_TIMEOUT  # photos wait for each other, and for whoever else calls
-    gallery = client.gallery(arguments.gallery)
-    gallery.info()  # one error, rather than one for each photo
     photos = people_in(arguments.folder)
+    gallery = client.gallery(arguments.gallery)
     tally = Tally()
     enrolled = gallery.enrol_many(
         (
@@ -293,7 +283,8 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
         print("mien: interrupted; the same command goes on", file=sys.stderr)
         raise
     finally:
-        _tell_added(tally, arguments)
+        if tally.counts or tally.failed:
+            _tell_added(tally, arguments)
     if tally.failed and not tally.counts:
         raise FailedPrecondition(
             "none of the photos could be enrolled", reason=tally.failed[0]["reason"]

@@ -190,3 +190,22 @@ def test_file_name_that_no_label_holds_is_cut(
     status, output, _ = run("gallery", "add", gallery.name, tmp_path / "photos")
     assert status == 0, output
     assert {face.labels["file"] for face in gallery.faces()} == {name, ".jpg"}
+
+
+def test_folder_is_embedded_into_a_file(
+    run: Run, client: mien.Client, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "faces.npz"
+    status, output, errors = run("embed", photos, "--out", out)
+    assert (status, errors) == (3, "")
+    assert "5 photos: 3 embedded, 0 before, 2 failed; 3 faces in" in output
+    assert "[INVALID_IMAGE]" in output
+    assert "[FACE_NOT_FOUND]" in output
+    with np.load(out, allow_pickle=False) as found:
+        names = found["photo"].tolist()
+        assert names == ["person_a/1.jpg", "person_b/1.jpg", "person_b/2.jpg"]
+        for name, values, norm in zip(names, found["embedding"], found["norm"], strict=True):
+            embedding = client.embed(photos / name).embedding
+            np.testing.assert_allclose(values, embedding.values, atol=1e-5)
+            assert norm == pytest.approx(embedding.norm, rel=1e-4)
+            assert str(found["fingerprint"]) == embedding.model.fingerprint
