@@ -23,6 +23,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     GalleryInfo,
     GalleryPerson,
     IdentifyResult,
@@ -292,6 +293,20 @@ class AsyncGallery:
         async for page in self._pages("ListFaces", build, timeout):
             for each in page.faces:
                 yield messages.enrolled_face(each)
+
+    async def export_faces(self, *, timeout: float | None = None) -> AsyncIterator[ExportedFace]:
+        """The faces with their embeddings, the first enrolled first; asked for in pages as they are needed.
+
+        Faces that are enrolled meanwhile come at the end. Where the server knows its callers, this needs the
+        role `admin`.
+
+        Args:
+            timeout: seconds for each page; the client's own if unset.
+        """
+        build = functools.partial(pb.ExportFacesRequest, collection=self.name, page_size=PAGE)
+        async for page in self._pages("ExportFaces", build, timeout):
+            for face in page.faces:
+                yield messages.exported_face(face)
 
     async def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
         """One face."""

@@ -12,6 +12,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     GalleryInfo,
     GalleryPerson,
     IdentifyResult,
@@ -286,6 +287,19 @@ class Gallery:
         )
         for page in self._pages("ListFaces", build, timeout):
             yield from map(messages.enrolled_face, page.faces)
+
+    def export_faces(self, *, timeout: float | None = None) -> Iterator[ExportedFace]:
+        """The faces with their embeddings, the first enrolled first; asked for in pages as they are needed.
+
+        Faces that are enrolled meanwhile come at the end. Where the server knows its callers, this needs the
+        role `admin`.
+
+        Args:
+            timeout: seconds for each page; the client's own if unset.
+        """
+        build = functools.partial(pb.ExportFacesRequest, collection=self.name, page_size=PAGE)
+        for page in self._pages("ExportFaces", build, timeout):
+            yield from map(messages.exported_face, page.faces)
 
     def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
         """One face."""

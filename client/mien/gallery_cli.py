@@ -18,6 +18,8 @@ from mien.gallery_results import (
     IdentifyResult,
     NewFace,
 )
+from mien.gallery_transfer import export_to_file, import_from_file
+from mien.many_photos import draw_names
 from mien.messages import FacePolicy
 from mien.photo_folders import people_in
 from mien.progress import PARTLY, Progress, Tally
@@ -25,6 +27,7 @@ from mien.tables import aligned
 
 ADD_TIMEOUT = 60.0
 LABEL_BYTES = 256
+MOVED_AT_ONCE = 1000
 
 Read = Callable[[str], bytes]
 Run = Callable[[Client, argparse.Namespace], int | None]
@@ -81,6 +84,12 @@ def add_gallery_command(
     search = command("search", _search, "Tells whose face a photo shows.")
     search.add_argument("photo", metavar="PHOTO")
     search.add_argument("--all", action="store_true", help="every face, not only the largest")
+    search.add_argument(
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        help=f"write the photo with boxes, names and similarities ({', '.join(cli_options.PICTURES)})",
+    )
     search.add_argument("--top", type=cli_options.count, metavar="K", help="persons (default: 5)")
     search.add_argument(
         "--threshold", type=float, help="leave out persons below; -1: none (default: the gallery's)"
@@ -100,9 +109,19 @@ def add_gallery_command(
     what.add_argument("--face", nargs="+", metavar="ID", help="these faces")
     what.add_argument("--everything", action="store_true", help="the gallery itself")
 
-    move = command("mv", _mv, "Gives faces to another person.")
-    move.add_argument("faces", nargs="+", metavar="FACE")
+    move = command("mv", _mv, "Gives faces, or all of a person's, to another person.")
+    move.add_argument("faces", nargs="*", metavar="FACE")
+    move.add_argument("--all-of", metavar="PERSON", help="every face of this person")
     move.add_argument("person", metavar="PERSON")
+
+    export = command(
+        "export", export_to_file, "Writes persons, labels and embeddings to a file, without photos."
+    )
+    importing = command(
+        "import", import_from_file, "Enrols what such a file holds; interrupted, it goes on."
+    )
+    for each in (export, importing):
+        each.add_argument("file", type=Path, metavar="FILE")
 
 
 def _create(client: Client, arguments: argparse.Namespace) -> None:
@@ -172,8 +191,16 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _search(client: Client, arguments: argparse.Namespace) -> None:
+    out: Path | None = arguments.out
+    if out is not None:
+        if not cli_options.is_picture(out):
+            kinds = ", ".join(cli_options.PICTURES)
+            arguments.parser.error(f"argument --out: {str(out)!r} ends in none of {kinds}")
+        from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
+
+    photo = arguments.read(arguments.photo)
     result = client.gallery(arguments.gallery).identify(
-        arguments.read(arguments.photo),
+        photo,
         policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
         top_k=arguments.top,
         threshold=arguments.threshold,
@@ -184,6 +211,10 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
         _print_json(result.as_dict())
     else:
         print(_search_table(result))
+    if out is not None:
+        draw_names(photo, result, out)
+        if not arguments.json:
+            print(f"picture   {out}")
 
 
 def _search_table(result: IdentifyResult) -> str:
@@ -245,13 +276,20 @@ def _deleted_line(deleted: Deleted) -> str:
 
 
 def _mv(client: Client, arguments: argparse.Namespace) -> None:
-    emptied = client.gallery(arguments.gallery).move(arguments.faces, arguments.person)
+    gallery = client.gallery(arguments.gallery)
+    faces: list[str] = arguments.faces
+    if bool(faces) == bool(arguments.all_of):
+        arguments.parser.error("either some faces are moved, or those of --all-of")
+    if arguments.all_of:
+        faces = [face.face_id for face in gallery.faces(arguments.all_of)]
+    emptied: list[str] = []
+    for start in range(0, len(faces), MOVED_AT_ONCE):
+        emptied += gallery.move(faces[start : start + MOVED_AT_ONCE], arguments.person)
     if arguments.json:
-        _print_json({"emptied": list(emptied)})
+        _print_json({"emptied": emptied})
         return
-    count = len(arguments.faces)
-    faces = "1 face is" if count == 1 else f"{count} faces are"
-    print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+    told = "1 face is" if len(faces) == 1 else f"{len(faces)} faces are"
+    print(f"{told} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     FaceQuality,
     GalleryInfo,
     GalleryPerson,
@@ -30,6 +31,7 @@ from mien.images import ImageLike, too_large
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    embedding_result,
     face_result,
     identity,
     model_ref,
@@ -336,6 +338,11 @@ def enrolled_face(message: pb.EnrolledFace) -> EnrolledFace:
         _quality(message.quality) if message.HasField("quality") else None,
         _time(message),
     )
+
+
+def exported_face(message: pb.ExportedFace) -> ExportedFace:
+    """A face of a gallery with its embedding."""
+    return ExportedFace(enrolled_face(message.face), embedding_result(message.embedding))
 
 
 def face_ids(given: str | Sequence[str]) -> list[str]:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mien import cli_options
 from mien.client import Client
 from mien.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, MienError, ServerError
+from mien.gallery_results import IdentifyResult
 from mien.results import DetectResult
 from mien.tables import aligned, located
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 AT_A_TIME = 8
 OVERLOAD_RETRIES = 5
@@ -102,8 +106,31 @@ def draw(photo: bytes, result: DetectResult, target: Path) -> None:
     """
     from mien import pictures  # Pillow may be missing
 
+    _save(pictures.annotate(photo, result.faces), target)
+
+
+def draw_names(photo: bytes, result: IdentifyResult, target: Path) -> None:
+    """Writes the photo with its faces' names and similarities drawn into it.
+
+    Raises:
+        InvalidRequest, ImportError, OSError: as `draw` says.
+    """
+    from mien import pictures  # Pillow may be missing
+
+    named = [
+        (
+            found.face,
+            f"{found.persons[0].person} {found.persons[0].similarity:.2f}" if found.persons else "",
+        )
+        for found in result.faces
+        if found.face is not None
+    ]
+    _save(pictures.name_faces(photo, named), target)
+
+
+def _save(picture: "PIL.Image.Image", target: Path) -> None:
     try:
-        pictures.annotate(photo, result.faces).save(target, quality=92)
+        picture.save(target, quality=92)
     except ValueError as error:  # as for sides that WebP does not hold
         raise InvalidRequest(f"{target}: {error}", reason="FILE_ERROR") from error
 

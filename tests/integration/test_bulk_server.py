@@ -1,6 +1,8 @@
 """Real amounts, on a real server: many faces enrolled, folders added and embedded, galleries copied."""
 
+import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 import mien
-from mien import cli
+from mien import cli, gallery_files, pictures
 from tests.conftest import LaunchServer
 from tools.local_server import LocalServer
 
@@ -209,3 +211,218 @@ def test_folder_is_embedded_into_a_file(
             np.testing.assert_allclose(values, embedding.values, atol=1e-5)
             assert norm == pytest.approx(embedding.norm, rel=1e-4)
             assert str(found["fingerprint"]) == embedding.model.fingerprint
+
+
+@pytest.fixture
+def filled(gallery: mien.Gallery, embedding: mien.Embedding) -> mien.Gallery:
+    """A gallery of 60 faces of 10 persons."""
+    assert all(each.error is None for each in gallery.enrol_many(new_faces(embedding, 60)))
+    return gallery
+
+
+def assert_same(a: mien.Gallery, b: mien.Gallery) -> None:
+    """Both have the same faces: persons, labels, norms and vectors, in whatever order."""
+
+    def order(each: mien.ExportedFace) -> tuple[str, list[tuple[str, str]]]:
+        return each.face.person, sorted(each.face.labels.items())
+
+    ones, others = (sorted(gallery.export_faces(), key=order) for gallery in (a, b))
+    assert list(map(order, ones)) == list(map(order, others))
+    for one, other in zip(ones, others, strict=True):
+        assert one.embedding.norm == other.embedding.norm
+        np.testing.assert_allclose(one.embedding.values, other.embedding.values, atol=1e-7)
+
+
+def test_faces_are_exported_as_they_were_enrolled(
+    filled: mien.Gallery, embedding: mien.Embedding
+) -> None:
+    faces = list(filled.export_faces())
+    assert [each.face for each in faces] == list(filled.faces())
+    by_label = {each.face.labels["n"]: each for each in faces}
+    assert len(by_label) == 60
+    for new in new_faces(embedding, 60):
+        assert isinstance(new.image, mien.Embedding)
+        there = by_label[new.labels["n"]]
+        assert there.face.person == new.person
+        np.testing.assert_allclose(there.embedding.values, new.image.values, atol=1e-7)
+        assert there.embedding.model == embedding.model
+        assert there.embedding.norm == 9.0
+
+
+async def test_pages_of_an_export_are_put_together(
+    galleries: LocalServer, gallery: mien.Gallery, embedding: mien.Embedding
+) -> None:
+    async with mien.AsyncClient(galleries.address, timeout=60) as client:
+        same = client.gallery(gallery.name)
+        async for outcome in same.enrol_many(new_faces(embedding, 1100)):
+            assert outcome.error is None
+        labels = [each.face.labels["n"] async for each in same.export_faces()]
+    assert sorted(labels, key=int) == [str(i) for i in range(1100)]
+
+
+def test_gallery_is_exported_and_imported_elsewhere(
+    run: Run, client: mien.Client, filled: mien.Gallery, tmp_path: Path
+) -> None:
+    file = tmp_path / "faces.jsonl"
+    status, output, errors = run("gallery", "export", filled.name, file)
+    assert (status, errors) == (0, "")
+    assert output == f"60 faces of 10 persons in {file}\n"
+    assert file.stat().st_mode & 0o077 == 0
+    status, output, errors = run("gallery", "import", "elsewhere", file)
+    assert (status, errors) == (0, "")
+    assert (
+        output
+        == "60 of 60 faces enrolled, 0 before, 0 refused; elsewhere has 60 faces of 10 persons\n"
+    )
+    elsewhere = client.gallery("elsewhere")
+    assert_same(elsewhere, filled)
+    assert elsewhere.info().embedder == filled.info().embedder
+
+    filled.enrol(
+        next(iter(filled.export_faces())).embedding, "somebody new", quality_policy="accept"
+    )
+    assert run("gallery", "export", filled.name, tmp_path / "later.jsonl")[0] == 0
+    status, output, _ = run("gallery", "import", "elsewhere", tmp_path / "later.jsonl", "--json")
+    told = json.loads(output)
+    assert (told["enrolled"], told["existing"], told["faces_in_gallery"]) == (1, 60, 61)
+    assert_same(elsewhere, filled)
+
+
+def test_import_that_was_interrupted_goes_on(
+    run: Run, client: mien.Client, filled: mien.Gallery, tmp_path: Path
+) -> None:
+    file = tmp_path / "faces.jsonl"
+    run("gallery", "export", filled.name, file)
+    half = client.gallery("half")
+    half.create()
+    contents = gallery_files.checked(file)
+    some = itertools.islice(gallery_files.faces_of(file, contents), 25)
+    assert len(list(half.enrol_many(some, quality_policy="accept"))) == 25
+    status, output, _ = run("gallery", "import", "half", file)
+    assert status == 0
+    assert "35 of 60 faces enrolled, 25 before, 0 refused; half has 60 faces" in output
+    assert_same(half, filled)
+
+
+def test_export_keeps_the_threshold_and_replaces_no_file(
+    run: Run, client: mien.Client, embedding: mien.Embedding, tmp_path: Path
+) -> None:
+    strict = client.gallery("strict-one")
+    strict.create(threshold=0.6)
+    strict.enrol(embedding, "ann", labels={"über": "\u2028 é"})
+    file = tmp_path / "faces.jsonl"
+    assert run("gallery", "export", "strict-one", file)[0] == 0
+    before = file.read_bytes()
+    status, _, errors = run("gallery", "export", "strict-one", file)
+    assert status == 1
+    assert "is there already" in errors
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["faces.jsonl"]
+    assert run("gallery", "import", "strict-two", file)[0] == 0
+    made = client.gallery("strict-two")
+    assert made.info().threshold == pytest.approx(0.6)
+    assert [face.labels for face in made.faces()] == [{"über": "\u2028 é"}]
+
+
+def test_file_of_another_model_is_refused_with_what_to_do(
+    run: Run, client: mien.Client, filled: mien.Gallery, tmp_path: Path
+) -> None:
+    file = tmp_path / "faces.jsonl"
+    run("gallery", "export", filled.name, file)
+    fingerprint = filled.info().embedder.fingerprint
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(resummed(file.read_bytes().replace(fingerprint.encode(), b"f" * 16, 1)))
+    for name in ("made-by-import", filled.name):
+        status, _, errors = run("gallery", "import", name, other)
+        assert status == 1
+        assert "EMBEDDING_MISMATCH" in errors
+        assert "fingerprint ffffffffffffffff" in errors
+        assert "version_policy" in errors
+    assert "made-by-import" not in {info.name for info in client.galleries()}
+    assert filled.info().faces == 60
+
+
+def test_gallery_is_not_imported_into_itself(
+    run: Run, filled: mien.Gallery, tmp_path: Path
+) -> None:
+    run("gallery", "export", filled.name, tmp_path / "faces.jsonl")
+    status, _, errors = run("gallery", "import", filled.name, tmp_path / "faces.jsonl")
+    assert status == 1
+    assert "twice" in errors
+    assert filled.info().faces == 60
+
+
+def resummed(content: bytes) -> bytes:
+    """The file with the checksum that its lines have now."""
+    *lines, foot = content.splitlines(keepends=True)
+    told = json.loads(foot) | {"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    return b"".join([*lines, json.dumps(told).encode() + b"\n"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], "cut off at line"),
+        (lambda content: content[: content.rindex(b'{"faces"')], "cut off at line 62"),
+        (lambda content: content.replace(b'"p3"', b'"p4"', 1), "checksum"),
+        (lambda content: content + b"\n", "after its end"),
+        (lambda content: b"not a file of mien\n" + content, "none that `mien gallery export`"),
+        (lambda content: b"", "none that `mien gallery export`"),
+        (lambda content: content.replace(b'"version": 1', b'"version": 2', 1), "update it"),
+        (lambda content: resummed(content.replace(b'"faces": 60', b'"faces": 61')), "says otherwise"),
+        (lambda content: resummed(b"".join(content.splitlines(True)[:40] + content.splitlines(True)[41:])),
+         "says otherwise"),
+        (lambda content: resummed(content.replace(b'"vector": "', b'"vector": "AAAA', 1)), "line 2"),
+        (lambda content: resummed(content.replace(b'"labels"', b'"stickers"', 1)), "line 2"),
+    ],
+)  # fmt: skip
+def test_damaged_file_is_refused_before_anything_is_enrolled(
+    run: Run,
+    client: mien.Client,
+    embedding: mien.Embedding,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    source = client.gallery("damage")
+    if "damage" not in {info.name for info in client.galleries()}:
+        source.create()
+        list(source.enrol_many(new_faces(embedding, 60)))
+    run("gallery", "export", "damage", tmp_path / "faces.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(damage((tmp_path / "faces.jsonl").read_bytes()))
+    status, _, errors = run("gallery", "import", "never", bad)
+    assert status == 1
+    assert message in errors
+    assert "never" not in {info.name for info in client.galleries()}
+
+
+def test_search_draws_names_into_the_photo(
+    run: Run, gallery: mien.Gallery, sample: Sample, tmp_path: Path
+) -> None:
+    gallery.enrol(sample("person_a_1"), "ann")
+    for photo, colour in (("person_a_2", pictures.BOX), ("impostor_1", pictures.STRANGER)):
+        out = tmp_path / f"{photo}.png"
+        status, output, _ = run("gallery", "search", gallery.name, sample(photo), "--out", out)
+        assert status == 0
+        assert f"picture   {out}" in output
+        with Image.open(out) as drawn, Image.open(sample(photo)) as plain:
+            assert drawn.size == plain.size
+            pixels = np.asarray(drawn)
+        assert (pixels == colour).all(axis=2).sum() > 500
+    with pytest.raises(SystemExit):
+        run("gallery", "search", gallery.name, sample("person_a_2"), "--out", tmp_path / "a.txt")
+
+
+def test_all_of_a_person_is_moved(
+    run: Run, gallery: mien.Gallery, embedding: mien.Embedding
+) -> None:
+    list(gallery.enrol_many(new_faces(embedding, 30)))
+    status, output, _ = run("gallery", "mv", gallery.name, "--all-of", "p3", "ann")
+    assert (status, output) == (0, "3 faces are ann's; gone: p3\n")
+    assert gallery.person("ann").faces == 3
+    (first, *_) = gallery.faces("p4")
+    assert "1 face is ann's" in run("gallery", "mv", gallery.name, first.face_id, "ann")[1]
+    for wrong in (["ann"], [first.face_id, "--all-of", "p5", "ann"]):
+        with pytest.raises(SystemExit):
+            run("gallery", "mv", gallery.name, *wrong)

@@ -76,7 +76,9 @@ def test_parquet_has_the_same(run: Run, folder: Path, tmp_path: Path) -> None:
     table = parquet.read_table(tmp_path / "faces.parquet")
     assert table["photo"].to_pylist() == NAMES
     assert table["face"].to_pylist() == [0] * 6
-    np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), [np.array(VALUES, np.float32)] * 6)
+    np.testing.assert_array_equal(
+        np.stack(table["embedding"].to_numpy()), [np.array(VALUES, np.float32)] * 6
+    )
     assert table["x1"].to_pylist() == [10.5] * 6
     metadata = table.schema.metadata
     assert metadata[b"fingerprint"] == IDENTITY.fingerprint.encode()
