@@ -186,9 +186,8 @@ class AsyncGallery:
         too busy or starts again is waited for, as by `embed_many`.
 
         Args:
-            faces: any iterable or asynchronous iterable, also one without an end. Photos have calls of their
-                own, and at most 2 * concurrency are read ahead of those that have been given out; embeddings
-                travel 32 a call.
+            faces: any iterable, with or without an end, for `AsyncGallery` also an asynchronous one; read as
+                `embed_many` reads photos. Photos have calls of their own, embeddings travel 32 a call.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the faces; otherwise as the calls end.
             quality_policy, policy, min_score, min_face_size, detector: as for `enrol`.

@@ -271,17 +271,18 @@ class Client(BaseClient):
         until it is there: for up to two minutes. What would go wrong with every photo is raised.
 
         Args:
-            photos: any iterable, also one without an end: at most 2 * concurrency photos are read ahead of
-                those that have been given out, in the thread that asks for outcomes. A source that is slow
-                holds up results that are ready.
+            photos: any iterable, with or without an end, for `AsyncClient` also an asynchronous one. At most
+                2 * concurrency photos are read ahead of those that have been given out, by who asks for
+                outcomes. A source that is slow should be an asynchronous one: another kind holds up results
+                that are ready, and in asyncio the event loop.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the photos; otherwise as the calls end.
             aligned, policy, min_score, min_face_size, max_faces, detector, embedder: as for `embed`.
             timeout: seconds of each try; the client's own if unset.
 
         Returns:
-            an iterator. Closing it, as leaving the loop does once nothing refers to it, cancels the calls in
-            progress: `with contextlib.closing(client.embed_many(...)) as outcomes` does so for certain.
+            an iterator. Closing it cancels the calls in progress: leave it early only from a block of
+            `with contextlib.closing(...)`, in asyncio `async with contextlib.aclosing(...)`.
 
         Raises:
             MienError: while iterating, what is wrong with all of it.
