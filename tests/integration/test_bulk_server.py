@@ -426,3 +426,22 @@ def test_all_of_a_person_is_moved(
     for wrong in (["ann"], [first.face_id, "--all-of", "p5", "ann"]):
         with pytest.raises(SystemExit):
             run("gallery", "mv", gallery.name, *wrong)
+
+
+def test_server_with_room_for_two_calls_embeds_all_photos(
+    launch_server: LaunchServer, sample: Sample
+) -> None:
+    crop = io.BytesIO()
+    with Image.open(sample("person_a_1")) as portrait:
+        portrait.resize((112, 112)).save(crop, "PNG")
+    with (
+        launch_server("--max-pending-requests", "2") as server,
+        mien.Client(server.address, timeout=60) as client,
+    ):
+        crops = itertools.repeat(crop.getvalue(), 60)
+        found = list(client.embed_many(crops, concurrency=12, aligned=True))
+        assert [each.index for each in found] == list(range(60))
+        first = found[0].get().embedding
+        assert all(each.get().embedding.similarity(first) > 0.9999 for each in found)
+        # It was beyond what the server takes: it refused some, and they were sent again.
+        assert "reason=QUEUE_FULL" in server.log.read_text()
