@@ -1,4 +1,4 @@
-"""A folder of 2,000 photos, enrolled by a command that is interrupted three times: each exactly once."""
+"""Many are enrolled once each, though their command is interrupted three times, or their server killed."""
 
 import os
 import re
@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 
 import mien
 from tests.conftest import LaunchServer
+from tools.local_server import LocalServer, ServerFailed, free_port, local_server
 
 PERSONS, PHOTOS = 100, 20
 
@@ -108,3 +111,43 @@ def test_interrupted_folder_is_enrolled_once(launch_server: LaunchServer, tmp_pa
         assert set(Counter(there).values()) == {1}
         assert set(there) == expected
         assert {person.faces for person in gallery.persons()} == {PHOTOS}
+
+
+@pytest.mark.long
+def test_server_that_is_killed_and_started_again_has_each_face_once(
+    model_repository_path: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    flags = ["--model-repository", str(model_repository_path)]
+    flags += ["--gallery-dir", str(tmp_path / "galleries")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MIEN_")}
+
+    def start(stack: ExitStack) -> LocalServer:
+        log = tmp_path / "server.log"
+        return stack.enter_context(
+            local_server(log, port=port, flags=flags, environment=environment)
+        )
+
+    with ExitStack() as first, ExitStack() as second, mien.Client(f"127.0.0.1:{port}") as client:
+        server = start(first)
+        gallery = client.gallery("many")
+        model = gallery.create().embedder
+        numbers = np.random.default_rng(2)
+        again = threading.Thread(target=start, args=(second,))
+
+        def faces() -> Iterator[mien.NewFace]:
+            for i in range(2000):
+                if i == 1000:
+                    server.process.kill()
+                    with suppress(ServerFailed):  # for it has not left as it should
+                        first.close()
+                    again.start()
+                values = numbers.standard_normal(128)
+                embedding = mien.Embedding(values / np.linalg.norm(values), 9.0, model)
+                yield mien.NewFace(embedding, f"p{i % 7}", {"n": str(i)})
+
+        outcomes = list(gallery.enrol_many(faces(), quality_policy="accept", timeout=30))
+        again.join()
+        assert [each.index for each in outcomes if each.error is None] == list(range(2000))
+        there = Counter(face.labels["n"] for face in gallery.faces())
+        assert there == Counter(map(str, range(2000)))
