@@ -154,7 +154,7 @@ class Calls:
         """As a method's own `with_call`.
 
         Raises:
-            Cancelled: the run is closed.
+            Cancelled: the run is closed. grpc.FutureCancelledError: it, or the channel, was closed meanwhile.
         """
         with self._lock:
             self._check()
@@ -162,9 +162,6 @@ class Calls:
             self._running.add(call)
         try:
             return call.result(), call
-        except grpc.FutureCancelledError as error:
-            # The run was closed, or else the channel.
-            raise Cancelled(_CLOSED if self._closed.is_set() else str(error)) from error
         finally:
             with self._lock:
                 self._running.discard(call)

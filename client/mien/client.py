@@ -550,7 +550,8 @@ class Client(BaseClient):
                     pause = attempts.pause(failure)
                     if pause is None:
                         raise failure from error
-                except ValueError as error:  # what gRPC raises for a channel that has been closed
+                # What gRPC raises for a channel that has been closed, and for calls on it of `embed_many`.
+                except (ValueError, grpc.FutureCancelledError) as error:
                     raise Cancelled(CLOSED_MEANWHILE, method=method) from error
                 else:
                     return response, stages_of(call.trailing_metadata())

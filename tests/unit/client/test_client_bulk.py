@@ -263,6 +263,25 @@ def test_several_connections_share_the_calls(many: Many, peer: Peer) -> None:
     assert len(peer.received) == 12
 
 
+def test_client_that_is_closed_meanwhile_ends_the_run(peer: Peer) -> None:
+    until = threading.Event()
+
+    def held(request: Any, context: Any) -> Any:
+        until.wait(30)
+        return WELL["Embed"](request, context)
+
+    by_photo(peer, {b"held": held})
+    client = mien.Client(peer.address)
+    outcomes = client.embed_many([b"quick", b"held"], concurrency=2)
+    assert next(outcomes).error is None
+    client.close()
+    with pytest.raises(mien.Cancelled, match="closed"):
+        next(outcomes)
+    until.set()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(client.embed_many([b"photo"]))
+
+
 async def test_asynchronous_source_holds_up_no_result(peer: Peer) -> None:
     go = asyncio.Event()
 
