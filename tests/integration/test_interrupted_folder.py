@@ -20,7 +20,7 @@ import mien
 from tests.conftest import LaunchServer
 from tools.local_server import LocalServer, ServerFailed, free_port, local_server
 
-PERSONS, PHOTOS = 100, 20
+PERSONS, PHOTOS, AT_A_TIME = 100, 20, 8
 
 
 def generated(folder: Path) -> Path:
@@ -40,7 +40,7 @@ class Terminal:
     def __init__(self) -> None:
         self._reader, self.writer = os.openpty()
         self._told = b""
-        self._thread = threading.Thread(target=self._read)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
@@ -60,6 +60,7 @@ class Terminal:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # a minute, where nothing else has the cores
 def test_interrupted_folder_is_enrolled_once(launch_server: LaunchServer, tmp_path: Path) -> None:
     folder = generated(tmp_path / "photos")
     with (
@@ -79,12 +80,15 @@ def test_interrupted_folder_is_enrolled_once(launch_server: LaunchServer, tmp_pa
                 text=True,
                 env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
             ) as process:
-                while interrupt is not None and gallery.info().faces < after:
-                    assert process.poll() is None
-                    time.sleep(0.01)
-                if interrupt is not None:
-                    process.send_signal(interrupt)
-                output, _ = process.communicate(timeout=120)
+                try:
+                    while interrupt is not None and gallery.info().faces < after:
+                        assert process.poll() is None
+                        time.sleep(0.01)
+                    if interrupt is not None:
+                        process.send_signal(interrupt)
+                    output, _ = process.communicate(timeout=300)
+                finally:
+                    process.kill()
             return process.returncode, output, terminal.close(), gallery.info().faces
 
         status, output, shown, faces = add(300, signal.SIGINT)
@@ -99,10 +103,12 @@ def test_interrupted_folder_is_enrolled_once(launch_server: LaunchServer, tmp_pa
         assert status == -signal.SIGTERM
         assert 1500 <= faces < 2000
         status, output, shown, faces_after = add(0, None)
-        assert (status, output) == (
-            0,
-            f"{2000 - faces} enrolled, {faces} enrolled before, 0 refused\n",
-        )
+        assert status == 0
+        told = re.fullmatch(r"(\d+) enrolled, (\d+) enrolled before, 0 refused\n", output)
+        assert told is not None
+        enrolled, before = map(int, told.groups())
+        assert enrolled + before == 2000
+        assert faces <= before <= faces + AT_A_TIME  # what was in progress may have been enrolled
         assert "2000/2000" in shown
         assert "a second" in shown
         assert faces_after == 2000
@@ -133,7 +139,7 @@ def test_server_that_is_killed_and_started_again_has_each_face_once(
         gallery = client.gallery("many")
         model = gallery.create().embedder
         numbers = np.random.default_rng(2)
-        again = threading.Thread(target=start, args=(second,))
+        again = threading.Thread(target=start, args=(second,), daemon=True)
 
         def faces() -> Iterator[mien.NewFace]:
             for i in range(2000):
