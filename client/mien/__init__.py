@@ -7,6 +7,7 @@ import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
 from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
+from mien.bulk import Outcome
 from mien.client import Client
 from mien.errors import (
     Cancelled,
@@ -36,6 +37,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     FaceQuality,
     GalleryInfo,
     GalleryPerson,
@@ -78,6 +80,7 @@ __all__ = [
     "EmbeddingMismatch",
     "EnrolResult",
     "EnrolledFace",
+    "ExportedFace",
     "Face",
     "FaceNotFound",
     "FacePolicy",
@@ -105,6 +108,7 @@ __all__ = [
     "MultipleFaces",
     "NewFace",
     "NotInGallery",
+    "Outcome",
     "Overloaded",
     "PermissionDenied",
     "PersonMatch",

@@ -2,7 +2,15 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -10,8 +18,9 @@ import grpc
 
 from mien import status
 from mien.async_gallery import AsyncGallery
+from mien.bulk import CONCURRENCY, Outcome, alone, checked_concurrency, grouped_async, in_tasks
 from mien.channel import channel_options, checked_timeout
-from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient
+from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient, PhotoT
 from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable
 from mien.gallery_messages import identify_request, identify_result, info
 from mien.gallery_results import GalleryInfo, IdentifyResult
@@ -170,6 +179,67 @@ class AsyncClient(BaseClient):
         )
         answer = await self._call("Embed", self._stub.Embed, build, timeout, timing)
         return embed_result(*answer)
+
+    def embed_many(
+        self,
+        photos: Iterable[PhotoT] | AsyncIterable[PhotoT],
+        *,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = True,
+        aligned: bool = False,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        embedder: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Outcome[PhotoT, EmbedResult], None]:
+        """Embeds photos, some at a time, and gives out what became of each.
+
+        A photo that fails, has no face or cannot be read has the error in its outcome, and the rest goes on.
+        Where the server is too busy, a photo waits as long as the server says, and where it starts again,
+        until it is there: for up to two minutes. What would go wrong with every photo is raised.
+
+        Args:
+            photos: any iterable, with or without an end, for `AsyncClient` also an asynchronous one. At most
+                2 * concurrency photos are read ahead of those that have been given out, by who asks for
+                outcomes. A source that is slow should be an asynchronous one: another kind holds up results
+                that are ready, and in asyncio the event loop.
+            concurrency: calls at the same time, 1 or more.
+            ordered: give out in the order of the photos; otherwise as the calls end.
+            aligned, policy, min_score, min_face_size, max_faces, detector, embedder: as for `embed`.
+            timeout: seconds of each try; the client's own if unset.
+
+        Returns:
+            an iterator. Closing it cancels the calls in progress: leave it early only from a block of
+            `with contextlib.closing(...)`, in asyncio `async with contextlib.aclosing(...)`.
+
+        Raises:
+            MienError: while iterating, what is wrong with all of it.
+        """
+
+        async def work(some: Sequence[PhotoT]) -> list[tuple[EmbedResult | None, MienError | None]]:
+            (photo,) = some
+            result = await self.embed(
+                photo,
+                aligned=aligned,
+                policy=policy,
+                min_score=min_score,
+                min_face_size=min_face_size,
+                max_faces=max_faces,
+                detector=detector,
+                embedder=embedder,
+                timeout=timeout,
+            )
+            return [(result, None)]
+
+        return in_tasks(
+            grouped_async(photos, alone),
+            work,
+            concurrency=checked_concurrency(concurrency),
+            ordered=ordered,
+        )
 
     async def verify(
         self,

@@ -16,6 +16,7 @@ from mien.channel import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from mien.client import DEFAULT_TIMEOUT, Client
 from mien.crop_command import add_crop_command
 from mien.doctor import add_doctor_command
+from mien.embed_folder import embed_folder
 from mien.errors import FailedPrecondition, InvalidRequest, MienError
 from mien.gallery_cli import add_gallery_command
 from mien.images import read_encoded, read_file
@@ -102,9 +103,19 @@ def _detect(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _embed(client: Client, arguments: argparse.Namespace) -> None:
+def _embed(client: Client, arguments: argparse.Namespace) -> int:
+    parser: argparse.ArgumentParser = arguments.parser
+    if Path(arguments.photo).is_dir():
+        if arguments.out is None:
+            parser.error("of a folder the embeddings go to a file: --out faces.npz")
+        if arguments.timing:
+            parser.error("--timing is of one photo")
+        return embed_folder(client, arguments)
+    if arguments.out is not None:
+        parser.error(f"--out is for a folder of photos, and {arguments.photo} is none")
     result = client.embed(
         _read(arguments.photo),
+        aligned=arguments.aligned,
         policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
         detector=arguments.detector,
         embedder=arguments.embedder,
@@ -116,6 +127,7 @@ def _embed(client: Client, arguments: argparse.Namespace) -> None:
     else:
         print(embed_table(_name(arguments.photo), result))
     _report_timing(result.timing, arguments)
+    return 0
 
 
 def _verify(client: Client, arguments: argparse.Namespace) -> None:
@@ -213,7 +225,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parents=[common, timed],
         description="Finds faces, embeds them, and tells whether two are the same person.",
         epilog='A photo or embedding "-" is read from standard input. Exit status: 0 for an answer'
-        ' ("different" is one), 1 for a failure, 2 for a wrong command line.',
+        ' ("different" is one), 1 for a failure, 2 for a wrong command line, 3 if some photos of a folder'
+        " failed, 130 after Ctrl-C.",
     )
     parser.add_argument(
         "--version", action="version", version=f"mien {importlib.metadata.version('mien')}"
@@ -240,8 +253,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         " photos, a folder for all",
     )
 
-    embed = command("embed", _embed, "Turns the largest face of a photo into a vector.")
-    embed.add_argument("photo")
+    embed = command(
+        "embed",
+        _embed,
+        "Turns the largest face of a photo, or of each photo of a folder, into a vector.",
+    )
+    embed.add_argument("photo", help="a photo, or a folder, of which --out is needed")
+    embed.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="of a folder: where the embeddings go (.npz, .csv, .parquet); interrupted, the same command goes"
+        " on",
+    )
+    cli_options.add_concurrency(embed)
+    cli_options.add_aligned(embed)
     embed.add_argument("--all", action="store_true", help="every face, not only the largest")
     embed.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
 

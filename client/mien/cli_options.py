@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from mien.access import read_secret, tls_credentials
+from mien.bulk import CONCURRENCY
 from mien.channel import MAX_TIMEOUT, checked_timeout
 from mien.errors import InvalidRequest
 
@@ -38,6 +39,23 @@ def count(text: str) -> int:
 def is_picture(path: Path) -> bool:
     """Whether a file's suffix says which kind of picture it is."""
     return path.suffix.lower() in PICTURES
+
+
+def add_concurrency(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says how many photos are under way at a time."""
+    parser.add_argument(
+        "--concurrency",
+        type=count,
+        default=CONCURRENCY,
+        metavar="N",
+        help=f"photos at the same time (default: {CONCURRENCY})",
+    )
+
+
+def add_aligned(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says that nothing has to be detected."""
+    help_text = "the photos are faces, aligned to 112x112 already"
+    parser.add_argument("--aligned", action="store_true", help=help_text)
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

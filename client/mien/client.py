@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -11,6 +11,7 @@ import grpc
 
 from mien import status
 from mien.access import Bearer, TokenLike
+from mien.bulk import CONCURRENCY, Calls, Outcome, alone, checked_concurrency, grouped, in_threads
 from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable, from_rpc_error
 from mien.gallery import Gallery
@@ -41,6 +42,7 @@ CLOSED_MEANWHILE = "the client was closed during the call"
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+PhotoT = TypeVar("PhotoT", bound=ImageLike)
 
 
 class BaseClient:
@@ -247,6 +249,70 @@ class Client(BaseClient):
         )
         return embed_result(*self._call("Embed", self._stub.Embed, build, timeout, timing))
 
+    def embed_many(
+        self,
+        photos: Iterable[PhotoT],
+        *,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = True,
+        aligned: bool = False,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        embedder: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Outcome[PhotoT, EmbedResult], None, None]:
+        """Embeds photos, some at a time, and gives out what became of each.
+
+        A photo that fails, has no face or cannot be read has the error in its outcome, and the rest goes on.
+        Where the server is too busy, a photo waits as long as the server says, and where it starts again,
+        until it is there: for up to two minutes. What would go wrong with every photo is raised.
+
+        Args:
+            photos: any iterable, with or without an end, for `AsyncClient` also an asynchronous one. At most
+                2 * concurrency photos are read ahead of those that have been given out, by who asks for
+                outcomes. A source that is slow should be an asynchronous one: another kind holds up results
+                that are ready, and in asyncio the event loop.
+            concurrency: calls at the same time, 1 or more.
+            ordered: give out in the order of the photos; otherwise as the calls end.
+            aligned, policy, min_score, min_face_size, max_faces, detector, embedder: as for `embed`.
+            timeout: seconds of each try; the client's own if unset.
+
+        Returns:
+            an iterator. Closing it cancels the calls in progress: leave it early only from a block of
+            `with contextlib.closing(...)`, in asyncio `async with contextlib.aclosing(...)`.
+
+        Raises:
+            MienError: while iterating, what is wrong with all of it.
+        """
+
+        def work(
+            some: Sequence[PhotoT], calls: Calls
+        ) -> list[tuple[EmbedResult | None, MienError | None]]:
+            (photo,) = some
+            build = functools.partial(
+                embed_request,
+                photo,
+                aligned=aligned,
+                policy=policy,
+                min_score=min_score,
+                min_face_size=min_face_size,
+                max_faces=max_faces,
+                detector=detector,
+                embedder=embedder,
+            )
+            answer = self._call("Embed", self._stub.Embed, build, timeout, False, calls)
+            return [(embed_result(*answer), None)]
+
+        return in_threads(
+            grouped(photos, alone),
+            work,
+            concurrency=checked_concurrency(concurrency),
+            ordered=ordered,
+        )
+
     def verify(
         self,
         a: ImageLike | Embedding,
@@ -442,9 +508,15 @@ class Client(BaseClient):
         self.close()
 
     def _call_gallery(
-        self, method: str, build: Callable[[], Any], timeout: float | None, timing: bool
+        self,
+        method: str,
+        build: Callable[[], Any],
+        timeout: float | None,
+        timing: bool,
+        calls: Calls | None = None,
     ) -> tuple[Any, tuple[StageTiming, ...]]:
-        return self._call(method, getattr(self._gallery_stub, method), build, timeout, timing)
+        rpc = getattr(self._gallery_stub, method)
+        return self._call(method, rpc, build, timeout, timing, calls)
 
     def _look(
         self, method: str, path: str, timeout: float | None
@@ -458,6 +530,7 @@ class Client(BaseClient):
         build: Callable[[], _Request],
         timeout: float | None,
         timing: bool,
+        calls: Calls | None = None,
     ) -> tuple[_Response, tuple[StageTiming, ...]]:
         if self._closed:
             raise RuntimeError(CLOSED)
@@ -466,19 +539,23 @@ class Client(BaseClient):
             request, metadata = build(), self._metadata(timing)
             while True:
                 try:
-                    response, call = rpc.with_call(
-                        request, timeout=attempts.left(), metadata=metadata
+                    # A call by itself is made in this thread alone, which is cheaper.
+                    response, call = (
+                        rpc.with_call(request, timeout=attempts.left(), metadata=metadata)
+                        if calls is None
+                        else calls.with_call(rpc, request, attempts.left(), metadata)
                     )
                 except grpc.RpcError as error:
                     failure = self._error(error, method, attempts.seconds)
                     pause = attempts.pause(failure)
                     if pause is None:
                         raise failure from error
-                except ValueError as error:  # what gRPC raises for a channel that has been closed
+                # What gRPC raises for a channel that has been closed, and for calls on it of `embed_many`.
+                except (ValueError, grpc.FutureCancelledError) as error:
                     raise Cancelled(CLOSED_MEANWHILE, method=method) from error
                 else:
                     return response, stages_of(call.trailing_metadata())
-                time.sleep(pause)
+                (time if calls is None else calls).sleep(pause)
 
     @contextmanager
     def _turn(self, method: str, attempts: Attempts) -> Iterator[None]:

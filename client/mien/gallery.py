@@ -1,15 +1,18 @@
 """`Gallery`: a collection of enrolled faces, and whose a face is among them."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mien import gallery_messages as messages
+from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
+from mien.errors import MienError
 from mien.gallery_messages import QualityPolicyLike
 from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     GalleryInfo,
     GalleryPerson,
     IdentifyResult,
@@ -156,6 +159,68 @@ class Gallery:
         )
         return messages.enrol_results(self._call("Enrol", build, timeout))
 
+    def enrol_many(
+        self,
+        faces: Iterable[NewFace],
+        *,
+        concurrency: int = CONCURRENCY,
+        ordered: bool = True,
+        quality_policy: QualityPolicyLike = "refuse",
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Outcome[NewFace, EnrolResult], None, None]:
+        """Enrols faces, some at a time, and gives out what became of each.
+
+        Enrolling them again, as after an interruption, enrols nothing twice: a face without a `request_key`
+        of its own gets one of its person and its bytes, and what was enrolled with that is "existing".
+
+        A face that is refused, or whose file cannot be read, has the error in its outcome, and the rest goes
+        on; the outcome of one that the server has looked at and refused has its result, too. A server that is
+        too busy or starts again is waited for, as by `embed_many`.
+
+        Args:
+            faces: any iterable, with or without an end, for `AsyncGallery` also an asynchronous one; read as
+                `embed_many` reads photos. Photos have calls of their own, embeddings travel 32 a call.
+            concurrency: calls at the same time, 1 or more.
+            ordered: give out in the order of the faces; otherwise as the calls end.
+            quality_policy, policy, min_score, min_face_size, detector: as for `enrol`.
+            timeout: seconds of each try; the client's own if unset.
+
+        Returns:
+            an iterator. Closing it cancels the calls in progress; what they were enrolling may be enrolled.
+
+        Raises:
+            MienError: while iterating, what is wrong with all of it, as when the gallery does not exist or is
+                full.
+        """
+
+        def work(
+            some: Sequence[NewFace], calls: Calls
+        ) -> list[tuple[EnrolResult, MienError | None]]:
+            build = functools.partial(
+                messages.enrol_request,
+                self.name,
+                some,
+                quality_policy=quality_policy,
+                policy=policy,
+                min_score=min_score,
+                min_face_size=min_face_size,
+                detector=detector,
+                content_keys=True,
+            )
+            answer, _ = self._client._call_gallery("Enrol", build, timeout, False, calls)
+            return messages.enrol_outcomes(answer)
+
+        return in_threads(
+            grouped(faces, messages.faces_in_a_call),
+            work,
+            concurrency=checked_concurrency(concurrency),
+            ordered=ordered,
+        )
+
     def identify(
         self,
         image: ImageLike | Embedding,
@@ -221,6 +286,19 @@ class Gallery:
         )
         for page in self._pages("ListFaces", build, timeout):
             yield from map(messages.enrolled_face, page.faces)
+
+    def export_faces(self, *, timeout: float | None = None) -> Iterator[ExportedFace]:
+        """The faces with their embeddings, the first enrolled first; asked for in pages as they are needed.
+
+        Faces that are enrolled meanwhile come at the end. Where the server knows its callers, this needs the
+        role `admin`.
+
+        Args:
+            timeout: seconds for each page; the client's own if unset.
+        """
+        build = functools.partial(pb.ExportFacesRequest, collection=self.name, page_size=PAGE)
+        for page in self._pages("ExportFaces", build, timeout):
+            yield from map(messages.exported_face, page.faces)
 
     def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
         """One face."""

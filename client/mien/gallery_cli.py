@@ -2,32 +2,35 @@
 
 import argparse
 import json
-from collections import Counter
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from mien import cli_options
 from mien.client import Client
 from mien.errors import FailedPrecondition, InvalidRequest
-from mien.gallery_folder import Progress, enrol_photos, photos_of
 from mien.gallery_messages import POLICIES
 from mien.gallery_results import (
     Deleted,
-    EnrolResult,
     GalleryInfo,
     IdentifyResult,
+    NewFace,
 )
+from mien.gallery_transfer import export_to_file, import_from_file
+from mien.many_photos import draw_names
 from mien.messages import FacePolicy
+from mien.photo_folders import people_in
+from mien.progress import PARTLY, Progress, Tally
 from mien.tables import aligned
 
-CONCURRENCY = 4
 ADD_TIMEOUT = 60.0
-TOLD = 20
-"""Refused photos that are listed at the end; the rest is counted."""
+LABEL_BYTES = 256
+MOVED_AT_ONCE = 1000
 
 Read = Callable[[str], bytes]
-Run = Callable[[Client, argparse.Namespace], None]
+Run = Callable[[Client, argparse.Namespace], int | None]
 
 
 def add_gallery_command(
@@ -74,18 +77,19 @@ def add_gallery_command(
         default="refuse",
         help="what happens to poor photos (default: refuse)",
     )
-    add.add_argument(
-        "--concurrency",
-        type=cli_options.count,
-        default=CONCURRENCY,
-        metavar="N",
-        help=f"photos at the same time (default: {CONCURRENCY})",
-    )
+    cli_options.add_concurrency(add)
     add.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
+    cli_options.add_aligned(add)
 
     search = command("search", _search, "Tells whose face a photo shows.")
     search.add_argument("photo", metavar="PHOTO")
     search.add_argument("--all", action="store_true", help="every face, not only the largest")
+    search.add_argument(
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        help=f"write the photo with boxes, names and similarities ({', '.join(cli_options.PICTURES)})",
+    )
     search.add_argument("--top", type=cli_options.count, metavar="K", help="persons (default: 5)")
     search.add_argument(
         "--threshold", type=float, help="leave out persons below; -1: none (default: the gallery's)"
@@ -105,9 +109,19 @@ def add_gallery_command(
     what.add_argument("--face", nargs="+", metavar="ID", help="these faces")
     what.add_argument("--everything", action="store_true", help="the gallery itself")
 
-    move = command("mv", _mv, "Gives faces to another person.")
-    move.add_argument("faces", nargs="+", metavar="FACE")
+    move = command("mv", _mv, "Gives faces, or all of a person's, to another person.")
+    move.add_argument("faces", nargs="*", metavar="FACE")
+    move.add_argument("--all-of", metavar="PERSON", help="every face of this person")
     move.add_argument("person", metavar="PERSON")
+
+    export = command(
+        "export", export_to_file, "Writes persons, labels and embeddings to a file, without photos."
+    )
+    importing = command(
+        "import", import_from_file, "Enrols what such a file holds; interrupted, it goes on."
+    )
+    for each in (export, importing):
+        each.add_argument("file", type=Path, metavar="FILE")
 
 
 def _create(client: Client, arguments: argparse.Namespace) -> None:
@@ -177,8 +191,16 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _search(client: Client, arguments: argparse.Namespace) -> None:
+    out: Path | None = arguments.out
+    if out is not None:
+        if not cli_options.is_picture(out):
+            kinds = ", ".join(cli_options.PICTURES)
+            arguments.parser.error(f"argument --out: {str(out)!r} ends in none of {kinds}")
+        from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
+
+    photo = arguments.read(arguments.photo)
     result = client.gallery(arguments.gallery).identify(
-        arguments.read(arguments.photo),
+        photo,
         policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
         top_k=arguments.top,
         threshold=arguments.threshold,
@@ -189,6 +211,10 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
         _print_json(result.as_dict())
     else:
         print(_search_table(result))
+    if out is not None:
+        draw_names(photo, result, out)
+        if not arguments.json:
+            print(f"picture   {out}")
 
 
 def _search_table(result: IdentifyResult) -> str:
@@ -250,58 +276,73 @@ def _deleted_line(deleted: Deleted) -> str:
 
 
 def _mv(client: Client, arguments: argparse.Namespace) -> None:
-    emptied = client.gallery(arguments.gallery).move(arguments.faces, arguments.person)
+    gallery = client.gallery(arguments.gallery)
+    faces: list[str] = arguments.faces
+    if bool(faces) == bool(arguments.all_of):
+        arguments.parser.error("either some faces are moved, or those of --all-of")
+    if arguments.all_of:
+        faces = [face.face_id for face in gallery.faces(arguments.all_of)]
+    emptied: list[str] = []
+    for start in range(0, len(faces), MOVED_AT_ONCE):
+        emptied += gallery.move(faces[start : start + MOVED_AT_ONCE], arguments.person)
     if arguments.json:
-        _print_json({"emptied": list(emptied)})
+        _print_json({"emptied": emptied})
         return
-    count = len(arguments.faces)
-    faces = "1 face is" if count == 1 else f"{count} faces are"
-    print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+    told = "1 face is" if len(faces) == 1 else f"{len(faces)} faces are"
+    print(f"{told} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
 
 
-def _add(client: Client, arguments: argparse.Namespace) -> None:
+def _add(client: Client, arguments: argparse.Namespace) -> int:
     if arguments.timeout is None:
         client.timeout = ADD_TIMEOUT  # photos wait for each other, and for whoever else calls
+    photos = people_in(arguments.folder)
     gallery = client.gallery(arguments.gallery)
-    gallery.info()  # one error, rather than one for each photo
-    photos = photos_of(arguments.folder)
-    counts: Counter[str] = Counter()
-    refused: list[dict[str, Any]] = []
-    enrolled = enrol_photos(
-        gallery,
-        photos,
+    tally = Tally()
+    enrolled = gallery.enrol_many(
+        (
+            NewFace(path, person, {"file": _cut(path.name)}, aligned=arguments.aligned)
+            for person, path in photos
+        ),
         quality_policy=arguments.quality,
         detector=arguments.detector,
         concurrency=arguments.concurrency,
+        ordered=False,
     )
-    with Progress(len(photos), quiet=arguments.json) as progress:
-        for (person, path), result in enrolled:
-            outcome = result.outcome if isinstance(result, EnrolResult) else "refused"
-            counts[outcome] += 1
-            if outcome == "refused":
-                told = {"person": person, "photo": str(path)}
-                refused.append(told | {"reason": result.reason, "message": result.message})
-            progress.step(refused=counts["refused"])
-    if arguments.json:
-        _print_json({**{o: counts[o] for o in ("enrolled", "existing")}, "refused": refused})
-    else:
-        print(_added_table(counts, refused))
-    if refused and not counts["enrolled"] and not counts["existing"]:
+    try:
+        with closing(enrolled), Progress(len(photos), "photos", quiet=arguments.json) as progress:
+            for outcome in enrolled:
+                if outcome.error is None:
+                    tally.counts[outcome.get().outcome] += 1
+                else:
+                    person, path = photos[outcome.index]
+                    tally.fail(path, outcome.error, person=person)
+                progress.step(len(tally.failed))
+    except KeyboardInterrupt:
+        print("mien: interrupted; the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        if tally.counts or tally.failed:
+            _tell_added(tally, arguments)
+    if tally.failed and not tally.counts:
         raise FailedPrecondition(
-            "none of the photos could be enrolled", reason=refused[0]["reason"]
+            "none of the photos could be enrolled", reason=tally.failed[0]["reason"]
         )
+    return PARTLY if tally.failed else 0
 
 
-def _added_table(counts: Counter[str], refused: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"{counts['enrolled']} enrolled, {counts['existing']} enrolled before, {len(refused)} refused"
-    ]
-    lines += [f"  {each['photo']}: {each['message']} [{each['reason']}]" for each in refused[:TOLD]]
-    if len(refused) > TOLD:
-        reasons = Counter(each["reason"] for each in refused[TOLD:])
-        rest = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        lines.append(f"  and {len(refused) - TOLD} more: {rest}")
-    return "\n".join(lines)
+def _tell_added(tally: Tally, arguments: argparse.Namespace) -> None:
+    enrolled, existing = tally.counts["enrolled"], tally.counts["existing"]
+    if arguments.json:
+        _print_json({"enrolled": enrolled, "existing": existing, "refused": tally.failed})
+        return
+    print(f"{enrolled} enrolled, {existing} enrolled before, {len(tally.failed)} refused")
+    for line in tally.lines():
+        print(line)
+
+
+def _cut(text: str) -> str:
+    """As much of a text as a label holds."""
+    return text.encode(errors="surrogateescape")[:LABEL_BYTES].decode(errors="ignore")
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -1,10 +1,12 @@
 """To and from the messages of mien.v1's galleries: what the two clients share."""
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
+import numpy as np
 from google.protobuf.message import Message
 
 from mien.channel import MAX_MESSAGE_BYTES
@@ -13,6 +15,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    ExportedFace,
     FaceQuality,
     GalleryInfo,
     GalleryPerson,
@@ -28,6 +31,7 @@ from mien.images import ImageLike, too_large
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    embedding_result,
     face_result,
     identity,
     model_ref,
@@ -46,6 +50,8 @@ QualityPolicyLike: TypeAlias = Literal["refuse", "warn", "accept"]
 enrolled without a look at what is enrolled already."""
 
 POLICIES = ("refuse", "warn", "accept")
+
+EMBEDDINGS_A_CALL = 32
 
 _SOURCES: Mapping[int, Literal["model", "request", "collection"]] = {
     face_pb2.THRESHOLD_SOURCE_MODEL: "model",
@@ -116,8 +122,13 @@ def enrol_request(
     min_score: float | None,
     min_face_size: float | None,
     detector: ModelLike | None,
+    content_keys: bool = False,
 ) -> pb.EnrolRequest:
-    """The request of `enrol` and `enrol_faces`."""
+    """The request of `enrol`, `enrol_faces` and `enrol_many`.
+
+    Args:
+        content_keys: faces without a request key get one by what they are, rather than a random one.
+    """
     if quality_policy not in POLICIES:
         raise InvalidRequest(
             f"the quality policy must be one of {', '.join(POLICIES)}, not {quality_policy!r}",
@@ -125,19 +136,20 @@ def enrol_request(
             field="quality_policy",
         )
     photos = max(1, sum(not isinstance(face.image, Embedding) for face in faces))
+    messages = []
+    for i, face in enumerate(faces):
+        subject = subject_message(face.image, face.aligned, f"faces[{i}].subject", photos)
+        person = text(face.person, f"faces[{i}].person_id")
+        labels = _labels(face.labels, f"faces[{i}].labels")
+        key = text(face.request_key, f"faces[{i}].request_key")
+        # Without one, a retry after a broken connection could enrol the face twice.
+        key = key or (content_key(person, subject) if content_keys else secrets.token_hex(16))
+        messages.append(
+            pb.NewFace(subject=subject, person_id=person, labels=labels, request_key=key)
+        )
     request = pb.EnrolRequest(
         collection=name,
-        faces=[
-            pb.NewFace(
-                subject=subject_message(face.image, face.aligned, f"faces[{i}].subject", photos),
-                person_id=text(face.person, f"faces[{i}].person_id"),
-                labels=_labels(face.labels, f"faces[{i}].labels"),
-                # Without one, a retry after a broken connection could enrol the face twice.
-                request_key=text(face.request_key, f"faces[{i}].request_key")
-                or secrets.token_hex(16),
-            )
-            for i, face in enumerate(faces)
-        ],
+        faces=messages,
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, None),
         quality_policy=pb.QualityPolicy.Value(f"QUALITY_POLICY_{quality_policy.upper()}"),
@@ -145,6 +157,47 @@ def enrol_request(
     if request.ByteSize() > MAX_MESSAGE_BYTES:
         raise too_large("what the faces hold together", "send fewer of them at a time", "faces")
     return request
+
+
+def content_key(person: str, subject: face_pb2.Subject) -> str:
+    """The request key of a face that is known by its person and its bytes, 40 hexadecimal digits.
+
+    The file of a photo gives the same key whatever its name is.
+    """
+    image = subject.image
+    if subject.WhichOneof("subject") == "embedding":
+        values = np.array(subject.embedding.values, "<f4").tobytes()
+        parts = [f"embedding {subject.embedding.model.fingerprint} ".encode(), values]
+    elif image.WhichOneof("source") == "encoded":
+        parts = [image.encoded]
+    elif image.WhichOneof("source") == "pixels":
+        parts = _pixels_of(image.pixels)
+    else:
+        crop = image.aligned_face
+        is_encoded = crop.WhichOneof("crop") == "encoded"
+        parts = [b"aligned ", *([crop.encoded] if is_encoded else _pixels_of(crop.pixels))]
+    whose = hashlib.sha256(person.encode()).digest()
+    return hashlib.blake2b(b"".join(parts), key=whose, digest_size=20).hexdigest()
+
+
+def _pixels_of(pixels: face_pb2.Pixels) -> list[bytes]:
+    return [f"pixels {pixels.height} {pixels.width} ".encode(), pixels.data]
+
+
+def faces_in_a_call(face: NewFace) -> int:
+    """How many faces like this one share a call of `enrol_many`.
+
+    A photo takes long by itself, and may fail by itself; embeddings are written together much quicker.
+    """
+    return EMBEDDINGS_A_CALL if isinstance(face.image, Embedding) else 1
+
+
+def enrol_outcomes(response: pb.EnrolResponse) -> list[tuple[EnrolResult, MienError | None]]:
+    """What became of each face, with the exception that it would have been by itself."""
+    return [
+        (result, refused_error(result) if result.outcome == "refused" else None)
+        for result in enrol_results(response)
+    ]
 
 
 def enrol_results(response: pb.EnrolResponse) -> tuple[EnrolResult, ...]:
@@ -285,6 +338,11 @@ def enrolled_face(message: pb.EnrolledFace) -> EnrolledFace:
         _quality(message.quality) if message.HasField("quality") else None,
         _time(message),
     )
+
+
+def exported_face(message: pb.ExportedFace) -> ExportedFace:
+    """A face of a gallery with its embedding."""
+    return ExportedFace(enrolled_face(message.face), embedding_result(message.embedding))
 
 
 def face_ids(given: str | Sequence[str]) -> list[str]:

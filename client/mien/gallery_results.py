@@ -334,6 +334,18 @@ class EnrolledFace:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedFace:
+    """A face of a gallery with its embedding, which another gallery of the same model can enrol."""
+
+    face: EnrolledFace
+    embedding: Embedding
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `face` and `embedding` have."""
+        return {**self.face.as_dict(), **self.embedding.as_dict()}
+
+
+@dataclass(frozen=True, slots=True)
 class Deleted:
     """What was deleted.
 

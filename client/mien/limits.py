@@ -157,6 +157,16 @@ class _Method:
         with self._channel() as index:
             return self._methods[index].with_call(*arguments, **options)
 
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        index = self._spread.take()
+        try:
+            call = self._methods[index].future(*arguments, **options)
+        except BaseException:
+            self._spread.give_back(index)
+            raise
+        call.add_done_callback(lambda _: self._spread.give_back(index))
+        return call
+
     @contextmanager
     def _channel(self) -> Iterator[int]:
         index = self._spread.take()

@@ -7,20 +7,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mien import cli_options
+from mien.bulk import is_of_one
 from mien.client import Client
-from mien.errors import DeadlineExceeded, FailedPrecondition, InvalidRequest, MienError, ServerError
+from mien.errors import InvalidRequest, MienError
+from mien.gallery_results import IdentifyResult
+from mien.progress import Progress
 from mien.results import DetectResult
 from mien.tables import aligned, located
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 AT_A_TIME = 8
 OVERLOAD_RETRIES = 5
 """Whoever has many photos rather waits than reads that the server is busy."""
-
-# What may be this photo's own fault. All else would go wrong with the next one, too.
-_OF_ONE_PHOTO = (InvalidRequest, FailedPrecondition, DeadlineExceeded, ServerError)
 
 Read = Callable[[str], bytes]
 Error = Callable[[MienError | OSError | ImportError], MienError]
@@ -66,10 +69,7 @@ def detect_many(
                 draw(content, result, targets[photo])
         except (MienError, OSError, ImportError) as caught:
             error = mien_error(caught)
-            if not isinstance(error, _OF_ONE_PHOTO) or error.reason in (
-                "INVALID_OPTION",
-                "MISSING_EXTRA",
-            ):
+            if not is_of_one(error) or error.reason == "MISSING_EXTRA":
                 raise
             return _Done(photo, error=error)
         return _Done(photo, result)
@@ -77,11 +77,11 @@ def detect_many(
     found: list[_Done] = []
     pool = ThreadPoolExecutor(AT_A_TIME)
     try:
-        for done in pool.map(one, photos):
-            found.append(done)
-            _progress(f"{len(found)} of {len(photos)} photos")
+        with Progress(len(photos), "photos", quiet=False) as progress:
+            for done in pool.map(one, photos):
+                found.append(done)
+                progress.step(sum(each.error is not None for each in found))
     finally:
-        _progress("")
         pool.shutdown(wait=False, cancel_futures=True)
     if arguments.json:
         print(json.dumps([done.as_dict() for done in found]))
@@ -102,8 +102,31 @@ def draw(photo: bytes, result: DetectResult, target: Path) -> None:
     """
     from mien import pictures  # Pillow may be missing
 
+    _save(pictures.annotate(photo, result.faces), target)
+
+
+def draw_names(photo: bytes, result: IdentifyResult, target: Path) -> None:
+    """Writes the photo with its faces' names and similarities drawn into it.
+
+    Raises:
+        InvalidRequest, ImportError, OSError: as `draw` says.
+    """
+    from mien import pictures  # Pillow may be missing
+
+    named = [
+        (
+            found.face,
+            f"{found.persons[0].person} {found.persons[0].similarity:.2f}" if found.persons else "",
+        )
+        for found in result.faces
+        if found.face is not None
+    ]
+    _save(pictures.name_faces(photo, named), target)
+
+
+def _save(picture: "PIL.Image.Image", target: Path) -> None:
     try:
-        pictures.annotate(photo, result.faces).save(target, quality=92)
+        picture.save(target, quality=92)
     except ValueError as error:  # as for sides that WebP does not hold
         raise InvalidRequest(f"{target}: {error}", reason="FILE_ERROR") from error
 
@@ -133,11 +156,6 @@ def _targets(arguments: argparse.Namespace) -> dict[str, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     return targets
-
-
-def _progress(text: str) -> None:
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _table(found: Sequence[_Done]) -> str:

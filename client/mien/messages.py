@@ -307,7 +307,7 @@ def face_result(message: pb.Face) -> Face:
         box_normalized=_box(message.box_normalized) if normalized else None,
         score=shortest(message.score),
         landmarks=_landmarks(message.landmarks) if message.HasField("landmarks") else None,
-        embedding=_embedding(message.embedding) if message.HasField("embedding") else None,
+        embedding=embedding_result(message.embedding) if message.HasField("embedding") else None,
     )
 
 
@@ -329,6 +329,7 @@ def _landmarks(message: pb.Landmarks) -> Landmarks:
     )
 
 
-def _embedding(message: pb.Embedding) -> Embedding:
+def embedding_result(message: pb.Embedding) -> Embedding:
+    """An embedding of an answer."""
     values = np.array(message.values, dtype=np.float32)
     return Embedding(values, message.norm, identity(message.model))

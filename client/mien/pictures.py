@@ -17,6 +17,7 @@ _Colour = tuple[int, int, int]
 INK: _Colour = (16, 18, 24)
 PAPER: _Colour = (255, 255, 255)
 BOX: _Colour = (64, 224, 160)
+STRANGER: _Colour = (200, 204, 212)
 # Okabe and Ito's palette, which stays distinct for the colour-blind.
 LANDMARKS: dict[str, _Colour] = {
     "left_eye": (86, 180, 233),
@@ -47,7 +48,28 @@ def annotate(photo: bytes, faces: Iterable[Face]) -> Image.Image:
         if face.landmarks is not None:
             _draw_landmarks(picture, face.landmarks, box)
     for face, box in located:  # above every box
-        _draw_score(picture, face.score, box)
+        _draw_text(picture, f"{face.score:.2f}", box)
+    return picture
+
+
+def name_faces(photo: bytes, faces: Iterable[tuple[Face, str]]) -> Image.Image:
+    """The upright photo with each face's box and a name drawn into it, as RGB.
+
+    Args:
+        photo: the encoded file that the faces were found in.
+        faces: each with what is written at its box; "" is written as nobody known, in another colour. One
+            without a box is left out. Of letters that are not Latin, boxes stand for those that Pillow's own
+            font lacks.
+
+    Raises:
+        OSError: Pillow cannot read the photo.
+    """
+    picture = upright_rgb(photo)
+    located = [(face.box, name) for face, name in faces if face.box is not None]
+    for box, name in located:
+        _draw_box(picture, box, BOX if name else STRANGER)
+    for box, name in located:  # above every box
+        _draw_text(picture, name or "nobody known", box, BOX if name else STRANGER)
     return picture
 
 
@@ -85,7 +107,7 @@ def _halo(stroke: int) -> int:
     return max(1, round(stroke / 3))
 
 
-def _draw_box(picture: Image.Image, box: Box) -> None:
+def _draw_box(picture: Image.Image, box: Box, colour: _Colour = BOX) -> None:
     draw = ImageDraw.Draw(picture)
     width = _stroke(picture, box)
     halo = _halo(width)
@@ -93,7 +115,7 @@ def _draw_box(picture: Image.Image, box: Box) -> None:
     draw.rectangle(
         (x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=INK, width=width + 2 * halo
     )
-    draw.rectangle((x1, y1, x2, y2), outline=BOX, width=width)
+    draw.rectangle((x1, y1, x2, y2), outline=colour, width=width)
 
 
 def _draw_landmarks(picture: Image.Image, landmarks: Landmarks, box: Box) -> None:
@@ -115,10 +137,9 @@ def _draw_dot(picture: Image.Image, x: float, y: float, radius: float, colour: _
         picture.paste(fill, (left, top), small)
 
 
-def _draw_score(picture: Image.Image, score: float, box: Box) -> None:
+def _draw_text(picture: Image.Image, text: str, box: Box, colour: _Colour = BOX) -> None:
     size = max(10.0, min(26 * _unit(picture), 0.22 * box.width))
     font = ImageFont.load_default(size)
-    text = f"{score:.2f}"
     halo = _halo(_stroke(picture, box))
     pad = max(2, round(size * 0.3))
     left, top, right, bottom = font.getbbox(text)
@@ -128,5 +149,5 @@ def _draw_score(picture: Image.Image, score: float, box: Box) -> None:
     x = min(max(round(box.x1) - halo, 0), max(picture.width - width, 0))
     y = edge - height if edge >= height else max(edge, 0)
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=BOX, outline=INK, width=halo)
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour, outline=INK, width=halo)
     draw.text((x + pad - left, y + pad - top), text, fill=INK, font=font)

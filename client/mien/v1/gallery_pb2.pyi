@@ -1326,6 +1326,96 @@ class GetFaceResponse(_message.Message):
 Global___GetFaceResponse: _TypeAlias = GetFaceResponse  # noqa: Y015
 
 @_typing.final
+class ExportFacesRequest(_message.Message):
+    """Asks for a page of faces with their embeddings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    page_size: _builtins.int
+    """Faces on the page: at most 1000. 0: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportFacesRequest: _TypeAlias = ExportFacesRequest  # noqa: Y015
+
+@_typing.final
+class ExportedFace(_message.Message):
+    """A face of a collection with its embedding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def face(self) -> Global___EnrolledFace:
+        """What it was enrolled with."""
+
+    @_builtins.property
+    def embedding(self) -> _face_pb2.Embedding:
+        """Its embedding, as Embed would answer it."""
+
+    def __init__(
+        self,
+        *,
+        face: Global___EnrolledFace | None = ...,
+        embedding: _face_pb2.Embedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "face", b"face"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "face", b"face"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedFace: _TypeAlias = ExportedFace  # noqa: Y015
+
+@_typing.final
+class ExportFacesResponse(_message.Message):
+    """A page of faces with their embeddings. Pages do not hold up changes: what is enrolled meanwhile comes at the
+    end, and what is deleted meanwhile is on no later page.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """What to ask the next page with. Empty: this is the last one."""
+    @_builtins.property
+    def faces(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedFace]:
+        """The first enrolled first."""
+
+    def __init__(
+        self,
+        *,
+        faces: _abc.Iterable[Global___ExportedFace] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faces", b"faces", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportFacesResponse: _TypeAlias = ExportFacesResponse  # noqa: Y015
+
+@_typing.final
 class MoveFacesRequest(_message.Message):
     """Asks to give faces to another person."""
 

@@ -90,6 +90,11 @@ class GalleryServiceStub:
                 request_serializer=mien_dot_v1_dot_gallery__pb2.GetFaceRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_gallery__pb2.GetFaceResponse.FromString,
                 _registered_method=True)
+        self.ExportFaces = channel.unary_unary(
+                '/mien.v1.GalleryService/ExportFaces',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.ExportFacesRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.ExportFacesResponse.FromString,
+                _registered_method=True)
         self.MoveFaces = channel.unary_unary(
                 '/mien.v1.GalleryService/MoveFaces',
                 request_serializer=mien_dot_v1_dot_gallery__pb2.MoveFacesRequest.SerializeToString,
@@ -187,6 +192,14 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportFaces(self, request, context):
+        """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
+        collection of the same fingerprint can enrol.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MoveFaces(self, request, context):
         """Gives faces to another person, who may be new: mends a wrong person_id. All of them, or none.
         """
@@ -260,6 +273,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.GetFace,
                     request_deserializer=mien_dot_v1_dot_gallery__pb2.GetFaceRequest.FromString,
                     response_serializer=mien_dot_v1_dot_gallery__pb2.GetFaceResponse.SerializeToString,
+            ),
+            'ExportFaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportFaces,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.ExportFacesRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.ExportFacesResponse.SerializeToString,
             ),
             'MoveFaces': grpc.unary_unary_rpc_method_handler(
                     servicer.MoveFaces,
@@ -553,6 +571,33 @@ class GalleryService:
             '/mien.v1.GalleryService/GetFace',
             mien_dot_v1_dot_gallery__pb2.GetFaceRequest.SerializeToString,
             mien_dot_v1_dot_gallery__pb2.GetFaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportFaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/ExportFaces',
+            mien_dot_v1_dot_gallery__pb2.ExportFacesRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.ExportFacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

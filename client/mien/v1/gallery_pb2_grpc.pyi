@@ -63,6 +63,10 @@ class GalleryServiceStub:
     """The faces of a collection or of one person in it, the first enrolled first, a page at a time."""
     GetFace: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetFaceRequest, _gallery_pb2.GetFaceResponse]
     """One enrolled face."""
+    ExportFaces: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ExportFacesRequest, _gallery_pb2.ExportFacesResponse]
+    """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
+    collection of the same fingerprint can enrol.
+    """
     MoveFaces: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.MoveFacesRequest, _gallery_pb2.MoveFacesResponse]
     """Gives faces to another person, who may be new: mends a wrong person_id. All of them, or none."""
     DeleteFaces: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeleteFacesRequest, _gallery_pb2.DeleteFacesResponse]
@@ -103,6 +107,10 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """The faces of a collection or of one person in it, the first enrolled first, a page at a time."""
     GetFace: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetFaceRequest, _gallery_pb2.GetFaceResponse]  # type: ignore[assignment]
     """One enrolled face."""
+    ExportFaces: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ExportFacesRequest, _gallery_pb2.ExportFacesResponse]  # type: ignore[assignment]
+    """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
+    collection of the same fingerprint can enrol.
+    """
     MoveFaces: _aio.UnaryUnaryMultiCallable[_gallery_pb2.MoveFacesRequest, _gallery_pb2.MoveFacesResponse]  # type: ignore[assignment]
     """Gives faces to another person, who may be new: mends a wrong person_id. All of them, or none."""
     DeleteFaces: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeleteFacesRequest, _gallery_pb2.DeleteFacesResponse]  # type: ignore[assignment]
@@ -200,6 +208,16 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.GetFaceResponse, _abc.Awaitable[_gallery_pb2.GetFaceResponse]]:
         """One enrolled face."""
+
+    @_abc_1.abstractmethod
+    def ExportFaces(
+        self,
+        request: _gallery_pb2.ExportFacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.ExportFacesResponse, _abc.Awaitable[_gallery_pb2.ExportFacesResponse]]:
+        """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
+        collection of the same fingerprint can enrol.
+        """
 
     @_abc_1.abstractmethod
     def MoveFaces(

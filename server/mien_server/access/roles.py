@@ -45,6 +45,8 @@ METHODS: dict[str, CallerRole | str] = {
             *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson"),
         )
     },
+    # It hands out what faces can be recognised by, anywhere.
+    _GALLERY + "ExportFaces": Role.ADMIN,
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},
     **{_TRITON + method: CallerRole.INFER for method in ("ModelInfer", "ModelStreamInfer")},
     **{

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mien_server.errors import NotInGallery, Reason
 from mien_server.gallery import payloads
 from mien_server.gallery.labels import from_text
-from mien_server.gallery.types import Collection, EnrolledFace, Person
-from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
+from mien_server.gallery.types import Collection, EnrolledFace, ExportedFace, Person
+from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity, Quality
 
 _LOADED_AT_ONCE = 4096
 
@@ -155,6 +155,26 @@ def faces(
         f"{_FACE} WHERE person = ? AND faces.id > ? ORDER BY faces.id LIMIT ?", (key, after, most)
     )
     return [_face(*row) for row in rows.fetchall()]
+
+
+def exported(
+    connection: sqlite3.Connection, collection: Collection, *, after: int, most: int
+) -> list[ExportedFace]:
+    """The faces with keys above `after` and their embeddings, the first enrolled first, at most `most`."""
+    rows = connection.execute(
+        "SELECT faces.id, names.body, texts.body, quality, faces.created, norm, vectors.body FROM faces"
+        " JOIN persons ON persons.id = person JOIN payloads AS names ON names.id = name"
+        " JOIN payloads AS vectors ON vectors.id = vector"
+        " LEFT JOIN payloads AS texts ON texts.id = labels"
+        " WHERE faces.collection = ? AND faces.id > ? ORDER BY faces.id LIMIT ?",
+        (collection.key, after, most),
+    )
+    return [
+        ExportedFace(
+            _face(*told), Embedding(np.frombuffer(vector, "<f4"), norm, collection.embedder)
+        )
+        for *told, norm, vector in rows.fetchall()
+    ]
 
 
 def face(connection: sqlite3.Connection, collection: Collection, key: int) -> EnrolledFace:

@@ -31,6 +31,7 @@ from mien_server.gallery.types import (
     Collection,
     CollectionSize,
     EnrolledFace,
+    ExportedFace,
     Found,
     Person,
     Query,
@@ -241,6 +242,10 @@ class Store:
     async def face(self, live: Live, key: int) -> EnrolledFace:
         """As `reading.face`."""
         return await self._read(reading.face, live, key)
+
+    async def exported(self, live: Live, *, after: int, most: int) -> list[ExportedFace]:
+        """As `reading.exported`."""
+        return await self._read(reading.exported, live, after=after, most=most)
 
     async def search(
         self, live: Live, queries: Sequence[Query], call: Call, *, passed: int

@@ -70,6 +70,14 @@ class EnrolledFace:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedFace:
+    """A face of a collection with its embedding."""
+
+    face: EnrolledFace
+    embedding: Embedding
+
+
+@dataclass(frozen=True, slots=True)
 class NewFace:
     """A face that a caller wants enrolled. `request_key` may be ""."""
 

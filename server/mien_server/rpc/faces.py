@@ -189,10 +189,17 @@ def face_message(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
             )
         )
     if face.embedding is not None:
-        message.embedding.norm = face.embedding.norm
-        message.embedding.values.extend(face.embedding.values.tolist())
-        message.embedding.model.CopyFrom(identity_message(face.embedding.model))
+        message.embedding.CopyFrom(embedding_message(face.embedding))
     return message
+
+
+def embedding_message(embedding: Embedding) -> face_pb2.Embedding:
+    """A face as a vector."""
+    return face_pb2.Embedding(
+        values=embedding.values.tolist(),
+        norm=embedding.norm,
+        model=identity_message(embedding.model),
+    )
 
 
 def identity_message(model: ModelIdentity) -> face_pb2.ModelIdentity:

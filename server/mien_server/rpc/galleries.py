@@ -35,6 +35,7 @@ from mien_server.pipeline.quality import Issue
 from mien_server.pipeline.types import FacePolicy, Quality
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.faces import (
+    embedding_message,
     face_message,
     face_selection,
     identity_message,
@@ -350,6 +351,24 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             live = self._store.find(request.collection)
             found = await self._store.face(live, face_key(request.face_id, request.collection))
         return gallery_pb2.GetFaceResponse(face=_enrolled(found))
+
+    async def ExportFaces(  # noqa: N802 - the contract's name
+        self, request: gallery_pb2.ExportFacesRequest, context: Context
+    ) -> gallery_pb2.ExportFacesResponse:
+        """A page of faces with their embeddings."""
+        async with bounded_call(context, self._default_deadline):
+            live = self._store.find(request.collection)
+            size = page_size(request.page_size)
+            after = _after(request.page_token)
+            page = await self._store.exported(live, after=after, most=size + 1)
+        more = face_id(page[size - 1].face.key) if len(page) > size else ""
+        faces = [
+            gallery_pb2.ExportedFace(
+                face=_enrolled(each.face), embedding=embedding_message(each.embedding)
+            )
+            for each in page[:size]
+        ]
+        return gallery_pb2.ExportFacesResponse(faces=faces, next_page_token=more)
 
     async def MoveFaces(  # noqa: N802 - the contract's name
         self, request: gallery_pb2.MoveFacesRequest, context: Context

@@ -10,7 +10,7 @@ import pytest
 
 import mien
 from mien import gallery_messages as messages
-from mien.gallery_folder import photos_of, request_key
+from mien.photo_folders import people_in
 from mien.v1 import face_pb2, gallery_pb2
 
 MODEL = mien.ModelIdentity("sface", 1, "0123456789abcdef")
@@ -144,14 +144,35 @@ def test_folder_is_a_person_however_deep_its_photos_lie(tmp_path: Path) -> None:
     for path in ("ann/1.jpg", "ann/more/2.PNG", "bob/3.webp", "bob/notes.txt", "loose.jpg"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"x")
-    found = [(who, path.name) for who, path in photos_of(tmp_path)]
+    found = [(who, path.name) for who, path in people_in(tmp_path)]
     assert found == [("ann", "1.jpg"), ("ann", "2.PNG"), ("bob", "3.webp")]
     with pytest.raises(mien.InvalidRequest, match="PERSON/PHOTO"):
-        photos_of(tmp_path / "ann" / "more")
+        people_in(tmp_path / "ann" / "more")
 
 
-def test_photo_is_known_by_its_bytes_and_its_person() -> None:
-    keys = {request_key(who, photo) for who in ("ann", "bob") for photo in (b"1", b"2")}
-    assert len(keys) == 4
-    assert request_key("ann", b"1") in keys
+def test_face_is_known_by_its_bytes_and_its_person() -> None:
+    pixels = np.zeros((112, 112, 3), np.uint8)
+    other = mien.Embedding(EMBEDDING.values, 9.5, mien.ModelIdentity("sface", 2, "f" * 16))
+    faces = [
+        mien.NewFace(subject, who, aligned=aligned)
+        for who in ("ann", "bob")
+        for subject, aligned in (
+            *((b"1", False), (b"2", False), (b"1", True)),
+            *((pixels, False), (pixels, True), (pixels[:56], False), (pixels + 1, False)),
+            *((EMBEDDING, False), (other, False)),
+        )
+    ]
+    keys = [face.request_key for face in enrol(*faces, content_keys=True).faces]
+    assert len(set(keys)) == len(faces)
     assert all(len(key.encode()) <= 128 for key in keys)
+    again = enrol(*reversed(faces), content_keys=True).faces
+    assert [face.request_key for face in again] == keys[::-1]
+    (own,) = enrol(mien.NewFace(b"1", "ann", request_key="mine"), content_keys=True).faces
+    assert own.request_key == "mine"
+
+
+def test_photo_has_the_key_that_it_had_before(tmp_path: Path) -> None:
+    """Galleries that were filled by earlier versions know it."""
+    (tmp_path / "1.jpg").write_bytes(b"a photo")
+    (face,) = enrol(mien.NewFace(tmp_path / "1.jpg", "ann"), content_keys=True).faces
+    assert face.request_key == "d29c13eece3ad9d2f99e807ac5f97726fab215d5"

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 HEAVY = {
-    *("torch", "cv2", "PIL", "onnx", "onnxruntime", "scipy", "pydantic", "tqdm"),
+    *("torch", "cv2", "PIL", "onnx", "onnxruntime", "scipy", "pydantic", "tqdm", "rich"),
     *("tritonclient", "mien_server"),
 }
 

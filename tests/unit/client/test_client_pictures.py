@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import mien
-from mien.pictures import BOX, LANDMARKS, annotate
+from mien.pictures import BOX, LANDMARKS, STRANGER, annotate, name_faces
 
 
 def photo(
@@ -127,3 +127,25 @@ def test_without_pillow_the_extra_is_named() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.endswith("ImportError: pictures need Pillow: pip install 'mien[pictures]'\n")
+
+
+def test_names_stand_at_the_boxes_and_strangers_in_another_colour() -> None:
+    stranger = face(260, 80, 380, 240)
+    picture = name_faces(photo(), [(FACE, "ann 0.62"), (stranger, "")])
+    assert picture.getpixel((100, 160)) == BOX
+    assert picture.getpixel((260, 160)) == STRANGER
+    pixels = np.asarray(picture).astype(int)
+    labels = pixels[55:78]  # above the boxes
+    for colour, columns in ((BOX, slice(100, 180)), (STRANGER, slice(260, 390))):
+        there = (labels[:, columns] == colour).all(axis=2)
+        assert there.any()
+        assert ((labels[:, columns].sum(axis=2) < 120) & ~there).any()  # dark letters on it
+    wide = name_faces(photo(), [(FACE, "ann with a long name 0.62")])
+    narrow = name_faces(photo(), [(FACE, "ann")])
+    assert (np.asarray(wide) == BOX).all(axis=2).sum() > (np.asarray(narrow) == BOX).all(
+        axis=2
+    ).sum()
+
+
+def test_a_name_that_is_not_latin_can_be_drawn() -> None:
+    assert name_faces(photo(), [(FACE, "李娜 Łukasz 0.62")]).size == (400, 300)

@@ -1,18 +1,24 @@
-"""Every example in Python of the pages for users passes `mypy --strict`, of both clients."""
+"""Every example in Python of the pages for users passes `mypy --strict` and pyright, of both clients."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
+PAGES = ("README.md", "docs/sdk.md", "docs/galleries.md")
 
 
-def test_the_examples_of_the_pages_are_typed(tmp_path: Path) -> None:
+@pytest.fixture
+def examples(tmp_path: Path) -> list[Path]:
+    """The examples, each in a file of its own."""
     code = [
         example
-        for page in ("README.md", "docs/sdk.md")
+        for page in PAGES
         for example in re.findall(
             r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
         )
@@ -23,10 +29,13 @@ def test_the_examples_of_the_pages_are_typed(tmp_path: Path) -> None:
     for number, example in enumerate(code):
         files.append(tmp_path / f"example_{number}.py")
         files[-1].write_text(example)
-    (tmp_path / "mypy.ini").write_text("[mypy]\n")
+    return files
+
+
+def check(command: list[str], folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", *files],
-        cwd=tmp_path,
+        [sys.executable, "-m", *command],
+        cwd=folder,
         env=os.environ | {"MYPYPATH": str(ROOT / "client")},
         capture_output=True,
         text=True,
@@ -34,3 +43,19 @@ def test_the_examples_of_the_pages_are_typed(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_of_the_pages_are_typed(examples: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "mypy.ini").write_text("[mypy]\n")
+    check(["mypy", "--strict", *map(str, examples)], tmp_path)
+
+
+def test_the_examples_of_the_pages_pass_pyright(examples: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("pyright")
+    settings = {
+        "typeCheckingMode": "strict",
+        "include": [path.name for path in examples],
+        "extraPaths": [str(ROOT / "client")],
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    check(["pyright", "--project", str(tmp_path), "--pythonpath", sys.executable], tmp_path)
