@@ -46,7 +46,7 @@ METHODS: dict[str, CallerRole | str] = {
         )
     },
     # It hands out what faces can be recognised by, anywhere.
-    _GALLERY + "ExportFaces": Role.ADMIN,
+    _GALLERY + "ExportFaces": CallerRole.ADMIN,
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},
     **{_TRITON + method: CallerRole.INFER for method in ("ModelInfer", "ModelStreamInfer")},
     **{

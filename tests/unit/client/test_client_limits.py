@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,24 +23,33 @@ Many = Callable[..., list[Any]]
 def many(request: pytest.FixtureRequest, peer: Any) -> Many:
     """`many(n, **options)`: n calls of Detect at once by one client; their answers and errors."""
 
-    def many(n: int, *, timeout: float = 10, **options: Any) -> list[Any]:
-        def attempt(client: mien.Client) -> Any:
+    def many(
+        n: int, *, timeout: float = 10, first: float | None = None, **options: Any
+    ) -> list[Any]:
+        # With `first`, the first call gets so many seconds, and a head start for the turn.
+        seconds = [timeout if first is None else first, *[timeout] * (n - 1)]
+        starts = [0.0, *[0.0 if first is None else 0.1] * (n - 1)]
+
+        def attempt(client: mien.Client, timeout: float, start: float) -> Any:
+            time.sleep(start)
             try:
                 return client.detect(b"photo", timeout=timeout)
             except mien.MienError as error:
                 return error
 
+        async def attempt_async(client: mien.AsyncClient, within: float, start: float) -> Any:
+            await asyncio.sleep(start)
+            return await client.detect(b"photo", timeout=within)
+
         async def all_at_once() -> list[Any]:
             async with mien.AsyncClient(peer.address, **options) as client:
-                calls: list[Coroutine[Any, Any, Any]] = [
-                    client.detect(b"photo", timeout=timeout) for _ in range(n)
-                ]
+                calls = map(attempt_async, [client] * n, seconds, starts)
                 return await asyncio.gather(*calls, return_exceptions=True)
 
         if request.param == "AsyncClient":
             return asyncio.run(all_at_once())
         with mien.Client(peer.address, **options) as client, ThreadPoolExecutor(n) as pool:
-            return list(pool.map(attempt, [client] * n))
+            return list(pool.map(attempt, [client] * n, seconds, starts))
 
     return many
 
@@ -93,11 +102,12 @@ def test_connections_are_as_many_as_needed_up_to_the_limit(many: Many, peer: Any
 
 
 def test_who_does_not_get_a_turn_in_time_is_told_so(many: Many, peer: Any) -> None:
-    Crowd(peer, 1, seconds=0.6)
-    results = many(2, timeout=0.3, limits=mien.Limits(max_calls=1))
-    assert [type(result) for result in results] == [mien.DeadlineExceeded] * 2
-    assert any("none of this client's 1 calls" in str(result) for result in results)
-    assert len(peer.received) <= 2
+    Crowd(peer, 1, seconds=1)
+    served, refused = many(2, first=10, timeout=0.3, limits=mien.Limits(max_calls=1))
+    assert isinstance(served, mien.DetectResult)
+    assert isinstance(refused, mien.DeadlineExceeded)
+    assert "none of this client's 1 calls" in str(refused)
+    assert len(peer.received) == 1
 
 
 def test_a_failed_call_gives_its_turn_back(many: Many, peer: Any) -> None:
