@@ -99,7 +99,12 @@ def load_version(
     model = ReadyModel(
         name=config.name,
         version=version,
-        fingerprint=fingerprint(weights, config.architecture, config.normalisation),
+        fingerprint=fingerprint(
+            weights,
+            config.architecture,
+            config.normalisation,
+            config.role.describe(config.options),
+        ),
         config=config,
         slot=slot,
     )

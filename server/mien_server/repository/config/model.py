@@ -44,7 +44,7 @@ _SUFFIXES: dict[Backend, tuple[str, ...]] = {
 _ONNX_PLATFORM = "onnxruntime_onnx"
 """Triton's older name for that backend."""
 
-_CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
+_CHANNEL_ORDERS: tuple[Literal["RGB", "BGR", "GREY"], ...] = ("RGB", "BGR", "GREY")
 
 _PARAMETERS = frozenset(
     {
@@ -175,7 +175,8 @@ def _read_model(text: ConfigText) -> ModelConfig:
 
     options = role.read_options(parameters)
     batching = read_batching(text, parameters)
-    inputs = read_inputs(text, role)
+    inputs, outputs = read_inputs(text, role), read_outputs(text, role)
+    options = role.with_tensors(options, parameters, inputs, outputs)
     latest, specific = _versions(text)
     return ModelConfig(
         name=name,
@@ -184,12 +185,12 @@ def _read_model(text: ConfigText) -> ModelConfig:
         architecture=architecture,
         role=role,
         precision=parameters.choice("precision", _PRECISIONS[Path(filename).suffix], "auto"),
-        normalisation=_normalisation(parameters),
+        normalisation=_normalisation(parameters, filename),
         options=options,
         batching=batching,
         instance_groups=_instance_groups(text),
         inputs=inputs,
-        outputs=read_outputs(text, role),
+        outputs=outputs,
         default_model_filename=filename,
         license=parameters.text("license", ""),
         source=parameters.text("source", ""),
@@ -205,7 +206,7 @@ def known_parameters() -> frozenset[str]:
     return _PARAMETERS.union(*(role.parameters for role in roles().values()))
 
 
-def _normalisation(parameters: Parameters) -> Normalisation:
+def _normalisation(parameters: Parameters, filename: str) -> Normalisation:
     mean = parameters.numbers("mean", 0, 255)
     if len(mean) == 1:
         mean *= 3
@@ -214,8 +215,13 @@ def _normalisation(parameters: Parameters) -> Normalisation:
     scale = parameters.number("scale", 0, 1)
     if not scale:
         raise parameters.error("scale", "must be above 0")
+    order = parameters.choice("channel_order", _CHANNEL_ORDERS)
+    if order == "GREY" and not filename.endswith(".onnx"):
+        raise parameters.error("channel_order", "is GREY, which only ONNX graphs may see")
+    if order == "GREY" and len(set(mean)) > 1:
+        raise parameters.error("mean", "has several values; must be 1 for GREY")
     return Normalisation(
-        channel_order=parameters.choice("channel_order", _CHANNEL_ORDERS),
+        channel_order=order,
         mean=(mean[0], mean[1], mean[2]),
         scale=scale,
     )
