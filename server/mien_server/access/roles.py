@@ -29,7 +29,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 
 METHODS: dict[str, Role | str] = {
-    **{_FACES + method: Role.INFER for method in ("Detect", "Embed", "Verify")},
+    **{_FACES + method: Role.INFER for method in ("Detect", "Embed", "Verify", "Analyze")},
     _GALLERY + "Identify": Role.INFER,
     **{
         _GALLERY + method: Role.READ

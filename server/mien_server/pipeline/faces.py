@@ -1,14 +1,16 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from mien_server.errors import InvalidRequest, Reason, at
+from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
+from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
@@ -49,9 +51,17 @@ class Models(Protocol):
         """
         ...
 
+    def in_use(self, role: AnyRole) -> Mapping[str, Any]:
+        """The options of the models of a role that serve, or should, by name."""
+        ...
+
+
+MAX_ANALYSERS = 16
+"""That one call may ask."""
+
 
 class FacePipeline:
-    """Answers Detect, Embed and Verify. Its methods run on one event loop; nothing they call blocks it.
+    """Answers the calls of the face service. Its methods run on one event loop; nothing they call blocks it.
 
     All of them raise `MienError` for what is wrong with the request and `SchedulingError` for what kept
     it from being computed. The field of a `MienError` begins with the argument at fault: `image.encoded`,
@@ -244,6 +254,63 @@ class FacePipeline:
             size_a=_size(found_a),
             size_b=_size(found_b),
         )
+
+    async def analyse(
+        self,
+        image: ImageSource,
+        *,
+        detector: ModelRef,
+        analysers: Sequence[ModelRef],
+        selection: FaceSelection,
+        call: Call,
+    ) -> PhotoFaces:
+        """The chosen faces of a photo, or an aligned crop, with their quality and what analysers say of them.
+
+        Args:
+            analysers: none: those whose configuration says so. Of these, an aligned crop is not shown to
+                those that see more of the photo.
+
+        Raises:
+            InvalidRequest: the picture, an option or a model's role is wrong.
+            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
+        """
+        if len(analysers) > MAX_ANALYSERS:
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                f"analysers: {len(analysers)} are more than {MAX_ANALYSERS}: send another request.",
+                field="analysers",
+            )
+        aligned = isinstance(image, AlignedFace)
+        with ExitStack() as leases:
+            held = []
+            for index, ref in enumerate(analysers or self._by_default(aligned=aligned)):
+                with at(f"analysers[{index}]" if analysers else "analysers"):
+                    lease = self._models.lease(ref.name, ref.version, role=ANALYSER, fingerprint="")
+                    held.append(leases.enter_context(lease))
+                    options: AnalyserOptions = held[-1].model.config.options
+                    if aligned and options.crop.around == "box":
+                        raise InvalidRequest(
+                            Reason.INVALID_OPTION,
+                            f"{ref.name} sees more of a photo than an aligned crop has: send the photo.",
+                        )
+            finder = None
+            if not aligned:
+                with at("selection"):
+                    check_selection(selection, self._limits)
+                with at("detector"):
+                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+            return await analyse_image(
+                image, finder, held, selection, limits=self._limits, pool=self._pool, call=call
+            )
+
+    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
+        """The analysers of callers that name none, by name."""
+        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
+        return [
+            ModelRef(name)
+            for name, options in sorted(found.items())
+            if options.by_default and not (aligned and options.crop.around == "box")
+        ]
 
     def _lease(
         self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
