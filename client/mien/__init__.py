@@ -5,6 +5,16 @@ This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 
 import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
+from mien.analysis import (
+    Analysis,
+    AnalyzedFace,
+    AnalyzeResult,
+    Classification,
+    LabelProbability,
+    Number,
+    Points,
+    Score,
+)
 from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
 from mien.client import Client
@@ -65,10 +75,14 @@ from mien.status import ModelStatus
 from mien.timing import StageTiming
 
 __all__ = [
+    "Analysis",
+    "AnalyzeResult",
+    "AnalyzedFace",
     "AsyncClient",
     "AsyncGallery",
     "Box",
     "Cancelled",
+    "Classification",
     "Client",
     "DeadlineExceeded",
     "Deleted",
@@ -93,6 +107,7 @@ __all__ = [
     "IdentifyResult",
     "ImageLike",
     "InvalidRequest",
+    "LabelProbability",
     "Landmarks",
     "Limits",
     "LowQuality",
@@ -105,12 +120,15 @@ __all__ = [
     "MultipleFaces",
     "NewFace",
     "NotInGallery",
+    "Number",
     "Overloaded",
     "PermissionDenied",
     "PersonMatch",
     "Point",
+    "Points",
     "QualityIssue",
     "SampleMatch",
+    "Score",
     "SearchedGallery",
     "ServerError",
     "StageTiming",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from mien import status
+from mien.analysis import AnalyzeResult
+from mien.analysis_messages import analyze_request, analyze_result
 from mien.async_gallery import AsyncGallery
 from mien.channel import channel_options, checked_timeout
 from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient
@@ -220,6 +222,54 @@ class AsyncClient(BaseClient):
         )
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
+
+    async def analyze(
+        self,
+        image: ImageLike,
+        *,
+        analysers: Sequence[ModelLike] = (),
+        aligned: bool = False,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        timing: bool = False,
+    ) -> AnalyzeResult:
+        """Tells what analysers say of a photo's faces, and how good these are to recognise somebody by.
+
+        A photo without faces is no error, unless the policy asks for one: `faces` is empty.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            analysers: the models to ask, up to 16; none: those that the server's operator has chosen.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            policy: which of the faces found; all of them by default.
+            min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            ModelNotFound: there is no such analyser.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+        """
+        build = functools.partial(
+            analyze_request,
+            image,
+            analysers=analysers,
+            aligned=aligned,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+        )
+        answer = await self._call("Analyze", self._stub.Analyze, build, timeout, timing)
+        return analyze_result(*answer)
 
     async def ready(self, *, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Whether the server is ready: its health service says SERVING.

@@ -1,4 +1,4 @@
-"""`Client`: the three calls, blocking; and what it shares with `AsyncClient`."""
+"""`Client`: the calls, blocking; and what it shares with `AsyncClient`."""
 
 import functools
 import threading
@@ -11,6 +11,8 @@ import grpc
 
 from mien import status
 from mien.access import Bearer, TokenLike
+from mien.analysis import AnalyzeResult
+from mien.analysis_messages import analyze_request, analyze_result
 from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable, from_rpc_error
 from mien.gallery import Gallery
@@ -295,6 +297,53 @@ class Client(BaseClient):
             embedder=embedder,
         )
         return verify_result(*self._call("Verify", self._stub.Verify, build, timeout, timing))
+
+    def analyze(
+        self,
+        image: ImageLike,
+        *,
+        analysers: Sequence[ModelLike] = (),
+        aligned: bool = False,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        timeout: float | None = None,
+        timing: bool = False,
+    ) -> AnalyzeResult:
+        """Tells what analysers say of a photo's faces, and how good these are to recognise somebody by.
+
+        A photo without faces is no error, unless the policy asks for one: `faces` is empty.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            analysers: the models to ask, up to 16; none: those that the server's operator has chosen.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            policy: which of the faces found; all of them by default.
+            min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            ModelNotFound: there is no such analyser.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+        """
+        build = functools.partial(
+            analyze_request,
+            image,
+            analysers=analysers,
+            aligned=aligned,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+        )
+        return analyze_result(*self._call("Analyze", self._stub.Analyze, build, timeout, timing))
 
     def ready(self, *, timeout: float | None = None) -> bool:
         """Whether the server is ready: its health service says SERVING.

@@ -46,7 +46,7 @@ PolicyLike: TypeAlias = (
 _MAX_UINT32 = 2**32 - 1
 _MAX_INT64 = 2**63 - 1
 
-_PhotoRequest = TypeVar("_PhotoRequest", pb.DetectRequest, pb.EmbedRequest)
+_PhotoRequest = TypeVar("_PhotoRequest", pb.DetectRequest, pb.EmbedRequest, pb.AnalyzeRequest)
 
 
 def detect_request(
@@ -64,7 +64,7 @@ def detect_request(
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
-    return _fitting(request)
+    return fitting(request)
 
 
 def embed_request(
@@ -85,7 +85,7 @@ def embed_request(
         embedder=model_ref(embedder, "embedder"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
-    return _fitting(request)
+    return fitting(request)
 
 
 def verify_request(
@@ -159,7 +159,12 @@ def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) 
     )
 
 
-def _fitting(request: _PhotoRequest) -> _PhotoRequest:
+def fitting(request: _PhotoRequest) -> _PhotoRequest:
+    """The request, if it is small enough for a message.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
     if request.ByteSize() > MAX_MESSAGE_BYTES:  # by the few bytes around the photo
         raise too_large("the request", "scale the photo down, or save it as JPEG", "image")
     return request
