@@ -36,6 +36,7 @@ from mien.errors import (
     NotInGallery,
     Overloaded,
     PermissionDenied,
+    RequirementUnmet,
     ServerError,
     Unauthenticated,
     Unavailable,
@@ -59,7 +60,7 @@ from mien.gallery_results import (
 )
 from mien.images import ImageLike
 from mien.limits import Limits
-from mien.messages import FacePolicy, ModelLike
+from mien.messages import FacePolicy, ModelLike, Requirement
 from mien.results import (
     Box,
     DetectResult,
@@ -127,6 +128,8 @@ __all__ = [
     "Point",
     "Points",
     "QualityIssue",
+    "Requirement",
+    "RequirementUnmet",
     "SampleMatch",
     "Score",
     "SearchedGallery",

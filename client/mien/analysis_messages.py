@@ -18,10 +18,12 @@ from mien.images import ImageLike, image_message
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    Requirement,
     face_result,
     fitting,
     identity,
     model_ref,
+    requirements_message,
     selection_message,
 )
 from mien.results import Point
@@ -39,6 +41,8 @@ def analyze_request(
     min_face_size: float | None,
     max_faces: int | None,
     detector: ModelLike | None,
+    require: Sequence[Requirement],
+    require_quality: bool,
 ) -> pb.AnalyzeRequest:
     """The request of `analyze`.
 
@@ -60,6 +64,7 @@ def analyze_request(
                 for index, analyser in enumerate(analysers)
             ],
             selection=selection_message(policy, min_score, min_face_size, max_faces),
+            require=requirements_message(require, require_quality),
         )
     )
 

@@ -22,6 +22,7 @@ from mien.limits import Attempts, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    Requirement,
     detect_request,
     detect_result,
     embed_request,
@@ -185,6 +186,8 @@ class AsyncClient(BaseClient):
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        require: Sequence[Requirement] = (),
+        require_quality: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
@@ -201,12 +204,15 @@ class AsyncClient(BaseClient):
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the one of a given embedding if unset, else
                 the server's default.
+            require: what analysers must say of each face that is a photo's or an aligned crop.
+            require_quality: each of these faces must be good enough for Enrol to take it.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
         Raises:
             FaceNotFound: a photo has no face.
             EmbeddingMismatch: the embeddings come from different models.
+            RequirementUnmet: a face does not fulfil what is required; the message has the figures.
         """
         build = functools.partial(
             verify_request,
@@ -219,6 +225,8 @@ class AsyncClient(BaseClient):
             min_face_size=min_face_size,
             detector=detector,
             embedder=embedder,
+            require=require,
+            require_quality=require_quality,
         )
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
@@ -234,6 +242,8 @@ class AsyncClient(BaseClient):
         min_face_size: float | None = None,
         max_faces: int | None = None,
         detector: ModelLike | None = None,
+        require: Sequence[Requirement] = (),
+        require_quality: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> AnalyzeResult:
@@ -250,12 +260,15 @@ class AsyncClient(BaseClient):
             min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
             max_faces: with the policy "all", at most this many, as for `detect`.
             detector: the model that finds faces; the server's default if unset.
+            require: what analysers must say of every one of these faces.
+            require_quality: each of them must be good enough for Enrol to take it.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
         Raises:
             ModelNotFound: there is no such analyser.
             FaceNotFound: the photo has no face, and the policy is not "all".
+            RequirementUnmet: a face does not fulfil what is required; the message has the figures.
         """
         build = functools.partial(
             analyze_request,
@@ -267,6 +280,8 @@ class AsyncClient(BaseClient):
             min_face_size=min_face_size,
             max_faces=max_faces,
             detector=detector,
+            require=require,
+            require_quality=require_quality,
         )
         answer = await self._call("Analyze", self._stub.Analyze, build, timeout, timing)
         return analyze_result(*answer)

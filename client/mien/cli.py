@@ -99,6 +99,8 @@ def _analyze(client: Client, arguments: argparse.Namespace) -> None:
         photo,
         analysers=arguments.analyser or (),
         detector=arguments.detector,
+        require=arguments.require,
+        require_quality=arguments.require_quality,
         timing=arguments.timing,
     )
     if out is not None:
@@ -152,6 +154,8 @@ def _verify(client: Client, arguments: argparse.Namespace) -> None:
         threshold=arguments.threshold,
         detector=arguments.detector,
         embedder=arguments.embedder,
+        require=arguments.require,
+        require_quality=arguments.require_quality,
         timing=arguments.timing,
     )
     if arguments.json:
@@ -295,6 +299,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PICTURE",
         help=f"write the photo with all of it drawn into it ({', '.join(cli_options.PICTURES)})",
     )
+
+    for sub in (verify, analyze):
+        sub.add_argument(
+            "--require",
+            type=cli_options.requirement,
+            action="append",
+            default=[],
+            metavar="WHAT",
+            help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
+        )
+        sub.add_argument(
+            "--require-quality",
+            action="store_true",
+            help="every face must be good enough to be enrolled, else the call fails",
+        )
 
     add_gallery_command(commands, common, _client, _read)
     add_models_command(commands, common)

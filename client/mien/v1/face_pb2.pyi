@@ -695,6 +695,7 @@ class VerifyRequest(_message.Message):
     EMBEDDER_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Similarities at or above this are a match. In [-1, 1]; unset: the embedding model's own threshold."""
     @_builtins.property
@@ -717,6 +718,12 @@ class VerifyRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which face of a photo counts, for both sides. Unset: the largest."""
 
+    @_builtins.property
+    def require(self) -> Global___Requirements:
+        """What the faces must fulfil to be compared at all. It holds for the sides that are photos or aligned crops;
+        of an embedding nothing is known, and two of them are the error INVALID_OPTION.
+        """
+
     def __init__(
         self,
         *,
@@ -726,16 +733,90 @@ class VerifyRequest(_message.Message):
         embedder: Global___ModelRef | None = ...,
         selection: Global___FaceSelection | None = ...,
         threshold: _builtins.float | None = ...,
+        require: Global___Requirements | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class Requirements(_message.Message):
+    """What faces must fulfil. If one does not, the call ends with FAILED_PRECONDITION and the reason
+    REQUIREMENT_UNMET, and its message has the figures.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUALITY_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
+    quality: _builtins.bool
+    """Whether each must pass the limits by which Enrol refuses faces: sharp, large, turned to the camera, ..."""
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnalyserRequirement]:
+        """What analysers must say of each, at most 16. They are asked whether or not the request names them elsewhere."""
+
+    def __init__(
+        self,
+        *,
+        quality: _builtins.bool = ...,
+        analysers: _abc.Iterable[Global___AnalyserRequirement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Requirements: _TypeAlias = Requirements  # noqa: Y015
+
+@_typing.final
+class AnalyserRequirement(_message.Message):
+    """What one analyser must say. At least one bound is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANALYSER_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Of a classification, the label whose probability counts. Empty for other analysers."""
+    at_least: _builtins.float
+    """The least that passes."""
+    at_most: _builtins.float
+    """The most that passes."""
+    @_builtins.property
+    def analyser(self) -> Global___ModelRef:
+        """An analyser that gives a score, a number or a classification, by its name."""
+
+    def __init__(
+        self,
+        *,
+        analyser: Global___ModelRef | None = ...,
+        label: _builtins.str = ...,
+        at_least: _builtins.float | None = ...,
+        at_most: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "analyser", b"analyser", "at_least", b"at_least", "at_most", b"at_most"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_least", b"_at_least", "_at_most", b"_at_most", "analyser", b"analyser", "at_least", b"at_least", "at_most", b"at_most", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_least: _TypeAlias = _typing.Literal["at_least"]  # noqa: Y015
+    _WhichOneofArgType__at_least: _TypeAlias = _typing.Literal["_at_least", b"_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__at_most: _TypeAlias = _typing.Literal["at_most"]  # noqa: Y015
+    _WhichOneofArgType__at_most: _TypeAlias = _typing.Literal["_at_most", b"_at_most"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_least) -> _WhichOneofReturnType__at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_most) -> _WhichOneofReturnType__at_most | None: ...
+
+Global___AnalyserRequirement: _TypeAlias = AnalyserRequirement  # noqa: Y015
 
 @_typing.final
 class VerifyResponse(_message.Message):
@@ -805,6 +886,7 @@ class AnalyzeRequest(_message.Message):
     DETECTOR_FIELD_NUMBER: _builtins.int
     ANALYSERS_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo or the aligned crop."""
@@ -824,6 +906,10 @@ class AnalyzeRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which faces. Unset: all. Not used for an aligned crop."""
 
+    @_builtins.property
+    def require(self) -> Global___Requirements:
+        """What every one of these faces must fulfil."""
+
     def __init__(
         self,
         *,
@@ -831,10 +917,11 @@ class AnalyzeRequest(_message.Message):
         detector: Global___ModelRef | None = ...,
         analysers: _abc.Iterable[Global___ModelRef] | None = ...,
         selection: Global___FaceSelection | None = ...,
+        require: Global___Requirements | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,7 +986,9 @@ class AnalyzedFace(_message.Message):
 
     @_builtins.property
     def analyses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Analysis]:
-        """One for each analyser, in the order in which they were asked for; of the server's defaults, by name."""
+        """One for each analyser, in the order in which they were asked for; of the server's defaults, by name. Those
+        that only `require` names come last.
+        """
 
     def __init__(
         self,

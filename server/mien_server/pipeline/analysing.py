@@ -1,9 +1,9 @@
 """From a picture to what analysers say of its faces: found, chosen, cut as each wants, run at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from mien_server.models.analyser import AnalyserOptions, AnalyserRow, Crop
 from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, cut, similarity
 from mien_server.pipeline.choosing import find_chosen, judge, load_crop
 from mien_server.pipeline.decode import Photo, load
-from mien_server.pipeline.embedding import face_of
+from mien_server.pipeline.embedding import cut_aligned, embed_crops, face_of
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.quality import of_crop
 from mien_server.pipeline.room import PictureRoom
@@ -23,12 +23,14 @@ from mien_server.pipeline.types import (
     Analysis,
     ArrayF32,
     Call,
+    Embedding,
     EncodedImage,
     Face,
     FaceSelection,
     ImageSource,
     ImageU8,
     Limits,
+    ModelIdentity,
     PhotoFaces,
     RawPixels,
     StageTime,
@@ -55,11 +57,13 @@ async def analyse_image(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    embedder: Lease | None = None,
 ) -> PhotoFaces:
     """What analysers say of an aligned crop, or of the chosen faces of a photo, and the quality of each.
 
     Args:
         detector: a photo needs one.
+        embedder: of faces that are to be embedded, too.
         analysers: of an aligned crop, none that sees the face's box.
         selection: checked by `check_selection`.
 
@@ -70,14 +74,21 @@ async def analyse_image(
     """
     with at("image"), at(image.part):
         if isinstance(image, AlignedFace):
-            return await _analyse_crop(image, analysers, limits, pool, call)
+            return await _analyse_crop(image, analysers, embedder, limits, pool, call)
         if detector is None:
             raise ValueError("a photo needs a detector")
-        return await _analyse_photo(image, detector, analysers, selection, limits, pool, call)
+        return await _analyse_photo(
+            image, detector, analysers, embedder, selection, limits, pool, call
+        )
 
 
 async def _analyse_crop(
-    image: AlignedFace, analysers: Sequence[Lease], limits: Limits, pool: PicturePool, call: Call
+    image: AlignedFace,
+    analysers: Sequence[Lease],
+    embedder: Lease | None,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
 ) -> PhotoFaces:
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
     # It is a photo of one face that lies where the template has it.
@@ -91,20 +102,22 @@ async def _analyse_crop(
     )
     quality = await pool.finish(partial(of_crop, pixels))
     call.add(begun, StageTime("align", time.monotonic() - begun))
-    analyses = await _run(analysers, cuts, call, passed=0)
-    face = Face(None, 0.0, None, quality=quality, analyses=[each[0] for each in analyses])
-    return PhotoFaces([face], CROP_SIDE, CROP_SIDE)
+    analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=0)
+    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses])
+    return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder))
 
 
 async def _analyse_photo(
     image: EncodedImage | RawPixels,
     detector: Lease,
     analysers: Sequence[Lease],
+    embedder: Lease | None,
     selection: FaceSelection,
     limits: Limits,
     pool: PicturePool,
     call: Call,
 ) -> PhotoFaces:
+    models = [*analysers, embedder] if embedder else analysers
     photo, faces, chosen = await find_chosen(
         image,
         detector,
@@ -112,32 +125,41 @@ async def _analyse_photo(
         limits=limits,
         pool=pool,
         call=call,
-        reserve=max((a.model.slot.expected_compute() for a in analysers), default=0.0),
+        reserve=max((each.model.slot.expected_compute() for each in models), default=0.0),
     )
     width, height, identity = photo.width, photo.height, identity_of(detector.model)
     if not chosen:
-        return PhotoFaces([], width, height, identity)
+        return PhotoFaces([], width, height, identity, _identity(embedder))
     matrices = {
         crop: [_matrix(crop, faces.landmarks[i], faces.boxes[i]) for i in chosen]
         for crop in _wanted(analysers)
     }
     begun = time.monotonic()
-    cuts = await pool.finish(partial(_cut_all, image, photo, matrices, limits, pool.room))
+    cuts = await pool.finish(
+        partial(_cut_all, image, photo, faces.landmarks[chosen], matrices, limits, pool.room)
+    )
     crops = [each.pixels for each in cuts[_TEMPLATE]]
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
     del photo, crops
-    analyses = await _run(analysers, cuts, call, passed=1)
+    analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, quality=quality, analyses=[each[number] for each in analyses])
-            for number, (i, quality) in enumerate(zip(chosen, qualities, strict=True))
+            face_of(faces, i, embedding, quality, [each[number] for each in analyses])
+            for number, (i, embedding, quality) in enumerate(
+                zip(chosen, embeddings, qualities, strict=True)
+            )
         ],
         width,
         height,
         identity,
+        _identity(embedder),
     )
+
+
+def _identity(embedder: Lease | None) -> ModelIdentity | None:
+    return identity_of(embedder.model) if embedder else None
 
 
 def _wanted(analysers: Sequence[Lease]) -> set[Crop]:
@@ -174,27 +196,38 @@ def _matrix(crop: Crop, landmarks: ArrayF32, box: ArrayF32 | None = None) -> NDA
 def _cut_all(
     image: EncodedImage | RawPixels,
     photo: Photo,
+    landmarks: ArrayF32,
     matrices: dict[Crop, list[NDArray[np.float64]]],
     limits: Limits,
     room: PictureRoom,
 ) -> dict[Crop, list[_Cut]]:
-    """The crops of a photo's faces. Blocking."""
-    finest = max(np.hypot(each[0, 0], each[1, 0]) for part in matrices.values() for each in part)
+    """The crops of a photo's faces [n, 5, 2]. Blocking."""
+    # The template's are those that Embed makes, to the last bit, whatever else is cut.
+    aligned = cut_aligned(image, photo, landmarks, limits, room)
+    others = {crop: part for crop, part in matrices.items() if not crop.is_template}
+    finest = max((np.hypot(*each[:, 0]) for part in others.values() for each in part), default=0.0)
     if photo.reduction > 1 and finest * photo.reduction > 1.0:
         # The reduced photo has fewer pixels of some face than its crop: decode it in full.
         with room.hold(refusable=False) as hold:
             photo = load(image, limits, hold=hold)
     reduction = np.array([photo.reduction, photo.reduction, 1.0])
-    return {
+    cuts = {
         crop: [_Cut(cut(photo.pixels, each * reduction, crop.side), each) for each in part]
-        for crop, part in matrices.items()
+        for crop, part in others.items()
     }
+    pairs = zip(aligned, matrices[_TEMPLATE], strict=True)
+    return {**cuts, _TEMPLATE: [_Cut(pixels, matrix) for pixels, matrix in pairs]}
 
 
 async def _run(
-    analysers: Sequence[Lease], cuts: dict[Crop, list[_Cut]], call: Call, *, passed: int
-) -> list[list[Analysis]]:
-    """What each analyser says of each face; all of them at once."""
+    analysers: Sequence[Lease],
+    embedder: Lease | None,
+    cuts: dict[Crop, list[_Cut]],
+    call: Call,
+    *,
+    passed: int,
+) -> tuple[list[list[Analysis]], Sequence[Embedding | None]]:
+    """What each analyser says of each face, and the faces' embeddings; all of them at once."""
 
     async def run(analyser: Lease) -> list[Analysis]:
         model = analyser.model
@@ -215,7 +248,12 @@ async def _run(
             for result, each in zip(results, seen, strict=True)
         ]
 
-    return await together(*(run(analyser) for analyser in analysers))
+    parts: list[Coroutine[Any, Any, Sequence[Any]]] = [run(analyser) for analyser in analysers]
+    crops = [each.pixels for each in cuts[_TEMPLATE]]
+    if embedder is not None:
+        parts.append(embed_crops(crops, embedder, call, passed=passed))
+    found: list[Any] = await together(*parts)
+    return found[: len(analysers)], found[-1] if embedder is not None else [None] * len(crops)
 
 
 def _in_picture(values: ArrayF32, matrix: NDArray[np.float64]) -> ArrayF32:

@@ -83,7 +83,7 @@ async def _embed_crop(
     inspect: bool,
 ) -> PhotoFaces:
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
-    (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
+    (embedding,) = await embed_crops([pixels], embedder, call, passed=0)
     quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
     face = Face(None, 0.0, None, embedding, quality)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
@@ -113,7 +113,7 @@ async def _embed_photo(
     if chosen:
         begun = time.monotonic()
         crops = await pool.finish(
-            partial(_cut, image, photo, faces.landmarks[chosen], limits, pool.room)
+            partial(cut_aligned, image, photo, faces.landmarks[chosen], limits, pool.room)
         )
         call.add(begun, StageTime("align", time.monotonic() - begun))
     qualities: Sequence[Quality | None] = [None] * len(chosen)
@@ -121,7 +121,7 @@ async def _embed_photo(
         qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     # The crops are all that the call needs of the photo while it waits.
     del photo
-    embeddings = await _embed_crops(crops, embedder, call, passed=1)
+    embeddings = await embed_crops(crops, embedder, call, passed=1)
     return PhotoFaces(
         [
             face_of(faces, i, embedding, quality)
@@ -134,7 +134,7 @@ async def _embed_photo(
     )
 
 
-def _cut(
+def cut_aligned(
     image: EncodedImage | RawPixels,
     photo: Photo,
     landmarks: ArrayF32,
@@ -149,7 +149,7 @@ def _cut(
     return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
 
 
-async def _embed_crops(
+async def embed_crops(
     crops: Sequence[ImageU8], embedder: Lease, call: Call, *, passed: int
 ) -> list[Embedding]:
     """Embeds crops in requests of at most the embedder's batch, all at once."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.analyser import ANALYSER, AnalyserOptions
@@ -15,6 +15,7 @@ from mien_server.pipeline.compare import check_embedding, check_length, check_sa
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.requirements import Asked, Requirements, check_met, lease_asked
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
@@ -56,8 +57,11 @@ class Models(Protocol):
         ...
 
 
-MAX_ANALYSERS = 16
-"""That one call may ask."""
+class _Here(TypedDict):
+    """What all pictures of a pipeline are handled with."""
+
+    limits: Limits
+    pool: PicturePool
 
 
 class FacePipeline:
@@ -178,6 +182,7 @@ class FacePipeline:
         selection: FaceSelection,
         threshold: float | None,
         call: Call,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> Comparison:
         """Compares two faces, each a photo, an aligned crop or an embedding; both sides at once.
 
@@ -186,7 +191,7 @@ class FacePipeline:
 
         Raises:
             InvalidRequest: a picture, an embedding, an option or a model's role is wrong.
-            Unmet: no usable face on a side; EMBEDDING_MISMATCH.
+            Unmet: no usable face on a side; EMBEDDING_MISMATCH, REQUIREMENT_UNMET.
         """
         with at("selection"):
             check_selection(selection, self._limits, one_face=True)
@@ -202,6 +207,13 @@ class FacePipeline:
             if isinstance(source, Embedding):
                 with at(name), at("embedding"):
                     sides[name] = given[name] = check_embedding(source)
+
+        if require and len(given) == len(sides):
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                "require: nothing is known of embeddings but who it is; send a photo.",
+                field="require",
+            )
 
         # Of a model that is asked for without a version, the one that made the embedding is preferred.
         fingerprint = next((embedding.model.fingerprint for embedding in given.values()), "")
@@ -220,21 +232,32 @@ class FacePipeline:
                 with at("detector"):
                     finder = leases.enter_context(self._lease(detector, DETECTOR))
 
+            aligned = any(isinstance(source, AlignedFace) for source in sides.values())
+            here: _Here = {"limits": self._limits, "pool": self._pool}
+            asked = self._lease_asked(leases, (), "", require, aligned=aligned)
+
             async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
                     return PhotoFaces([Face(None, 0.0, None, source)], 0, 0)
                 part = replace(call, stages=[])
                 try:
                     with at(name):
-                        return await embed_image(
+                        if not require:
+                            return await embed_image(
+                                source, finder, lease, selection, **here, call=part
+                            )
+                        found = await analyse_image(
                             source,
                             finder,
-                            lease,
+                            asked.leases,
                             selection,
-                            limits=self._limits,
-                            pool=self._pool,
+                            **here,
                             call=part,
+                            embedder=lease,
                         )
+                        with at("image"):
+                            check_met(require, found.faces, asked.places)
+                        return found
                 finally:
                     for stage in part.stages:
                         stage.name = f"{name}.{stage.name}"
@@ -263,45 +286,52 @@ class FacePipeline:
         analysers: Sequence[ModelRef],
         selection: FaceSelection,
         call: Call,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The chosen faces of a photo, or an aligned crop, with their quality and what analysers say of them.
 
         Args:
             analysers: none: those whose configuration says so. Of these, an aligned crop is not shown to
                 those that see more of the photo.
+            require: of every one of these faces.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.
-            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
+            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
+                REQUIREMENT_UNMET.
         """
-        if len(analysers) > MAX_ANALYSERS:
-            raise InvalidRequest(
-                Reason.INVALID_OPTION,
-                f"analysers: {len(analysers)} are more than {MAX_ANALYSERS}: send another request.",
-                field="analysers",
-            )
         aligned = isinstance(image, AlignedFace)
+        named = analysers or self._by_default(aligned=aligned)
+        path = "analysers[{}]" if analysers else "analysers"
         with ExitStack() as leases:
-            held = []
-            for index, ref in enumerate(analysers or self._by_default(aligned=aligned)):
-                with at(f"analysers[{index}]" if analysers else "analysers"):
-                    lease = self._models.lease(ref.name, ref.version, role=ANALYSER, fingerprint="")
-                    held.append(leases.enter_context(lease))
-                    options: AnalyserOptions = held[-1].model.config.options
-                    if aligned and options.crop.around == "box":
-                        raise InvalidRequest(
-                            Reason.INVALID_OPTION,
-                            f"{ref.name} sees more of a photo than an aligned crop has: send the photo.",
-                        )
+            held, places = self._lease_asked(leases, named, path, require, aligned=aligned)
             finder = None
             if not aligned:
                 with at("selection"):
                     check_selection(selection, self._limits)
                 with at("detector"):
                     finder = leases.enter_context(self._lease(detector, DETECTOR))
-            return await analyse_image(
+            found = await analyse_image(
                 image, finder, held, selection, limits=self._limits, pool=self._pool, call=call
             )
+        with at("image"):
+            check_met(require, found.faces, places)
+        return found
+
+    def _lease_asked(
+        self,
+        leases: ExitStack,
+        named: Sequence[ModelRef],
+        path: str,
+        require: Requirements,
+        *,
+        aligned: bool,
+    ) -> Asked:
+        def hold(ref: ModelRef) -> Lease:
+            lease = self._models.lease(ref.name, ref.version, role=ANALYSER, fingerprint="")
+            return leases.enter_context(lease)
+
+        return lease_asked(hold, named, path, require, aligned=aligned)
 
     def _by_default(self, *, aligned: bool) -> list[ModelRef]:
         """The analysers of callers that name none, by name."""

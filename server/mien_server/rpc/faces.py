@@ -7,6 +7,7 @@ import numpy as np
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import (
     AlignedFace,
     Analysis,
@@ -127,6 +128,26 @@ def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> Fa
         min_score=selection.min_score if selection.HasField("min_score") else None,
         min_face_size=selection.min_face_size if selection.HasField("min_face_size") else None,
         max_faces=selection.max_faces if selection.HasField("max_faces") else None,
+    )
+
+
+def requirements(message: face_pb2.Requirements) -> Requirements:
+    """What a request requires of faces.
+
+    Raises:
+        InvalidRequest: a negative version.
+    """
+    return Requirements(
+        quality=message.quality,
+        demands=tuple(
+            Demand(
+                model_ref(each.analyser, f"require.analysers[{index}].analyser"),
+                each.label,
+                at_least=each.at_least if each.HasField("at_least") else None,
+                at_most=each.at_most if each.HasField("at_most") else None,
+            )
+            for index, each in enumerate(message.analysers)
+        ),
     )
 
 
@@ -305,6 +326,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 selection=face_selection(request.selection, FacePolicy.LARGEST),
                 threshold=request.threshold if request.HasField("threshold") else None,
                 call=call,
+                require=requirements(request.require),
             )
         return verify_response(compared)
 
@@ -322,5 +344,6 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 ],
                 selection=face_selection(request.selection, FacePolicy.ALL),
                 call=call,
+                require=requirements(request.require),
             )
         return analyze_response(found)

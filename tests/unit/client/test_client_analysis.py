@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from google.rpc import error_details_pb2
 from PIL import Image, ImageChops
 
 import mien
@@ -142,3 +144,49 @@ def test_a_photo_without_a_face_has_an_empty_answer(run: Run, peer: Peer, photo:
     peer.script.append(lambda request, context: pb.AnalyzeResponse(image_width=9, image_height=8))
     status, printed, _ = run("analyze", photo)
     assert (status, printed.strip()) == (0, f"{photo}  9 x 8 pixels, no face")
+
+
+LIVE = mien.Requirement("live", at_least=0.8)
+SAD = mien.Requirement(("mood", 2), "sad", at_most=0.25)
+
+
+@pytest.mark.parametrize("method", ["analyze", "verify"])
+def test_what_is_required_goes_into_the_request(
+    call: Call, peer: Peer, photo: Path, method: str
+) -> None:
+    images = [photo] * (2 if method == "verify" else 1)
+    call(method, *images, require=[LIVE, SAD], require_quality=True)
+    call(method, *images)
+    required, nothing = (received.request for received in peer.received)
+    assert not nothing.HasField("require")
+    assert required.require.quality
+    live, sad = required.require.analysers
+    assert (live.analyser.name, live.at_least, live.HasField("at_most")) == (
+        "live",
+        pytest.approx(0.8),
+        False,
+    )
+    assert (sad.analyser.version, sad.label, sad.at_most) == (2, "sad", 0.25)
+    with pytest.raises(mien.InvalidRequest, match=r"require takes mien\.Requirement, not 'live'"):
+        call(method, *images, require=["live"])
+
+
+def test_an_unmet_requirement_has_its_error(call: Call, peer: Peer, photo: Path) -> None:
+    info = error_details_pb2.ErrorInfo(reason="REQUIREMENT_UNMET", domain="mien")
+    peer.refuses(grpc.StatusCode.FAILED_PRECONDITION, "live says 0.1", info)
+    with pytest.raises(mien.RequirementUnmet, match=r"live says 0\.1"):
+        call("verify", photo, photo, require=[LIVE])
+
+
+def test_the_command_requires(run: Run, peer: Peer, photo: Path) -> None:
+    flags = ["--require", "live>=0.8", "--require", "mood:2/sad<=0.25", "--require-quality"]
+    assert run("verify", photo, photo, *flags)[0] == 0
+    assert run("analyze", photo, *flags)[0] == 0
+    for received in peer.received:
+        live, sad = received.request.require.analysers
+        assert (live.analyser.name, live.at_least) == ("live", pytest.approx(0.8))
+        assert (sad.analyser.name, sad.label, sad.at_most) == ("mood", "sad", 0.25)
+        assert received.request.require.quality
+    status, _, errors = run("verify", photo, photo, "--require", "live>0.8")
+    assert status == 2
+    assert "'live>0.8' is no requirement, such as" in errors

@@ -23,6 +23,7 @@ from mien_server.models.roles import (
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -214,6 +215,7 @@ class World:
             selection=options.get("selection", LARGEST),
             threshold=options.get("threshold"),
             call=options.get("call") or Call(),
+            require=options.get("require", Requirements()),
         )
 
     async def analyse(self, image: Any, *analysers: str, **options: Any) -> Any:
@@ -223,6 +225,7 @@ class World:
             analysers=[ModelRef(name) for name in analysers],
             selection=options.get("selection", ALL),
             call=options.get("call") or Call(),
+            require=options.get("require", Requirements()),
         )
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
 from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions, AnalyserRow, Crop
 from mien_server.pipeline.align import TEMPLATE
-from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, RawPixels
+from mien_server.pipeline.requirements import Demand, Requirements
+from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef, RawPixels
 from tests.unit.pipeline.conftest import Encode
 from tests.unit.pipeline.scripted import GROUND, LARGEST, PAINT, Scripted, World, painted, until
 
@@ -213,3 +214,104 @@ async def test_its_stages_are_told(asked: World) -> None:
 async def test_models_are_let_go_afterwards(asked: World) -> None:
     await asked.analyse(painted(300, 200, (40, 40, 80)))
     assert asked.let_go()
+
+
+def require(name: str, label: str = "", *, quality: bool = False, **bounds: float) -> Requirements:
+    return Requirements(quality, (Demand(ModelRef(name), label, **bounds),))
+
+
+PHOTO = painted(300, 200, (40, 40, 80))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        require("live", at_least=0.25),
+        require("live", at_least=0.2, at_most=0.3),
+        require("age", at_most=41),
+        require("mood", "happy", at_least=0.6),
+        require("mood", "sad", at_most=0.4),
+        Requirements(),
+    ],
+)
+async def test_what_is_fulfilled_changes_no_answer(asked: World, wanted: Requirements) -> None:
+    (face,) = (await asked.analyse(PHOTO, "age", require=wanted)).faces
+    assert face.analyses[0].model.name == "age"
+    others = {demand.analyser.name for demand in wanted.demands} - {"age"}
+    assert {analysis.model.name for analysis in face.analyses[1:]} == others
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (require("live", at_least=0.8), "live says 0.250, 0.8 or more passes"),
+        (require("age", at_most=30), "age says 41.000, 30 or less passes"),
+        (require("mood", "sad", at_least=0.5), "mood says sad 0.300, 0.5 or more passes"),
+        (Requirements(quality=True), "it is blurred"),
+        (require("live", at_least=0.8, quality=True), "; live says 0.250"),
+    ],
+)
+async def test_what_is_not_fulfilled_is_told_with_its_figures(
+    asked: World, wanted: Requirements, said: str
+) -> None:
+    with pytest.raises(Unmet) as caught:
+        await asked.analyse(PHOTO, require=wanted)
+    assert (caught.value.reason, caught.value.field) == (Reason.REQUIREMENT_UNMET, "image")
+    assert said in caught.value.message
+    assert caught.value.message.startswith("The face does not fulfil what the request requires: ")
+
+
+async def test_of_several_faces_the_first_that_fails_is_named(world: World) -> None:
+    """The larger one comes first, and fills more of its crop's surroundings."""
+    add(world, "share", Scripted(paint_share), kind="score", crop=Crop(64, "box", margin=2.0))
+    two = painted(700, 300, (40, 40, 100), (350, 60, 60))
+    beside = painted(700, 300, (40, 40, 100), (350, 60, 60), (420, 60, 60))
+    assert len((await world.analyse(two, require=require("share", at_least=0.1))).faces) == 2
+    with pytest.raises(Unmet, match=r"Face 2 of 3 does not fulfil"):
+        await world.analyse(beside, require=require("share", at_most=0.28))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "said"),
+    [
+        (require("live"), "require.analysers[0]", "give at_least or at_most"),
+        (require("live", at_least=float("nan")), "require.analysers[0]", "finite numbers"),
+        (require("mood", at_least=0.5), "require.analysers[0]", "label must be one of sad, happy"),
+        (
+            require("live", "sad", at_least=0.5),
+            "require.analysers[0]",
+            "a score, which has no label",
+        ),
+        (require("vectors", at_least=0), "require.analysers[0].analyser", "an analyser is needed"),
+        (Requirements(demands=require("live", at_least=0).demands * 17), "require.analysers", "17"),
+    ],
+)
+async def test_what_cannot_be_required_is_refused(
+    asked: World, wanted: Requirements, field: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        await asked.analyse(PHOTO, require=wanted)
+    assert (caught.value.reason, caught.value.field) == (Reason.INVALID_OPTION, field)
+
+
+async def test_verify_compares_only_faces_that_fulfil_it(asked: World) -> None:
+    fine, too_much = require("live", at_least=0.2), require("live", at_least=0.3)
+    compared = await asked.verify(PHOTO, PHOTO, require=fine)
+    plain = await asked.verify(PHOTO, PHOTO)
+    assert compared.similarity == pytest.approx(plain.similarity)
+    np.testing.assert_array_equal(compared.face_a.embedding.values, plain.face_a.embedding.values)
+    with pytest.raises(Unmet) as caught:
+        await asked.verify(PHOTO, PHOTO, require=too_much)
+    assert caught.value.reason is Reason.REQUIREMENT_UNMET
+    assert caught.value.field in ("a.image", "b.image")
+
+
+async def test_verify_requires_nothing_of_embeddings_but_a_photo_beside(asked: World) -> None:
+    known = (await asked.embed(PHOTO)).faces[0].embedding
+    strict = require("live", at_least=0.3)
+    with pytest.raises(Unmet) as caught:
+        await asked.verify(known, PHOTO, require=strict)
+    assert caught.value.field == "b.image"
+    with pytest.raises(InvalidRequest) as refused:
+        await asked.verify(known, known, require=strict)
+    assert (refused.value.reason, refused.value.field) == (Reason.INVALID_OPTION, "require")

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import (
     Analysis,
     Call,
@@ -38,7 +39,7 @@ SELECTION = face_pb2.FaceSelection(
     policy=face_pb2.FACE_POLICY_CENTER_LARGEST, min_score=0.5, min_face_size=20
 )
 SELECTED = FaceSelection(FacePolicy.CENTER_LARGEST, min_score=0.5, min_face_size=20)
-REFS = {
+REFS: dict[str, Any] = {
     "detector": face_pb2.ModelRef(name="finder", version=3),
     "embedder": face_pb2.ModelRef(name="vectors", version=4),
 }
@@ -156,7 +157,12 @@ async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> Non
             face_pb2.VerifyRequest(a=a, b=b, selection=SELECTION, threshold=0.5, **REFS)
         )
         assert pipeline.images == (EncodedImage(b"a"), EncodedImage(b"b"))
-        assert pipeline.asked == {**ASKED, "selection": SELECTED, "threshold": 0.5}
+        assert pipeline.asked == {
+            **ASKED,
+            "selection": SELECTED,
+            "threshold": 0.5,
+            "require": Requirements(),
+        }
         assert (answer.similarity, answer.threshold, answer.matched) == (0.25, 0.5, False)
         assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
         widths = [f.box_normalized.x2 for f in (answer.face_a, answer.face_b)]
@@ -179,6 +185,7 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
             "detector": ASKED["detector"],
             "selection": SELECTED,
             "analysers": [ModelRef("mood"), ModelRef("age", 2)],
+            "require": Requirements(),
         }
         assert (answer.image_width, answer.detector.name) == (200, "finder")
         (found,) = answer.faces
@@ -203,3 +210,24 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
                     image=IMAGE, analysers=[*analysers[:1], face_pb2.ModelRef(version=-1)]
                 )
             )
+
+
+async def test_requirements_are_passed_on_by_both_that_take_them() -> None:
+    require = face_pb2.Requirements(quality=True)
+    require.analysers.add(analyser=face_pb2.ModelRef(name="live"), at_least=0.5)
+    require.analysers.add(
+        analyser=face_pb2.ModelRef(name="mood", version=2), label="sad", at_most=0
+    )
+    expected = Requirements(
+        quality=True,
+        demands=(
+            Demand(ModelRef("live"), at_least=0.5),
+            Demand(ModelRef("mood", 2), "sad", at_most=0.0),
+        ),
+    )
+    side = face_pb2.Subject(image=IMAGE)
+    async with noting() as (pipeline, stub, _):
+        await stub.Verify(face_pb2.VerifyRequest(a=side, b=side, require=require))
+        assert pipeline.asked["require"] == expected
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, require=require))
+        assert pipeline.asked["require"] == expected
