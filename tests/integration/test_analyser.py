@@ -163,6 +163,28 @@ async def test_it_is_held_to_its_golden_file(
         assert "to the golden file, below the bound of 0.99999" in served.reason(2)
 
 
+async def test_import_takes_any_graph_for_a_model_that_is_an_analyser(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["models", "import", "colours", "--model-repository", str(root), "--license", "mine"]
+    graph = graphs.save(means((0, 2, 0)), tmp_path)
+    assert main([*command, str(graph)]) == 0
+    said = capsys.readouterr().err
+    assert "an analyser, as its config.pbtxt says" in said
+    assert "colours version 3 is imported" in said
+    assert (root / "colours" / "3" / GOLDEN).is_file()
+    async with serving(root) as served:
+        assert (await ask(served, (0, 0, 0))).argmax() == 1
+    for name, content in (("w.pth", b"\x80\x02}q."), ("text.onnx", b"hello")):
+        (tmp_path / name).write_bytes(content)
+        assert main([*command, str(tmp_path / name)]) == 1
+    assert not (root / "colours" / "4").exists()
+    # Without a configuration that says so, nobody knows what such a graph tells.
+    command[2] = "others"
+    assert main([*command, str(graph)]) == 1
+    assert "neither an embedder" in capsys.readouterr().err
+
+
 async def test_other_roles_do_not_take_it_for_theirs(root: Path) -> None:
     async with serving(root) as served:
         with pytest.raises(InvalidRequest) as caught, served.models.lease("colours", role=EMBEDDER):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mien_server.errors import OperatorError
+from mien_server.models.analyser import ANALYSER
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
 from mien_server.repository.manifest import sha256_of
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognise.checkpoint import recognise
+from mien_server.weights.recognise.checkpoint import as_analyser, recognise
 from mien_server.weights.recognise.packs import files_of
 from mien_server.weights.recognise.recognised import Recognised
 from mien_server.weights.write.golden import add_golden
@@ -94,7 +95,12 @@ def import_weights(
     try:
         _check_names(repository, model, version)
         with files_of(path) as files:
-            found = _read(path, files, source or "", progress)
+            analyser = _analyser(repository, model) if files is None else None
+            found = (
+                [_Checkpoint(path, [as_analyser(path, analyser.normalisation)])]
+                if analyser
+                else _read(path, files, source or "", progress)
+            )
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
                 _import(
@@ -124,6 +130,13 @@ def _check_names(repository: Path, model: str | None, version: int | None) -> No
         raise ImportRefused(f"{repository / model} is a link that leads out of the repository")
     if version is not None and not 1 <= version <= _MAX_VERSION:
         raise ImportRefused(f"version {version} must be a whole number from 1 on")
+
+
+def _analyser(repository: Path, model: str | None) -> ModelConfig | None:
+    """The configuration of the model, if it is there and an analyser's: any graph may be one."""
+    path = repository / (model or "") / CONFIG
+    config = read_config(path) if model and path.is_file() else None
+    return config if isinstance(config, ModelConfig) and config.role is ANALYSER else None
 
 
 def _read(
