@@ -60,7 +60,7 @@ def test_a_number_is_the_graphs_or_the_mean_of_what_its_outputs_stand_for() -> N
     assert values([[41.5]], kind="number") == [[41.5]]
     ages = (0.25, 10.0, 20.0)
     np.testing.assert_allclose(
-        values([[0, 0.5, 0.5], [1, 0, 0]], kind="number", values=ages), [[15], [0.25]]
+        values([[0, 0.5, 0.5], [1, 0, 0]], kind="number", values=ages), [[15.0], [0.25]]
     )
     (even,) = values([[2.0, 2.0, 2.0]], kind="number", values=ages, activation="softmax")
     assert even[0] == pytest.approx(30.25 / 3)
