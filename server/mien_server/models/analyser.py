@@ -45,7 +45,7 @@ _ROUNDING = 1e-3
 
 _LARGEST = 1e9
 _MAX_MARGIN = 10.0
-_MAX_SIDE = 1024
+_MAX_SIDE = 512
 
 
 @dataclass(frozen=True, slots=True)
