@@ -105,7 +105,7 @@ class AnalyzedFace:
     """One face, and what was found out about it. `face["age"]` is what the model `age` says.
 
     Attributes:
-        face: where it is.
+        face: where it is, and its embedding, where the call asked for it.
         quality: how good it is to recognise somebody by.
         analyses: one of each analyser, in the order in which they were asked for; of defaults, by name.
     """
@@ -145,6 +145,7 @@ class AnalyzeResult:
         image_width: the upright photo's width in pixels.
         image_height: its height in pixels.
         timing: the server's stages, where the call asked for them.
+        embedder: the model that made the faces' embeddings, where the call asked for them.
     """
 
     faces: tuple[AnalyzedFace, ...]
@@ -152,6 +153,7 @@ class AnalyzeResult:
     image_width: int
     image_height: int
     timing: tuple[StageTiming, ...] = ()
+    embedder: ModelIdentity | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """`faces`, `detector`, `image_width`, `image_height`, and `timing` where asked for."""

@@ -41,6 +41,8 @@ def analyze_request(
     min_face_size: float | None,
     max_faces: int | None,
     detector: ModelLike | None,
+    embed: bool,
+    embedder: ModelLike | None,
     require: Sequence[Requirement],
     require_quality: bool,
 ) -> pb.AnalyzeRequest:
@@ -65,6 +67,7 @@ def analyze_request(
             ],
             selection=selection_message(policy, min_score, min_face_size, max_faces),
             require=requirements_message(require, require_quality),
+            embedder=model_ref(embedder, "embedder") or (pb.ModelRef() if embed else None),
         )
     )
 
@@ -84,6 +87,7 @@ def analyze_result(response: pb.AnalyzeResponse, timing: tuple[StageTiming, ...]
         image_width=response.image_width,
         image_height=response.image_height,
         timing=timing,
+        embedder=identity(response.embedder) if response.HasField("embedder") else None,
     )
 
 

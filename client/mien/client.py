@@ -317,6 +317,8 @@ class Client(BaseClient):
         min_face_size: float | None = None,
         max_faces: int | None = None,
         detector: ModelLike | None = None,
+        embed: bool = False,
+        embedder: ModelLike | None = None,
         require: Sequence[Requirement] = (),
         require_quality: bool = False,
         timeout: float | None = None,
@@ -335,6 +337,8 @@ class Client(BaseClient):
             min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
             max_faces: with the policy "all", at most this many, as for `detect`.
             detector: the model that finds faces; the server's default if unset.
+            embed: whether the faces are to be embedded, too, out of the same photo.
+            embedder: the model that does; the server's default if unset. Naming one asks for embeddings.
             require: what analysers must say of every one of these faces.
             require_quality: each of them must be good enough for Enrol to take it.
             timeout: seconds; the client's own if unset.
@@ -355,6 +359,8 @@ class Client(BaseClient):
             min_face_size=min_face_size,
             max_faces=max_faces,
             detector=detector,
+            embed=embed,
+            embedder=embedder,
             require=require,
             require_quality=require_quality,
         )

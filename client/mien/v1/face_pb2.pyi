@@ -389,7 +389,7 @@ class Face(_message.Message):
 
     @_builtins.property
     def embedding(self) -> Global___Embedding:
-        """The face as a vector. Set by Embed and Verify only."""
+        """The face as a vector. Set by Embed and Verify, and by Analyze where it is asked for."""
 
     def __init__(
         self,
@@ -887,6 +887,7 @@ class AnalyzeRequest(_message.Message):
     ANALYSERS_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     REQUIRE_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo or the aligned crop."""
@@ -910,6 +911,12 @@ class AnalyzeRequest(_message.Message):
     def require(self) -> Global___Requirements:
         """What every one of these faces must fulfil."""
 
+    @_builtins.property
+    def embedder(self) -> Global___ModelRef:
+        """Set: the faces are embedded, too, out of the same photo, by this embedding model; by the server's default
+        if it names none. Unset: they are not.
+        """
+
     def __init__(
         self,
         *,
@@ -918,10 +925,11 @@ class AnalyzeRequest(_message.Message):
         analysers: _abc.Iterable[Global___ModelRef] | None = ...,
         selection: Global___FaceSelection | None = ...,
         require: Global___Requirements | None = ...,
+        embedder: Global___ModelRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "embedder", b"embedder", "image", b"image", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -937,6 +945,7 @@ class AnalyzeResponse(_message.Message):
     DETECTOR_FIELD_NUMBER: _builtins.int
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
     IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
     image_width: _builtins.int
     """The upright photo's width, in pixels."""
     image_height: _builtins.int
@@ -951,6 +960,10 @@ class AnalyzeResponse(_message.Message):
     def detector(self) -> Global___ModelIdentity:
         """The detector that ran. Unset for an aligned crop."""
 
+    @_builtins.property
+    def embedder(self) -> Global___ModelIdentity:
+        """The embedding model that ran. Unset if the request has no `embedder`."""
+
     def __init__(
         self,
         *,
@@ -958,10 +971,11 @@ class AnalyzeResponse(_message.Message):
         detector: Global___ModelIdentity | None = ...,
         image_width: _builtins.int = ...,
         image_height: _builtins.int = ...,
+        embedder: Global___ModelIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "faces", b"faces", "image_height", b"image_height", "image_width", b"image_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "faces", b"faces", "image_height", b"image_height", "image_width", b"image_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -978,7 +992,7 @@ class AnalyzedFace(_message.Message):
     ANALYSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def face(self) -> Global___Face:
-        """The face in its photo, without embedding."""
+        """The face in its photo, with its embedding if the request has `embedder`."""
 
     @_builtins.property
     def quality(self) -> Global___FaceQuality:

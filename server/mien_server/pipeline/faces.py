@@ -287,6 +287,7 @@ class FacePipeline:
         selection: FaceSelection,
         call: Call,
         require: Requirements = Requirements(),  # noqa: B008 - frozen
+        embedder: ModelRef | None = None,
     ) -> PhotoFaces:
         """The chosen faces of a photo, or an aligned crop, with their quality and what analysers say of them.
 
@@ -294,6 +295,7 @@ class FacePipeline:
             analysers: none: those whose configuration says so. Of these, an aligned crop is not shown to
                 those that see more of the photo.
             require: of every one of these faces.
+            embedder: what embeds them, too; None: nothing does.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.
@@ -305,14 +307,24 @@ class FacePipeline:
         path = "analysers[{}]" if analysers else "analysers"
         with ExitStack() as leases:
             held, places = self._lease_asked(leases, named, path, require, aligned=aligned)
-            finder = None
+            finder = vectors = None
+            if embedder is not None:
+                with at("embedder"):
+                    vectors = leases.enter_context(self._lease(embedder, EMBEDDER))
             if not aligned:
                 with at("selection"):
                     check_selection(selection, self._limits)
                 with at("detector"):
                     finder = leases.enter_context(self._lease(detector, DETECTOR))
             found = await analyse_image(
-                image, finder, held, selection, limits=self._limits, pool=self._pool, call=call
+                image,
+                finder,
+                held,
+                selection,
+                limits=self._limits,
+                pool=self._pool,
+                call=call,
+                embedder=vectors,
             )
         with at("image"):
             check_met(require, found.faces, places)

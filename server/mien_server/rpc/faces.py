@@ -245,6 +245,7 @@ def analyze_response(found: PhotoFaces) -> face_pb2.AnalyzeResponse:
             for face in found.faces
         ],
         detector=optional_identity(found.detector),
+        embedder=optional_identity(found.embedder),
         image_width=found.width,
         image_height=found.height,
     )
@@ -345,5 +346,8 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 selection=face_selection(request.selection, FacePolicy.ALL),
                 call=call,
                 require=requirements(request.require),
+                embedder=model_ref(request.embedder, "embedder")
+                if request.HasField("embedder")
+                else None,
             )
         return analyze_response(found)

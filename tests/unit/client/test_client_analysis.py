@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 import mien
 from mien.v1 import face_pb2 as pb
-from tests.unit.client.conftest import Peer, Run, analyzed
+from tests.unit.client.conftest import IDENTITY, VALUES, Peer, Run, analyzed
 
 Call = Callable[..., Any]
 
@@ -190,3 +190,21 @@ def test_the_command_requires(run: Run, peer: Peer, photo: Path) -> None:
     status, _, errors = run("verify", photo, photo, "--require", "live>0.8")
     assert status == 2
     assert "'live>0.8' is no requirement, such as" in errors
+
+
+def test_embeddings_come_along_if_they_are_asked_for(call: Call, peer: Peer, photo: Path) -> None:
+    full = analyzed()
+    full.face.embedding.CopyFrom(pb.Embedding(values=VALUES, norm=9.5, model=IDENTITY))
+    answer = pb.AnalyzeResponse(faces=[full], embedder=IDENTITY)
+    peer.script.extend([lambda request, context: answer] * 2)
+    result = call("analyze", photo, embed=True)
+    call("analyze", photo, embedder="sface:2")
+    call("analyze", photo)
+    default, named, none = (received.request for received in peer.received)
+    assert default.HasField("embedder")
+    assert not default.embedder.name
+    assert (named.embedder.name, named.embedder.version) == ("sface", 2)
+    assert not none.HasField("embedder")
+    assert result.embedder.name == "sface"
+    assert result.faces[0].face.embedding.norm == 9.5
+    assert "embedding" in result.as_dict()["faces"][0]

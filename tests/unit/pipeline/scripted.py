@@ -226,6 +226,7 @@ class World:
             selection=options.get("selection", ALL),
             call=options.get("call") or Call(),
             require=options.get("require", Requirements()),
+            embedder=options.get("embedder"),
         )
 
     def close(self) -> None:

@@ -14,9 +14,16 @@ from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef, RawPixels
 from tests.unit.pipeline.conftest import Encode
-from tests.unit.pipeline.scripted import GROUND, LARGEST, PAINT, Scripted, World, painted, until
-
-GREEN = float(GROUND[1])
+from tests.unit.pipeline.scripted import (
+    ALL,
+    GROUND,
+    LARGEST,
+    PAINT,
+    Scripted,
+    World,
+    painted,
+    until,
+)
 
 
 def say(kind: Any, *values: float) -> Scripted:
@@ -315,3 +322,20 @@ async def test_verify_requires_nothing_of_embeddings_but_a_photo_beside(asked: W
     with pytest.raises(InvalidRequest) as refused:
         await asked.verify(known, known, require=strict)
     assert (refused.value.reason, refused.value.field) == (Reason.INVALID_OPTION, "require")
+
+
+async def test_faces_are_embedded_too_if_that_is_asked(asked: World) -> None:
+    two = painted(640, 300, (40, 40, 80), (300, 60, 100))
+    found = await asked.analyse(two, "age", embedder=ModelRef())
+    alone = await asked.embed(two, ALL)
+    assert found.embedder == alone.embedder
+    for face, embedded in zip(found.faces, alone.faces, strict=True):
+        np.testing.assert_array_equal(face.embedding.values, embedded.embedding.values)
+        assert face.analyses[0].values == [41]
+    pixels = np.full((112, 112, 3), PAINT, np.uint8)
+    crop = AlignedFace(RawPixels(112, 112, pixels.tobytes()))
+    (face,) = (await asked.analyse(crop, "age", embedder=ModelRef("vectors"))).faces
+    assert face.embedding.norm > 0
+    with pytest.raises(InvalidRequest) as caught:
+        await asked.analyse(two, "age", embedder=ModelRef("finder"))
+    assert caught.value.field == "embedder"

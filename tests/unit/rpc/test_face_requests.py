@@ -186,8 +186,10 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
             "selection": SELECTED,
             "analysers": [ModelRef("mood"), ModelRef("age", 2)],
             "require": Requirements(),
+            "embedder": None,
         }
         assert (answer.image_width, answer.detector.name) == (200, "finder")
+        assert not answer.HasField("embedder")
         (found,) = answer.faces
         assert found.face.box_normalized.x2 == pytest.approx(0.03)
         assert found.quality.sharpness == pytest.approx(0.2)
@@ -204,6 +206,10 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
         await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE))
         assert pipeline.asked["selection"] == FaceSelection(FacePolicy.ALL)
         assert pipeline.asked["analysers"] == []
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, embedder=REFS["embedder"]))
+        assert pipeline.asked["embedder"] == ASKED["embedder"]
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, embedder=face_pb2.ModelRef()))
+        assert pipeline.asked["embedder"] == ModelRef()
         with pytest.raises(grpc.aio.AioRpcError, match=r"analysers\[1\].version is -1"):
             await stub.Analyze(
                 face_pb2.AnalyzeRequest(
