@@ -15,14 +15,15 @@ from onnx import helper
 from tritonclient.grpc import InferInput
 
 from mien_server.commands.main import main
-from mien_server.errors import InvalidRequest
+from mien_server.errors import InvalidRequest, ModelNotReady
 from mien_server.models.roles import EMBEDDER
+from mien_server.pipeline.types import AlignedFace, Call, ModelRef, PhotoFaces, RawPixels
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigError
 from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.versions import State
 from tests import graphs
-from tests.integration.repository_rig import SECONDS, open_rig
+from tests.integration.repository_rig import LARGEST, SECONDS, Rig, open_rig
 from tests.integration.test_third_role import Served, serving
 from tests.unit.repository.folders import parameter, seal, traffic
 
@@ -183,6 +184,30 @@ async def test_import_takes_any_graph_for_a_model_that_is_an_analyser(
     command[2] = "others"
     assert main([*command, str(graph)]) == 1
     assert "neither an embedder" in capsys.readouterr().err
+
+
+async def test_defaults_without_weights_are_left_out_and_failed_ones_told(root: Path) -> None:
+    default = 'parameters { key: "analyse_by_default" value { string_value: "true" } }\n'
+    (root / "colours" / "config.pbtxt").write_text(CONFIG + default)
+    (root / "weightless").mkdir()
+    other = (CONFIG + default).replace('"colours"', '"weightless"')
+    (root / "weightless" / "config.pbtxt").write_text(other)
+    red = AlignedFace(RawPixels(112, 112, bytes((255, 0, 0)) * 112 * 112))
+
+    async def ask_defaults(rig: Rig) -> PhotoFaces:
+        return await rig.pipeline.analyse(
+            red, detector=ModelRef(), analysers=(), selection=LARGEST, call=Call()
+        )
+
+    with open_rig(root) as rig:
+        (analysis,) = (await ask_defaults(rig)).faces[0].analyses
+    assert (analysis.model.name, analysis.labels) == ("colours", ("red", "green", "blue"))
+    np.testing.assert_allclose(analysis.values, softmax(np.array([1.3, 0, 0])), atol=1e-5)
+    for version in ("1", "2"):
+        (root / "colours" / version / "model.onnx").write_bytes(b"damaged")
+    with open_rig(root) as rig, pytest.raises(ModelNotReady) as caught:
+        await ask_defaults(rig)
+    assert caught.value.field == "analysers"
 
 
 async def test_other_roles_do_not_take_it_for_theirs(root: Path) -> None:
