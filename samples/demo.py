@@ -95,7 +95,9 @@ def tour(wanted_port: int | None, out: Path) -> None:
     check(pairs)
     print(
         "To compare with IR-50 (arcface, 512 numbers a face) instead: bring its weights as\n"
-        "docs/models.md says, then add --embedder arcface to `mien embed` and `mien verify`."
+        "docs/models.md says, then add --embedder arcface to `mien embed` and `mien verify`.\n"
+        "For ages and expressions beside the quality of each face: mien-server models install age_gender"
+        " expression"
     )
 
 
@@ -169,7 +171,7 @@ def run(*command: str, drawn_in: Path | None = None, out: Path | None = None) ->
 
 
 def show(server: LocalServer, scratch: Path, out: Path) -> Mapping[tuple[int, int], Pair]:
-    """Detect and Verify by the CLI, Embed and all pairs by the SDK; draws in `scratch`."""
+    """Detect, Verify and Analyze by the CLI, Embed and all pairs by the SDK; draws in `scratch`."""
     os.environ["MIEN_ADDRESS"] = server.address
     photos = [Path("samples") / f"{name}.jpg" for name in NAMES]
     for photo in photos:
@@ -177,6 +179,8 @@ def show(server: LocalServer, scratch: Path, out: Path) -> Mapping[tuple[int, in
         run("mien", "detect", str(photo), "--out", str(picture), drawn_in=scratch, out=out)
     run("mien", "verify", str(photos[0]), str(photos[1]))
     run("mien", "verify", str(photos[0]), str(photos[4]))
+    for photo in photos:
+        run("mien", "analyze", str(photo))
 
     with mien.Client(server.address, timeout=30) as client:
         embedded = [client.embed(photo) for photo in photos]

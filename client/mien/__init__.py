@@ -5,6 +5,16 @@ This is the client of a mien server: `Client` and, for asyncio, `AsyncClient`.
 
 import mien.quiet_grpc  # noqa: F401 - first: before anything imports gRPC
 from mien.access import TokenLike, tls_credentials
+from mien.analysis import (
+    Analysis,
+    AnalyzedFace,
+    AnalyzeResult,
+    Classification,
+    LabelProbability,
+    Number,
+    Points,
+    Score,
+)
 from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
 from mien.bulk import Outcome
@@ -27,6 +37,7 @@ from mien.errors import (
     NotInGallery,
     Overloaded,
     PermissionDenied,
+    RequirementUnmet,
     ServerError,
     Unauthenticated,
     Unavailable,
@@ -51,7 +62,7 @@ from mien.gallery_results import (
 )
 from mien.images import ImageLike
 from mien.limits import Limits
-from mien.messages import FacePolicy, ModelLike
+from mien.messages import FacePolicy, ModelLike, Requirement
 from mien.results import (
     Box,
     DetectResult,
@@ -67,10 +78,14 @@ from mien.status import ModelStatus
 from mien.timing import StageTiming
 
 __all__ = [
+    "Analysis",
+    "AnalyzeResult",
+    "AnalyzedFace",
     "AsyncClient",
     "AsyncGallery",
     "Box",
     "Cancelled",
+    "Classification",
     "Client",
     "DeadlineExceeded",
     "Deleted",
@@ -96,6 +111,7 @@ __all__ = [
     "IdentifyResult",
     "ImageLike",
     "InvalidRequest",
+    "LabelProbability",
     "Landmarks",
     "Limits",
     "LowQuality",
@@ -108,13 +124,18 @@ __all__ = [
     "MultipleFaces",
     "NewFace",
     "NotInGallery",
+    "Number",
     "Outcome",
     "Overloaded",
     "PermissionDenied",
     "PersonMatch",
     "Point",
+    "Points",
     "QualityIssue",
+    "Requirement",
+    "RequirementUnmet",
     "SampleMatch",
+    "Score",
     "SearchedGallery",
     "ServerError",
     "StageTiming",

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from mien import status
+from mien.analysis import AnalyzeResult
+from mien.analysis_messages import analyze_request, analyze_result
 from mien.async_gallery import AsyncGallery
 from mien.bulk import CONCURRENCY, Outcome, alone, checked_concurrency, grouped_async, in_tasks
 from mien.channel import channel_options, checked_timeout
@@ -29,6 +31,7 @@ from mien.limits import Attempts, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    Requirement,
     detect_request,
     detect_result,
     embed_request,
@@ -253,6 +256,8 @@ class AsyncClient(BaseClient):
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        require: Sequence[Requirement] = (),
+        require_quality: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
@@ -269,12 +274,15 @@ class AsyncClient(BaseClient):
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the one of a given embedding if unset, else
                 the server's default.
+            require: what analysers must say of each face that is a photo's or an aligned crop.
+            require_quality: each of these faces must be good enough for Enrol to take it.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
         Raises:
             FaceNotFound: a photo has no face.
             EmbeddingMismatch: the embeddings come from different models.
+            RequirementUnmet: a face does not fulfil what is required; the message has the figures.
         """
         build = functools.partial(
             verify_request,
@@ -287,9 +295,72 @@ class AsyncClient(BaseClient):
             min_face_size=min_face_size,
             detector=detector,
             embedder=embedder,
+            require=require,
+            require_quality=require_quality,
         )
         answer = await self._call("Verify", self._stub.Verify, build, timeout, timing)
         return verify_result(*answer)
+
+    async def analyze(
+        self,
+        image: ImageLike,
+        *,
+        analysers: Sequence[ModelLike] = (),
+        aligned: bool = False,
+        policy: PolicyLike = None,
+        min_score: float | None = None,
+        min_face_size: float | None = None,
+        max_faces: int | None = None,
+        detector: ModelLike | None = None,
+        embed: bool = False,
+        embedder: ModelLike | None = None,
+        require: Sequence[Requirement] = (),
+        require_quality: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        timing: bool = False,
+    ) -> AnalyzeResult:
+        """Tells what analysers say of a photo's faces, and how good these are to recognise somebody by.
+
+        A photo without faces is no error, unless the policy asks for one: `faces` is empty.
+
+        Args:
+            image: a path, encoded bytes, an array or a PIL image: see `mien.ImageLike`.
+            analysers: the models to ask, up to 16; none: those that the server's operator has chosen.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            policy: which of the faces found; all of them by default.
+            min_score: drops faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: drops faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            embed: whether the faces are to be embedded, too, out of the same photo.
+            embedder: the model that does; the server's default if unset. Naming one asks for embeddings.
+            require: what analysers must say of every one of these faces.
+            require_quality: each of them must be good enough for Enrol to take it.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            ModelNotFound: there is no such analyser.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+            RequirementUnmet: a face does not fulfil what is required; the message has the figures.
+        """
+        build = functools.partial(
+            analyze_request,
+            image,
+            analysers=analysers,
+            aligned=aligned,
+            policy=policy,
+            min_score=min_score,
+            min_face_size=min_face_size,
+            max_faces=max_faces,
+            detector=detector,
+            embed=embed,
+            embedder=embedder,
+            require=require,
+            require_quality=require_quality,
+        )
+        answer = await self._call("Analyze", self._stub.Analyze, build, timeout, timing)
+        return analyze_result(*answer)
 
     async def ready(self, *, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Whether the server is ready: its health service says SERVING.

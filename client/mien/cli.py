@@ -1,4 +1,4 @@
-"""The command `mien`: detect, embed, verify, galleries, and a server's models, from a shell."""
+"""The command `mien`: detect, embed, verify, analyze, galleries, and a server's models, from a shell."""
 
 import argparse
 import errno
@@ -25,7 +25,7 @@ from mien.messages import FacePolicy
 from mien.models_cli import LOAD_TIMEOUT, add_models_command
 from mien.results import Embedding
 from mien.saved import is_json, saved_embedding
-from mien.tables import detect_table, embed_table, timing_table, verify_table
+from mien.tables import analyze_table, detect_table, embed_table, timing_table, verify_table
 from mien.timing import StageTiming
 
 STDIN = "-"
@@ -80,15 +80,7 @@ def _detect(client: Client, arguments: argparse.Namespace) -> int:
             arguments.parser.error("--timing is of one photo")
         return detect_many(client, arguments, _read, _as_mien_error)
     (name,) = photos
-    out: Path | None = arguments.out
-    if out is not None:
-        if out.is_dir():
-            out = target_in(out, name)
-        elif not cli_options.is_picture(out):
-            kinds = ", ".join(cli_options.PICTURES)
-            arguments.parser.error(f"argument --out: {os.fspath(out)!r} ends in none of {kinds}")
-        from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
-
+    out = _target(arguments, name)
     photo = _read(name)
     result = client.detect(photo, detector=arguments.detector, timing=arguments.timing)
     if out is not None:
@@ -101,6 +93,44 @@ def _detect(client: Client, arguments: argparse.Namespace) -> int:
             print(f"picture   {_name(out)}")
     _report_timing(result.timing, arguments)
     return 0
+
+
+def _analyze(client: Client, arguments: argparse.Namespace) -> int:
+    out = _target(arguments, arguments.photo)
+    photo = _read(arguments.photo)
+    result = client.analyze(
+        photo,
+        analysers=arguments.analyser or (),
+        detector=arguments.detector,
+        require=arguments.require,
+        require_quality=arguments.require_quality,
+        timing=arguments.timing,
+    )
+    if out is not None:
+        draw(photo, result, out)
+    if arguments.json:
+        _print_json([face.as_dict() for face in result.faces])
+    else:
+        print(analyze_table(_name(arguments.photo), result))
+        if out is not None:
+            print(f"picture   {_name(out)}")
+    _report_timing(result.timing, arguments)
+    return 0
+
+
+def _target(arguments: argparse.Namespace, photo: str) -> Path | None:
+    """Where to write the picture of the only photo; None without `--out`."""
+    out: Path | None = arguments.out
+    if out is None:
+        return None
+    if out.is_dir():
+        out = target_in(out, photo)
+    elif not cli_options.is_picture(out):
+        kinds = ", ".join(cli_options.PICTURES)
+        arguments.parser.error(f"argument --out: {os.fspath(out)!r} ends in none of {kinds}")
+    from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
+
+    return out
 
 
 def _embed(client: Client, arguments: argparse.Namespace) -> int:
@@ -139,6 +169,8 @@ def _verify(client: Client, arguments: argparse.Namespace) -> None:
         threshold=arguments.threshold,
         detector=arguments.detector,
         embedder=arguments.embedder,
+        require=arguments.require,
+        require_quality=arguments.require_quality,
         timing=arguments.timing,
     )
     if arguments.json:
@@ -279,6 +311,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--threshold", type=float, help="similarity from which on two faces match, from -1 to 1"
     )
     verify.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+
+    analyze = command(
+        "analyze", _analyze, "Tells what analysers say of a photo's faces, and how good these are."
+    )
+    analyze.add_argument("photo")
+    analyze.add_argument(
+        "--analyser",
+        action="append",
+        metavar="MODEL",
+        help='"name" or "name:version"; may be repeated (default: those that the server has by default)',
+    )
+    analyze.add_argument(
+        "--out",
+        type=Path,
+        metavar="PICTURE",
+        help=f"write the photo with all of it drawn into it ({', '.join(cli_options.PICTURES)})",
+    )
+
+    for sub in (verify, analyze):
+        sub.add_argument(
+            "--require",
+            type=cli_options.requirement,
+            action="append",
+            default=[],
+            metavar="WHAT",
+            help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
+        )
+        sub.add_argument(
+            "--require-quality",
+            action="store_true",
+            help="every face must be good enough to be enrolled, else the call fails",
+        )
 
     add_crop_command(commands, common, _client)
     add_gallery_command(commands, common, _client, _read)

@@ -1,7 +1,9 @@
 """What the options of the command `mien` may be, and what it says of those that are not."""
 
 import argparse
+import math
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from mien.access import read_secret, tls_credentials
 from mien.bulk import CONCURRENCY
 from mien.channel import MAX_TIMEOUT, checked_timeout
 from mien.errors import InvalidRequest
+from mien.messages import Requirement
 
 SECRETS = {"api-key": "MIEN_API_KEY", "token": "MIEN_TOKEN"}
 """What proves who calls: the option, which has a form for a file, and the variable."""
@@ -34,6 +37,21 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def requirement(text: str) -> Requirement:
+    """What an analyser must say: "liveness>=0.8", "expression/happy<=0.5"."""
+    match = re.fullmatch(r"([^/<>=]+)(?:/([^<>=]+))?(>=|<=)([-+.0-9e]+)", text)
+    try:
+        value = float(match[4]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no requirement, such as "liveness>=0.8" or "expression/happy<=0.5"'
+        )
+    bounds = {"at_least": value} if match[3] == ">=" else {"at_most": value}
+    return Requirement(match[1], match[2] or "", **bounds)
 
 
 def is_picture(path: Path) -> bool:

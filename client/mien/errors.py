@@ -94,6 +94,10 @@ class EmbeddingMismatch(FailedPrecondition):
     """The embeddings come from different models or versions and cannot be compared."""
 
 
+class RequirementUnmet(FailedPrecondition):
+    """A face does not fulfil what the call requires of it; the message has the figures."""
+
+
 class LowQuality(FailedPrecondition):
     """The face would make the gallery worse. The message has the figures."""
 
@@ -181,6 +185,7 @@ _BY_REASON: Mapping[str, type[MienError]] = {
     "EMBEDDING_MISMATCH": EmbeddingMismatch,
     "MODEL_NOT_READY": ModelNotReady,
     "LOW_QUALITY": LowQuality,
+    "REQUIREMENT_UNMET": RequirementUnmet,
     "COLLECTION_NOT_FOUND": NotInGallery,
     "PERSON_NOT_FOUND": NotInGallery,
     "ENROLLED_FACE_NOT_FOUND": NotInGallery,

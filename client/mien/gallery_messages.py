@@ -228,7 +228,7 @@ def _enrol_result(message: pb.EnrolResult) -> EnrolResult:
         face_id=message.face_id,
         person=message.person_id,
         face=face_result(message.face) if message.HasField("face") else None,
-        quality=_quality(message.quality) if message.HasField("quality") else None,
+        quality=quality_from(message.quality) if message.HasField("quality") else None,
         issues=tuple(
             QualityIssue(
                 pb.QualityProblem.Name(issue.problem).removeprefix("QUALITY_PROBLEM_").lower(),
@@ -244,7 +244,8 @@ def _enrol_result(message: pb.EnrolResult) -> EnrolResult:
     )
 
 
-def _quality(message: pb.FaceQuality) -> FaceQuality:
+def quality_from(message: face_pb2.FaceQuality) -> FaceQuality:
+    """A face's figures."""
     return FaceQuality(
         sharpness=message.sharpness,
         brightness=message.brightness,
@@ -335,7 +336,7 @@ def enrolled_face(message: pb.EnrolledFace) -> EnrolledFace:
         message.face_id,
         message.person_id,
         dict(message.labels),
-        _quality(message.quality) if message.HasField("quality") else None,
+        quality_from(message.quality) if message.HasField("quality") else None,
         _time(message),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mien import cli_options
+from mien.analysis import AnalyzeResult, Points
 from mien.bulk import is_of_one
 from mien.client import Client
 from mien.errors import InvalidRequest, MienError
@@ -93,8 +94,8 @@ def detect_many(
     return int(any(done.error for done in found))
 
 
-def draw(photo: bytes, result: DetectResult, target: Path) -> None:
-    """Writes the photo with its faces drawn into it.
+def draw(photo: bytes, result: DetectResult | AnalyzeResult, target: Path) -> None:
+    """Writes the photo with its faces drawn into it, and what analysers say of them.
 
     Raises:
         InvalidRequest: the kind of file cannot hold it. ImportError: Pillow is missing.
@@ -102,7 +103,23 @@ def draw(photo: bytes, result: DetectResult, target: Path) -> None:
     """
     from mien import pictures  # Pillow may be missing
 
-    _save(pictures.annotate(photo, result.faces), target)
+    if isinstance(result, AnalyzeResult):
+        said = [[a for a in each.analyses if not isinstance(a, Points)] for each in result.faces]
+        picture = pictures.annotate(
+            photo,
+            [each.face for each in result.faces],
+            [[f"{a.model.name} {a}" for a in each] for each in said],
+            [
+                p
+                for each in result.faces
+                for a in each.analyses
+                if isinstance(a, Points)
+                for p in a.points
+            ],
+        )
+    else:
+        picture = pictures.annotate(photo, result.faces)
+    _save(picture, target)
 
 
 def draw_names(photo: bytes, result: IdentifyResult, target: Path) -> None:

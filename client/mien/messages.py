@@ -2,6 +2,8 @@
 
 import numbers
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias, TypeVar
 
@@ -43,10 +45,28 @@ PolicyLike: TypeAlias = (
     FacePolicy | Literal["largest", "center_largest", "all", "require_one"] | None
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What an analyser must say of a face. One of the bounds is given, or both.
+
+    Attributes:
+        analyser: the model, one that gives a score, a number or a classification.
+        label: of a classification, the label whose probability counts.
+        at_least: the least that passes.
+        at_most: the most that passes.
+    """
+
+    analyser: ModelLike
+    label: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+
 _MAX_UINT32 = 2**32 - 1
 _MAX_INT64 = 2**63 - 1
 
-_PhotoRequest = TypeVar("_PhotoRequest", pb.DetectRequest, pb.EmbedRequest)
+_PhotoRequest = TypeVar("_PhotoRequest", pb.DetectRequest, pb.EmbedRequest, pb.AnalyzeRequest)
 
 
 def detect_request(
@@ -64,7 +84,7 @@ def detect_request(
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
-    return _fitting(request)
+    return fitting(request)
 
 
 def embed_request(
@@ -85,7 +105,7 @@ def embed_request(
         embedder=model_ref(embedder, "embedder"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
     )
-    return _fitting(request)
+    return fitting(request)
 
 
 def verify_request(
@@ -99,6 +119,8 @@ def verify_request(
     min_face_size: float | None,
     detector: ModelLike | None,
     embedder: ModelLike | None,
+    require: Sequence[Requirement],
+    require_quality: bool,
 ) -> pb.VerifyRequest:
     """The request of `verify`."""
     photos = 2 - isinstance(a, Embedding) - isinstance(b, Embedding)
@@ -109,6 +131,7 @@ def verify_request(
         embedder=model_ref(embedder, "embedder"),
         selection=selection_message(policy, min_score, min_face_size, None),
         threshold=optional_number(threshold, "threshold"),
+        require=requirements_message(require, require_quality),
     )
     if request.ByteSize() > MAX_MESSAGE_BYTES:
         larger = "a" if request.a.ByteSize() >= request.b.ByteSize() else "b"
@@ -159,7 +182,12 @@ def verify_result(response: pb.VerifyResponse, timing: tuple[StageTiming, ...]) 
     )
 
 
-def _fitting(request: _PhotoRequest) -> _PhotoRequest:
+def fitting(request: _PhotoRequest) -> _PhotoRequest:
+    """The request, if it is small enough for a message.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
     if request.ByteSize() > MAX_MESSAGE_BYTES:  # by the few bytes around the photo
         raise too_large("the request", "scale the photo down, or save it as JPEG", "image")
     return request
@@ -234,6 +262,30 @@ def _names_no_model(model: object, field: str) -> InvalidRequest:
         " that an answer gives; a version is a whole number from 1 on",
         field,
     )
+
+
+def requirements_message(
+    require: Sequence[Requirement], require_quality: bool
+) -> pb.Requirements | None:
+    """The message for what is required of faces, or None where nothing is.
+
+    Raises:
+        InvalidRequest: what is given is no `Requirement`, or not of one analyser.
+    """
+    if not require and not require_quality:
+        return None
+    message = pb.Requirements(quality=require_quality)
+    for index, each in enumerate(require):
+        field = f"require.analysers[{index}]"
+        if not isinstance(each, Requirement):
+            raise _invalid_option(f"require takes mien.Requirement, not {each!r}", field)
+        message.analysers.add(
+            analyser=model_ref(each.analyser, f"{field}.analyser"),
+            label=each.label,
+            at_least=optional_number(each.at_least, f"{field}.at_least"),
+            at_most=optional_number(each.at_most, f"{field}.at_most"),
+        )
+    return message
 
 
 def selection_message(

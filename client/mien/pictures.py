@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 try:
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -10,7 +10,7 @@ except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'mien[pictures]'") from error
 
 from mien.images import EncodedOrPicture
-from mien.results import Box, Face, Landmarks
+from mien.results import Box, Face, Landmarks, Point
 
 _Colour = tuple[int, int, int]
 
@@ -31,24 +31,41 @@ _SMOOTH = 4
 """Small shapes are drawn this many times larger and scaled down: Pillow draws jagged circles."""
 
 
-def annotate(photo: bytes, faces: Iterable[Face]) -> Image.Image:
+def annotate(
+    photo: bytes,
+    faces: Iterable[Face],
+    notes: Iterable[Sequence[str]] = (),
+    dots: Iterable[Point] = (),
+) -> Image.Image:
     """The upright photo with each face's box, score and landmarks drawn into it, as RGB.
 
     Args:
         photo: the encoded file that the faces were found in.
         faces: as `detect`, `embed` or `verify` answer them; one without a box is left out.
+        notes: lines to write below the box of each face; none: there are none.
+        dots: further places to mark.
 
     Raises:
         OSError: Pillow cannot read the photo.
     """
     picture = upright_rgb(photo)
-    located = [(face, face.box) for face in faces if face.box is not None]
-    for face, box in located:
+    faces = list(faces)
+    lines = list(notes) or [()] * len(faces)
+    located = [
+        (face, face.box, text)
+        for face, text in zip(faces, lines, strict=True)
+        if face.box is not None
+    ]
+    for face, box, _ in located:
         _draw_box(picture, box)
         if face.landmarks is not None:
             _draw_landmarks(picture, face.landmarks, box)
-    for face, box in located:  # above every box
-        _draw_text(picture, f"{face.score:.2f}", box)
+    for dot in dots:
+        _draw_dot(picture, dot.x, dot.y, max(1.0, 2.5 * _unit(picture)), BOX)
+    for face, box, text in located:  # above every box
+        _draw_tag(picture, [f"{face.score:.2f}"], box)
+        if text:
+            _draw_tag(picture, text, box, below=True)
     return picture
 
 
@@ -69,7 +86,7 @@ def name_faces(photo: bytes, faces: Iterable[tuple[Face, str]]) -> Image.Image:
     for box, name in located:
         _draw_box(picture, box, BOX if name else STRANGER)
     for box, name in located:  # above every box
-        _draw_text(picture, name or "nobody known", box, BOX if name else STRANGER)
+        _draw_tag(picture, [name or "nobody known"], box, BOX if name else STRANGER)
     return picture
 
 
@@ -137,17 +154,33 @@ def _draw_dot(picture: Image.Image, x: float, y: float, radius: float, colour: _
         picture.paste(fill, (left, top), small)
 
 
-def _draw_text(picture: Image.Image, text: str, box: Box, colour: _Colour = BOX) -> None:
+def _draw_tag(
+    picture: Image.Image,
+    lines: Sequence[str],
+    box: Box,
+    colour: _Colour = BOX,
+    *,
+    below: bool = False,
+) -> None:
+    """Lines of text on top of the box, or below it, their left edges in line."""
     size = max(10.0, min(26 * _unit(picture), 0.22 * box.width))
     font = ImageFont.load_default(size)
     halo = _halo(_stroke(picture, box))
     pad = max(2, round(size * 0.3))
-    left, top, right, bottom = font.getbbox(text)
-    width, height = math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad
-    # On top of the box, their left edges in line; inside the box where the photo ends above it.
-    edge = round(box.y1) - halo
+    bounds = [font.getbbox(line) for line in lines]
+    widest = max(right - left for left, _, right, _ in bounds)
+    top, bottom = min(each[1] for each in bounds), max(each[3] for each in bounds)
+    step = math.ceil(bottom - top) + pad
+    width, height = math.ceil(widest) + 2 * pad, step * len(lines) + pad
     x = min(max(round(box.x1) - halo, 0), max(picture.width - width, 0))
-    y = edge - height if edge >= height else max(edge, 0)
+    # Inside of the box where the photo ends beyond it.
+    if below:
+        edge = round(box.y2) + halo + 1
+        y = edge if edge + height <= picture.height else min(edge, picture.height) - height
+    else:
+        edge = round(box.y1) - halo
+        y = edge - height if edge >= height else max(edge, 0)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour, outline=INK, width=halo)
-    draw.text((x + pad - left, y + pad - top), text, fill=INK, font=font)
+    for number, (line, (left, *_)) in enumerate(zip(lines, bounds, strict=True)):
+        draw.text((x + pad - left, y + pad - top + number * step), line, fill=INK, font=font)

@@ -2,6 +2,8 @@
 
 from collections.abc import Container, Sequence
 
+from mien.analysis import AnalyzeResult
+from mien.gallery_results import FaceQuality
 from mien.results import DetectResult, EmbedResult, Face, VerifyResult
 from mien.timing import StageTiming
 
@@ -15,6 +17,36 @@ def detect_table(name: str, result: DetectResult) -> str:
         aligned(["#", "score", "x1", "y1", "x2", "y2"], rows) if rows else "",
         f"detector  {result.detector}",
     )
+
+
+def analyze_table(name: str, result: AnalyzeResult) -> str:
+    """The faces of one photo, their quality, and what analysers say of them."""
+    head = _headline(name, result.image_width, result.image_height, result.faces)
+    asked = [analysis.model for analysis in result.faces[0].analyses] if result.faces else []
+    rows = [
+        [
+            *(str(i), *located(each.face)),
+            *("-" if value is None else f"{value:.2f}" for value in _figures(each.quality)),
+            *map(str, each.analyses),
+        ]
+        for i, each in enumerate(result.faces, 1)
+    ]
+    figures = ["sharpness", "brightness", "yaw"]
+    header = ["#", "score", "x1", "y1", "x2", "y2", *figures, *(model.name for model in asked)]
+    return _paragraphs(
+        head,
+        aligned(header, rows) if rows else "",
+        "\n".join(
+            [
+                *(f"analyser  {model}" for model in asked),
+                *([f"detector  {result.detector}"] if result.detector else []),
+            ]
+        ),
+    )
+
+
+def _figures(quality: FaceQuality) -> list[float | None]:
+    return [quality.sharpness, quality.brightness, quality.yaw]
 
 
 def embed_table(name: str, result: EmbedResult) -> str:
@@ -56,7 +88,7 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
     return aligned(["stage", "ms", "batch"], rows, left={0})
 
 
-def _headline(name: str, width: int, height: int, faces: Sequence[Face]) -> str:
+def _headline(name: str, width: int, height: int, faces: Sequence[object]) -> str:
     count = {0: "no face", 1: "1 face"}.get(len(faces), f"{len(faces)} faces")
     return f"{name}  {width} x {height} pixels, {count}"
 

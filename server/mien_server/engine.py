@@ -29,7 +29,7 @@ class Engine:
         catalogue: says which models and versions answer.
         loader: loads them from the repository's folders.
         pool: the threads for work on pictures.
-        pipeline: answers Detect, Embed and Verify, to be called on one event loop.
+        pipeline: answers Detect, Embed, Verify and Analyze, to be called on one event loop.
         gallery: keeps and finds faces, on the same loop; None: there is no folder for it.
     """
 

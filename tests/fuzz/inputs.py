@@ -125,7 +125,7 @@ def photo_call(number: int, seed: int) -> tuple[str, bytes]:
     known = tuple(once_failed().values())
     photo = known[number] if number < len(known) else damaged(draw.choice(seeds()), draw)
     image = face_pb2.Image(encoded=photo)
-    match draw.randrange(6):
+    match draw.randrange(7):
         case 0:
             crop = face_pb2.Image(aligned_face=face_pb2.AlignedFace(encoded=photo))
             return f"{FACES}Embed", face_pb2.EmbedRequest(image=crop).SerializeToString()
@@ -134,6 +134,8 @@ def photo_call(number: int, seed: int) -> tuple[str, bytes]:
         case 3:
             side = face_pb2.Subject(image=image)
             return f"{FACES}Verify", face_pb2.VerifyRequest(a=side, b=side).SerializeToString()
+        case 4:
+            return f"{FACES}Analyze", face_pb2.AnalyzeRequest(image=image).SerializeToString()
         case _:
             return f"{FACES}Detect", face_pb2.DetectRequest(image=image).SerializeToString()
 
@@ -153,6 +155,9 @@ def _messages() -> tuple[tuple[str, bytes], ...]:
         f"{FACES}Embed": lambda: face_pb2.EmbedRequest(image=image, selection=options),
         f"{FACES}Verify": lambda: face_pb2.VerifyRequest(
             a=face_pb2.Subject(embedding=vector), b=face_pb2.Subject(image=image), threshold=0.4
+        ),
+        f"{FACES}Analyze": lambda: face_pb2.AnalyzeRequest(
+            image=image, analysers=[face_pb2.ModelRef(name="age", version=1)], selection=options
         ),
         f"{TRITON}ModelInfer": lambda: infer,
         f"{TRITON}ModelReady": lambda: service_pb2.ModelReadyRequest(name="sface", version="1"),

@@ -121,7 +121,10 @@ CASES: dict[str, Case] = {
     },
     **{
         reason: unmet(Reason(reason))
-        for reason in ("FACE_NOT_FOUND", "MULTIPLE_FACES", "FACE_TOO_SMALL", "EMBEDDING_MISMATCH")
+        for reason in (
+            *("FACE_NOT_FOUND", "MULTIPLE_FACES", "FACE_TOO_SMALL", "EMBEDDING_MISMATCH"),
+            "REQUIREMENT_UNMET",
+        )
     },
     "MODEL_NOT_FOUND": (INFER, infer("nobody"), as_it_is),
     "MODEL_NOT_READY": (INFER, infer("asleep"), as_it_is),

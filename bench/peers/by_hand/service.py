@@ -92,6 +92,10 @@ class ByHand(FaceServiceServicer):
         matched = similarity >= 0.363
         return pb.VerifyResponse(similarity=similarity, matched=matched, face_a=a, face_b=b)
 
+    def Analyze(self, request: pb.AnalyzeRequest, context: Any) -> pb.AnalyzeResponse:  # noqa: N802
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "peers have no analysers")
+        raise NotImplementedError  # abort has raised
+
 
 def serve(load: Callable[[argparse.Namespace], Networks], parser: argparse.ArgumentParser) -> None:
     """Reads the command line, loads the networks, serves until it is killed."""

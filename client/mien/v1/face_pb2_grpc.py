@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FaceServiceStub:
-    """Finds faces, turns them into embeddings, and says whether two belong to the same person.
+    """Finds faces, turns them into embeddings, says whether two belong to the same person, and what a face is like.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,15 @@ class FaceServiceStub:
                 request_serializer=mien_dot_v1_dot_face__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_face__pb2.VerifyResponse.FromString,
                 _registered_method=True)
+        self.Analyze = channel.unary_unary(
+                '/mien.v1.FaceService/Analyze',
+                request_serializer=mien_dot_v1_dot_face__pb2.AnalyzeRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_face__pb2.AnalyzeResponse.FromString,
+                _registered_method=True)
 
 
 class FaceServiceServicer:
-    """Finds faces, turns them into embeddings, and says whether two belong to the same person.
+    """Finds faces, turns them into embeddings, says whether two belong to the same person, and what a face is like.
     """
 
     def Detect(self, request, context):
@@ -77,6 +82,14 @@ class FaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Analyze(self, request, context):
+        """Tells what analysers say of one or several faces of one photo (how old, live or not, which expression),
+        and how good the faces are to recognise somebody by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_FaceServiceServicer_to_server(servicer, server):
                     request_deserializer=mien_dot_v1_dot_face__pb2.VerifyRequest.FromString,
                     response_serializer=mien_dot_v1_dot_face__pb2.VerifyResponse.SerializeToString,
             ),
+            'Analyze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Analyze,
+                    request_deserializer=mien_dot_v1_dot_face__pb2.AnalyzeRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_face__pb2.AnalyzeResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'mien.v1.FaceService', rpc_method_handlers)
@@ -104,7 +122,7 @@ def add_FaceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FaceService:
-    """Finds faces, turns them into embeddings, and says whether two belong to the same person.
+    """Finds faces, turns them into embeddings, says whether two belong to the same person, and what a face is like.
     """
 
     @staticmethod
@@ -178,6 +196,33 @@ class FaceService:
             '/mien.v1.FaceService/Verify',
             mien_dot_v1_dot_face__pb2.VerifyRequest.SerializeToString,
             mien_dot_v1_dot_face__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Analyze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.FaceService/Analyze',
+            mien_dot_v1_dot_face__pb2.AnalyzeRequest.SerializeToString,
+            mien_dot_v1_dot_face__pb2.AnalyzeResponse.FromString,
             options,
             channel_credentials,
             insecure,

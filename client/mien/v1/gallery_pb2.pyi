@@ -504,97 +504,6 @@ class EnrolRequest(_message.Message):
 Global___EnrolRequest: _TypeAlias = EnrolRequest  # noqa: Y015
 
 @_typing.final
-class FaceQuality(_message.Message):
-    """Figures of a face, from pixels and landmarks. No network judges them."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SIZE_FIELD_NUMBER: _builtins.int
-    SHARPNESS_FIELD_NUMBER: _builtins.int
-    BRIGHTNESS_FIELD_NUMBER: _builtins.int
-    CONTRAST_FIELD_NUMBER: _builtins.int
-    YAW_FIELD_NUMBER: _builtins.int
-    PITCH_FIELD_NUMBER: _builtins.int
-    ROLL_FIELD_NUMBER: _builtins.int
-    CUT_OFF_FIELD_NUMBER: _builtins.int
-    NEXT_FACE_FIELD_NUMBER: _builtins.int
-    SCORE_FIELD_NUMBER: _builtins.int
-    size: _builtins.float
-    """The shorter side of its box, in pixels of the photo. Unset for an aligned crop."""
-    sharpness: _builtins.float
-    """How much of its contrast is in fine detail, 0 or more: a sharp face has about 0.2, a blurred one less
-    than 0.1. Of the crop of 112x112 pixels, so that a small face counts as less sharp, too.
-    """
-    brightness: _builtins.float
-    """How bright it is on average, in [0, 1]."""
-    contrast: _builtins.float
-    """The standard deviation of its brightness, in [0, 1]."""
-    yaw: _builtins.float
-    """How far it is turned, in degrees, from -90 to 90: above 0, it looks to the right of the picture. Unset
-    for an aligned crop.
-    """
-    pitch: _builtins.float
-    """How far it looks up, in degrees, from -90 to 90: below 0, it looks down. Unset for an aligned crop."""
-    roll: _builtins.float
-    """How far it leans, in degrees, from -180 to 180, clockwise. Unset for an aligned crop."""
-    cut_off: _builtins.float
-    """The share of the face that lies outside of the photo, in [0, 1]. Unset for an aligned crop."""
-    next_face: _builtins.float
-    """The side of the next largest face of the photo, as a part of this one's: 0 if it is alone. Unset for an
-    aligned crop.
-    """
-    score: _builtins.float
-    """The detector's confidence, in [0, 1]. Unset for an aligned crop."""
-    def __init__(
-        self,
-        *,
-        size: _builtins.float | None = ...,
-        sharpness: _builtins.float = ...,
-        brightness: _builtins.float = ...,
-        contrast: _builtins.float = ...,
-        yaw: _builtins.float | None = ...,
-        pitch: _builtins.float | None = ...,
-        roll: _builtins.float | None = ...,
-        cut_off: _builtins.float | None = ...,
-        next_face: _builtins.float | None = ...,
-        score: _builtins.float | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "brightness", b"brightness", "contrast", b"contrast", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "sharpness", b"sharpness", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
-    _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
-    _WhichOneofReturnType__next_face: _TypeAlias = _typing.Literal["next_face"]  # noqa: Y015
-    _WhichOneofArgType__next_face: _TypeAlias = _typing.Literal["_next_face", b"_next_face"]  # noqa: Y015
-    _WhichOneofReturnType__pitch: _TypeAlias = _typing.Literal["pitch"]  # noqa: Y015
-    _WhichOneofArgType__pitch: _TypeAlias = _typing.Literal["_pitch", b"_pitch"]  # noqa: Y015
-    _WhichOneofReturnType__roll: _TypeAlias = _typing.Literal["roll"]  # noqa: Y015
-    _WhichOneofArgType__roll: _TypeAlias = _typing.Literal["_roll", b"_roll"]  # noqa: Y015
-    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
-    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
-    _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
-    _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
-    _WhichOneofReturnType__yaw: _TypeAlias = _typing.Literal["yaw"]  # noqa: Y015
-    _WhichOneofArgType__yaw: _TypeAlias = _typing.Literal["_yaw", b"_yaw"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_face) -> _WhichOneofReturnType__next_face | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__pitch) -> _WhichOneofReturnType__pitch | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__roll) -> _WhichOneofReturnType__roll | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__yaw) -> _WhichOneofReturnType__yaw | None: ...
-
-Global___FaceQuality: _TypeAlias = FaceQuality  # noqa: Y015
-
-@_typing.final
 class QualityIssue(_message.Message):
     """One thing that is wrong with a face, and the figure that says so."""
 
@@ -664,7 +573,7 @@ class EnrolResult(_message.Message):
         """
 
     @_builtins.property
-    def quality(self) -> Global___FaceQuality:
+    def quality(self) -> _face_pb2.FaceQuality:
         """Its figures. Unset where `face` is."""
 
     @_builtins.property
@@ -678,7 +587,7 @@ class EnrolResult(_message.Message):
         face_id: _builtins.str = ...,
         person_id: _builtins.str = ...,
         face: _face_pb2.Face | None = ...,
-        quality: Global___FaceQuality | None = ...,
+        quality: _face_pb2.FaceQuality | None = ...,
         issues: _abc.Iterable[Global___QualityIssue] | None = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
@@ -1189,7 +1098,7 @@ class EnrolledFace(_message.Message):
         """As enrolled."""
 
     @_builtins.property
-    def quality(self) -> Global___FaceQuality:
+    def quality(self) -> _face_pb2.FaceQuality:
         """Its figures as it was enrolled. Unset if it was enrolled as an embedding."""
 
     @_builtins.property
@@ -1202,7 +1111,7 @@ class EnrolledFace(_message.Message):
         face_id: _builtins.str = ...,
         person_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        quality: Global___FaceQuality | None = ...,
+        quality: _face_pb2.FaceQuality | None = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "quality", b"quality"]  # noqa: Y015

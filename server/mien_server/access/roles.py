@@ -29,7 +29,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection.{}.ServerReflection/ServerReflectionInfo"
 
 METHODS: dict[str, CallerRole | str] = {
-    **{_FACES + method: CallerRole.INFER for method in ("Detect", "Embed", "Verify")},
+    **{_FACES + method: CallerRole.INFER for method in ("Detect", "Embed", "Verify", "Analyze")},
     _GALLERY + "Identify": CallerRole.INFER,
     **{
         _GALLERY + method: CallerRole.READ

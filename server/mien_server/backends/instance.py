@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -110,6 +111,15 @@ def _independent(run: Run, pixels: Rows, alone: Sequence[ArrayF32]) -> bool:
         and np.allclose(a[:1], b, rtol=0, atol=_SAME * np.abs(b).max(initial=0))
         for a, b in zip(together, alone, strict=True)
     )
+
+
+def as_seen(images: Sequence[ImageU8], channel_order: str) -> Sequence[ImageU8]:
+    """RGB images [H, W, 3] with the channels that a network sees: [H, W, 1] if it is GREY."""
+    if channel_order != "GREY":
+        return images
+    return [
+        np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)[..., None] for image in images
+    ]
 
 
 def probe_pictures(side: int, batch: int) -> list[NDArray[np.uint8]]:

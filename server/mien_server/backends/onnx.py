@@ -13,6 +13,7 @@ from mien_server.backends.instance import (
     Layout,
     LoadedInstance,
     arrange,
+    as_seen,
     probe,
     probe_pictures,
     run_rows,
@@ -99,7 +100,7 @@ def load(
         DeviceError: onnxruntime cannot use the GPU.
     """
     graph = read_graph(weights)
-    check_fits(weights, graph, precision, sides)
+    check_fits(weights, graph, precision, sides, normalisation.channels)
     side = sides[0]
     try:
         sessions = _sessions(graph.model, device)
@@ -117,23 +118,25 @@ def load(
 
 
 def normalise(images: Sequence[ImageU8], how: Normalisation) -> ArrayF32:
-    """Images [H, W, 3], RGB uint8, of one shape, to a network's input [N, 3, H, W].
+    """Images [H, W, 3], RGB uint8, of one shape, to a network's input [N, 3, H, W], or [N, 1, H, W] of GREY.
 
     Raises:
         ValueError: the images' shapes differ.
         TypeError: an image is not uint8.
     """
     height, width, _ = images[0].shape
-    batch = np.empty((len(images), 3, height, width), np.float32)
+    channels = how.channels
+    batch = np.empty((len(images), channels, height, width), np.float32)
     for planes, image in zip(batch, images, strict=True):
         if image.dtype != np.uint8:
             raise TypeError(f"an image holds {image.dtype}, must hold uint8")
         if image.shape != images[0].shape:
             raise ValueError(f"images of {image.shape} and {images[0].shape} in one batch")
-        channels = image if how.channel_order == "RGB" else image[..., ::-1]
-        np.copyto(planes, channels.transpose(2, 0, 1))
-    batch -= np.array(how.mean, np.float32)[:, None, None]
-    batch *= np.array(how.scales, np.float32)[:, None, None]
+        (seen,) = as_seen([image], how.channel_order)
+        ordered = seen[..., ::-1] if how.channel_order == "BGR" else seen
+        np.copyto(planes, ordered.transpose(2, 0, 1))
+    batch -= np.array(how.mean[:channels], np.float32)[:, None, None]
+    batch *= np.array(how.scales[:channels], np.float32)[:, None, None]
     return batch
 
 

@@ -30,7 +30,8 @@ class Graph:
 
     Attributes:
         model: serialised.
-        input: the name of its only input, [N, 3, H, W] float32.
+        input: the name of its only input, [N, channels, H, W] float32.
+        channels: 3 or 1; 0: it does not say.
         batch: rows that it always takes at once; 0: any number.
         height, width: of the only image that it takes; 0: any size.
         precision: what most of it computes in.
@@ -38,6 +39,7 @@ class Graph:
 
     model: bytes
     input: str
+    channels: int
     batch: int
     height: int
     width: int
@@ -67,11 +69,14 @@ def read_graph(path: Path, *, without_prelu: bool = True) -> Graph:
     _fix_inputs(model)
     if without_prelu:
         replace_prelu(model)
-    name, (batch, height, width) = _image_input(path, model.graph)
-    return Graph(model.SerializeToString(), name, batch, height, width, _precision(model))
+    name, (batch, channels, height, width) = _image_input(path, model.graph)
+    serialised = model.SerializeToString()
+    return Graph(serialised, name, channels, batch, height, width, _precision(model))
 
 
-def check_fits(path: Path, graph: Graph, precision: Precision, sides: Sequence[int]) -> None:
+def check_fits(
+    path: Path, graph: Graph, precision: Precision, sides: Sequence[int], channels: int = 3
+) -> None:
     """Compares a graph with what its configuration asks for.
 
     Args:
@@ -79,11 +84,17 @@ def check_fits(path: Path, graph: Graph, precision: Precision, sides: Sequence[i
         graph: what was read from it.
         precision: to compute in.
         sides: of the square images to expect.
+        channels: that they have.
 
     Raises:
         LoadError: it computes in another precision, or takes no such images.
     """
     _check_precision(path, graph.precision, precision)
+    if graph.channels not in (0, channels):
+        raise LoadError(
+            f"{path} takes images of {graph.channels} channels, and channel_order gives it {channels}:"
+            " GREY has one, RGB and BGR have three"
+        )
     _check_sides(path, graph, sides)
 
 
@@ -102,7 +113,7 @@ def _check_sides(weights: Path, graph: Graph, sides: Sequence[int]) -> None:
             fixed = f"{graph.width or 'any'}x{graph.height or 'any'}"
             raise LoadError(
                 f"{weights} takes images of {fixed} pixels only, not of {side}x{side}: a detector's"
-                " buckets must be that size, an embedder must take crops of 112x112"
+                " buckets and an analyser's input must be that size, an embedder must take crops of 112x112"
             )
 
 
@@ -153,16 +164,18 @@ def _fix_inputs(model: onnx.ModelProto) -> None:
         model.ir_version = max(model.ir_version, _MIN_IR_VERSION)
 
 
-def _image_input(path: Path, graph: onnx.GraphProto) -> tuple[str, tuple[int, int, int]]:
-    """The input's name, and batch, height and width where they are fixed, else 0."""
+def _image_input(path: Path, graph: onnx.GraphProto) -> tuple[str, tuple[int, int, int, int]]:
+    """The input's name, and batch, channels, height and width where they are fixed, else 0."""
     if len(graph.input) == 1:
         tensor = graph.input[0].type.tensor_type
         dims = [max(dim.dim_value, 0) for dim in tensor.shape.dim]
-        if tensor.elem_type == onnx.TensorProto.FLOAT and len(dims) == 4 and dims[1] in (0, 3):
-            batch, _, height, width = dims
-            return graph.input[0].name, (batch, height, width)
+        if tensor.elem_type == onnx.TensorProto.FLOAT and len(dims) == 4 and dims[1] in (0, 1, 3):
+            batch, channels, height, width = dims
+            return graph.input[0].name, (batch, channels, height, width)
     found = ", ".join(_described(each) for each in graph.input) or "none"
-    raise LoadError(f"{path} takes {found}; it must take one image, float32 [N, 3, H, W]")
+    raise LoadError(
+        f"{path} takes {found}; it must take one image, float32 [N, 3, H, W], or [N, 1, H, W] of grey"
+    )
 
 
 def _described(value: onnx.ValueInfoProto) -> str:

@@ -20,6 +20,7 @@ from mien_server.backends.instance import (
     Layout,
     LoadedInstance,
     arrange,
+    as_seen,
     probe,
     probe_pictures,
     run_rows,
@@ -59,15 +60,24 @@ class OpenVinoRunner:
         models: the graph's.
         outputs: indices of those that are wanted, in their order.
         layout: of the graph.
+        channel_order: of the `Normalisation` that is in the graph.
     """
 
-    def __init__(self, models: CompiledModels, outputs: Sequence[int], layout: Layout) -> None:
+    def __init__(
+        self,
+        models: CompiledModels,
+        outputs: Sequence[int],
+        layout: Layout,
+        channel_order: str = "RGB",
+    ) -> None:
+        self._channel_order = channel_order
         self._models = models
         self._outputs = outputs
         self._layout = layout
 
     def collate(self, images: Sequence[ImageU8]) -> ImageU8:
-        """Images [H, W, 3] of one shape to [N, H, W, 3] uint8."""
+        """Images [H, W, 3] of one shape to [N, H, W, 3] uint8; [N, H, W, 1] if the network sees grey."""
+        images = as_seen(images, self._channel_order)
         batch = np.empty((len(images), *images[0].shape), np.uint8)
         np.stack(images, out=batch)
         return batch
@@ -183,9 +193,9 @@ def _foreign(
     from mien_server.backends.onnx_graph import check_fits, read_graph  # which only these need
 
     graph = read_graph(weights, without_prelu=False)
-    check_fits(weights, graph, precision, sides)
+    check_fits(weights, graph, precision, sides, normalisation.channels)
     side = sides[0]
-    pixels = np.stack(probe_pictures(side, graph.batch))
+    pixels = np.stack(as_seen(probe_pictures(side, graph.batch), normalisation.channel_order))
     try:
         model = take_pixels(read_model(graph.model), normalisation)
         models = CompiledModels(model, device, graph.precision)
@@ -193,7 +203,7 @@ def _foreign(
     except LoadError as error:
         raise Unsupported(f"{weights}: {error}") from error
     outputs = arrange(family, shapes, side, weights)
-    return OpenVinoRunner(models, outputs, layout), graph.precision
+    return OpenVinoRunner(models, outputs, layout, normalisation.channel_order), graph.precision
 
 
 def _resolved(precision: Precision, family: AnyFamily) -> Computes:

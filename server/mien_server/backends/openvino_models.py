@@ -63,17 +63,17 @@ def metadata(model: "openvino.Model", key: str) -> str:
 
 
 def take_pixels(model: "openvino.Model", normalisation: Normalisation) -> "openvino.Model":
-    """Puts the normalisation in front of a model's only input, [N, 3, H, W] float32.
+    """Puts the normalisation in front of a model's only input, [N, 3, H, W] float32, or [N, 1, H, W] of GREY.
 
     Returns:
-        a model that takes [N, H, W, 3] uint8 RGB, of as many sizes.
+        a model that takes [N, H, W, 3] uint8 RGB, or [N, H, W, 1] grey, of as many sizes.
     """
     shape = model.input().get_partial_shape()
     ready = openvino.preprocess.PrePostProcessor(model)
     pixels = ready.input()
     pixels.tensor().set_element_type(openvino.Type.u8).set_layout(
         openvino.Layout("NHWC")
-    ).set_shape(openvino.PartialShape([shape[0], shape[2], shape[3], 3]))
+    ).set_shape(openvino.PartialShape([shape[0], shape[2], shape[3], normalisation.channels]))
     pixels.model().set_layout(openvino.Layout("NCHW"))
     steps = pixels.preprocess()
     if normalisation.channel_order == "BGR":
@@ -81,7 +81,7 @@ def take_pixels(model: "openvino.Model", normalisation: Normalisation) -> "openv
     steps.convert_element_type(openvino.Type.f32)
     scale = normalisation.scale
     divisor = [1 / each for each in scale] if isinstance(scale, tuple) else 1 / scale
-    steps.mean(list(normalisation.mean)).scale(divisor)
+    steps.mean(list(normalisation.mean[: normalisation.channels])).scale(divisor)
     return ready.build()
 
 

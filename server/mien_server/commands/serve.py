@@ -8,7 +8,7 @@ from mien_server.settings import GROUPS, load_settings, settings_of
 
 def add_to(commands: Commands) -> None:
     """Adds `serve`, with a flag for every setting."""
-    parser = add_command(commands, "serve", _serve, help="serve Detect, Embed and Verify")
+    parser = add_command(commands, "serve", _serve, help="serve Detect, Embed, Verify and Analyze")
     for group in GROUPS:
         add_settings(parser.add_argument_group(group), *settings_of(group))
 

@@ -7,7 +7,7 @@ roles that mien knows, and the modules beside it list its families; other packag
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -33,12 +33,13 @@ class Normalisation:
     """How RGB uint8 pixels become a network's input: reorder the channels, then (x - mean) * scale.
 
     Attributes:
-        channel_order: the order in which the network was trained to see channels.
-        mean: subtracted from each channel, in `channel_order`, in units of 0..255.
+        channel_order: the order in which the network was trained to see channels; GREY: it sees one, the
+            brightness, rounded to 0..255.
+        mean: subtracted from each channel, in `channel_order`, in units of 0..255; of GREY the first counts.
         scale: multiplied afterwards; 1 keeps 0..255. Of each channel, in `channel_order`, if they differ.
     """
 
-    channel_order: Literal["RGB", "BGR"]
+    channel_order: Literal["RGB", "BGR", "GREY"]
     mean: tuple[float, float, float]
     scale: float | tuple[float, float, float]
 
@@ -48,17 +49,22 @@ class Normalisation:
         return self.scale if isinstance(self.scale, tuple) else (self.scale,) * 3
 
     @property
+    def channels(self) -> int:
+        """How many the network sees."""
+        return 1 if self.channel_order == "GREY" else 3
+
+    @property
     def fill_rgb(self) -> tuple[int, int, int]:
         """The RGB colour that becomes (nearly) zero: what letterboxing pads with."""
-        mean = self.mean if self.channel_order == "RGB" else self.mean[::-1]
+        mean = self.mean[::-1] if self.channel_order == "BGR" else self.mean
         return (round(mean[0]), round(mean[1]), round(mean[2]))
 
 
-CHANNEL_ORDERS: tuple[Literal["RGB", "BGR"], ...] = ("RGB", "BGR")
+CHANNEL_ORDERS: tuple[Literal["RGB", "BGR", "GREY"], ...] = ("RGB", "BGR", "GREY")
 
 
 def normalisation_of(
-    channel_order: Literal["RGB", "BGR"], mean: Sequence[float], scale: Sequence[float]
+    channel_order: Literal["RGB", "BGR", "GREY"], mean: Sequence[float], scale: Sequence[float]
 ) -> Normalisation:
     """The normalisation with these numbers: one for all channels, or three in `channel_order`.
 
@@ -72,6 +78,9 @@ def normalisation_of(
     )
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of a model, without its batch dimension.
@@ -80,11 +89,13 @@ class TensorSpec:
         name: as Triton's clients name it.
         data_type: Triton's name, "TYPE_FP32".
         dims: the shape of one row; -1 is variable.
+        labels: of an output's values, from its `label_filename`; maybe none.
     """
 
     name: str
     data_type: str
     dims: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
 
 class Parameters(Protocol):
@@ -98,8 +109,32 @@ class Parameters(Protocol):
         """The error to raise that says so about this parameter."""
         ...
 
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string; without default it must be given."""
+        ...
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Strings, separated by commas; none if it is not given."""
+        ...
+
+    def choice(self, key: str, choices: Collection[T], default: T | None = None) -> T:
+        """One of the choices, which are strings; without default it must be given."""
+        ...
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """`true` or `false`."""
+        ...
+
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A number in [low, high]; without default it must be given."""
+        ...
+
+    def integer(self, key: str, low: int, default: int) -> int:
+        """A whole number from `low` on."""
+        ...
+
+    def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:
+        """Numbers in [low, high], separated by commas; they must be given."""
         ...
 
     def integers(self, key: str, low: int) -> tuple[int, ...]:
@@ -141,6 +176,7 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
         outputs: likewise. A config.pbtxt must have as many tensors, under any names; where a size here is
             -1, it may say any, or -1.
         parameters: the parameters of a config.pbtxt that such models have beside those that all have.
+        labelled: whether an output's `label_filename` means something.
         no_reference: what is wrong if `reference` keeps no answer.
         template: the part of a new config.pbtxt that is the role's, for `string.Template`; it is given
             `$parameters`, `$dimensions` of an embedding, and `$buckets` and `$side` of canvases.
@@ -152,6 +188,7 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: frozenset[str] = frozenset()
+    labelled: bool = False
     no_reference: str = "its answers to two plain portraits are of no use"
     template: str = ""
     template_rows: int = 32
@@ -163,6 +200,27 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
         Raises:
             Exception: `parameters.error(…)` or what its readers raise, if one does not fit.
         """
+
+    def with_tensors(
+        self,
+        options: OptionsT,
+        parameters: Parameters,  # noqa: ARG002
+        inputs: Sequence[TensorSpec],  # noqa: ARG002
+        outputs: Sequence[TensorSpec],  # noqa: ARG002
+    ) -> OptionsT:
+        """The options, once it is known which tensors the config.pbtxt has; they fit `inputs` and `outputs`.
+
+        Raises:
+            Exception: `parameters.error(…)`, if they do not fit together.
+        """
+        return options
+
+    def describe(self, options: OptionsT) -> str:  # noqa: ARG002
+        """What the options change of the answers to a face, in words that never change; "" if nothing.
+
+        Part of the fingerprint, and of what a golden file is good for.
+        """
+        return ""
 
     def run_alike(self, options: OptionsT, others: OptionsT) -> bool:
         """Whether a version that was loaded with some options need not be loaded again for others."""

@@ -90,16 +90,21 @@ def crop_faces(pixels: ImageU8, landmarks: NDArray[np.floating[Any]]) -> list[Im
         pixels: [h, w, 3] RGB uint8.
         landmarks: [n, 5, 2] in the pixels of that array; all `alignable`.
     """
-    return [_warp(pixels, matrix) for matrix in similarity(landmarks)]
+    return [cut(pixels, matrix, CROP_SIDE) for matrix in similarity(landmarks)]
 
 
-def _warp(pixels: ImageU8, matrix: NDArray[np.float64]) -> ImageU8:
+def cut(pixels: ImageU8, matrix: NDArray[np.float64], side: int) -> ImageU8:
+    """Cuts a square [side, side, 3] out of a photo [h, w, 3], as `crop_faces` does.
+
+    Args:
+        matrix: [2, 3], from pixels of that array to those of the square: turns, scales and moves.
+    """
     height, width = pixels.shape[:2]
     shrinking = 1 / np.hypot(matrix[0, 0], matrix[1, 0])
     halvings = int(np.log2(np.clip(shrinking, 1, max(width, height))))
     square = 2**halvings
     # OpenCV warps arrays of at most 32766 pixels a side: hand it the part of the photo that it needs.
-    corners = np.array([[0, 0], [CROP_SIDE, 0], [0, CROP_SIDE], [CROP_SIDE, CROP_SIDE]], np.float64)
+    corners = np.array([[0, 0], [side, 0], [0, side], [side, side]], np.float64)
     inside = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     left, top = np.clip(np.floor(inside.min(axis=0)) - 1 - square, 0, [width, height]).astype(int)
     right, bottom = np.clip(
@@ -112,7 +117,7 @@ def _warp(pixels: ImageU8, matrix: NDArray[np.float64]) -> ImageU8:
     right -= (right - left) % square
     bottom -= (bottom - top) % square
     if left >= right or top >= bottom:
-        return np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8)
+        return np.zeros((side, side, 3), np.uint8)
     face = pixels[top:bottom, left:right]
     for _ in range(halvings):
         # OpenCV has a fast way for just this factor: by 3 or by 4 at once takes five times as long.
@@ -121,5 +126,5 @@ def _warp(pixels: ImageU8, matrix: NDArray[np.float64]) -> ImageU8:
     # The first pixel now stands for the centre of the first square.
     first = np.array([left, top], np.float64) + (square - 1) / 2
     part = np.column_stack([square * matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ first])
-    crop = cv2.warpAffine(face, part, (CROP_SIDE, CROP_SIDE), flags=cv2.INTER_LINEAR)
+    crop = cv2.warpAffine(face, part, (side, side), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, np.uint8)

@@ -9,19 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from mien_server.errors import InvalidRequest, Reason, at
+from mien_server.errors import at
 from mien_server.models.detections import Detections
 from mien_server.models.roles import EmbedderRow
-from mien_server.pipeline.align import CROP_SIDE, alignable, crop_faces, magnification
+from mien_server.pipeline.align import CROP_SIDE, crop_faces, magnification
+from mien_server.pipeline.choosing import find_chosen, judge, load_crop
 from mien_server.pipeline.decode import Photo, load
-from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.quality import LIMITS, of_crop, of_face
+from mien_server.pipeline.quality import of_crop
 from mien_server.pipeline.room import PictureRoom
-from mien_server.pipeline.running import identity_of, run_rows, together
-from mien_server.pipeline.selection import select_faces
+from mien_server.pipeline.running import identity_of, run_parts
 from mien_server.pipeline.types import (
     AlignedFace,
+    Analysis,
     ArrayF32,
     Call,
     Embedding,
@@ -68,39 +68,22 @@ async def embed_image(
     """
     with at("image"), at(image.part):
         if isinstance(image, AlignedFace):
-            return await _embed_crop(image.crop, embedder, limits, pool, call, inspect)
+            return await _embed_crop(image, embedder, limits, pool, call, inspect)
         if detector is None:
             raise ValueError("a photo needs a detector")
         return await _embed_photo(image, detector, embedder, selection, limits, pool, call, inspect)
 
 
 async def _embed_crop(
-    image: EncodedImage | RawPixels,
+    image: AlignedFace,
     embedder: Lease,
     limits: Limits,
     pool: PicturePool,
     call: Call,
     inspect: bool,
 ) -> PhotoFaces:
-    def crop() -> tuple[ImageU8, float]:
-        begun = time.monotonic()
-        with pool.room.hold() as hold:
-            photo = load(image, limits, hold=hold)
-        if (photo.width, photo.height) != (CROP_SIDE, CROP_SIDE):
-            raise InvalidRequest(
-                Reason.INVALID_IMAGE,
-                f"An aligned face has {CROP_SIDE}x{CROP_SIDE} pixels, this one has"
-                f" {photo.width}x{photo.height}: align it, or send it as a photo.",
-            )
-        return photo.pixels, time.monotonic() - begun
-
-    queued = time.monotonic()
-    with at(image.part):
-        (pixels, seconds), waited = await pool.decode(
-            crop, nbytes=len(image.data), deadline=call.deadline
-        )
-    call.add(queued, StageTime("decode.queue", waited), StageTime("decode", seconds))
-    (embedding,) = await _embed_crops([pixels], embedder, call, passed=0)
+    pixels = await load_crop(image, limits=limits, pool=pool, call=call)
+    (embedding,) = await embed_crops([pixels], embedder, call, passed=0)
     quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
     face = Face(None, 0.0, None, embedding, quality)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
@@ -116,7 +99,7 @@ async def _embed_photo(
     call: Call,
     inspect: bool,
 ) -> PhotoFaces:
-    found = await find_faces(
+    photo, faces, chosen = await find_chosen(
         image,
         detector,
         selection,
@@ -125,25 +108,20 @@ async def _embed_photo(
         call=call,
         reserve=embedder.model.slot.expected_compute(),
     )
-    width, height = found.photo.width, found.photo.height
-    usable = np.flatnonzero(alignable(found.faces.landmarks))
-    faces = found.faces.take(usable)
-    chosen = select_faces(
-        faces, selection, width=width, height=height, limits=limits, required=True
-    )
+    width, height = photo.width, photo.height
     crops: list[ImageU8] = []
     if chosen:
         begun = time.monotonic()
         crops = await pool.finish(
-            partial(_cut, image, found.photo, faces.landmarks[chosen], limits, pool.room)
+            partial(cut_aligned, image, photo, faces.landmarks[chosen], limits, pool.room)
         )
         call.add(begun, StageTime("align", time.monotonic() - begun))
     qualities: Sequence[Quality | None] = [None] * len(chosen)
     if inspect:
-        qualities = await pool.finish(partial(_judge, crops, faces, chosen, width, height))
+        qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     # The crops are all that the call needs of the photo while it waits.
-    del found
-    embeddings = await _embed_crops(crops, embedder, call, passed=1)
+    del photo
+    embeddings = await embed_crops(crops, embedder, call, passed=1)
     return PhotoFaces(
         [
             face_of(faces, i, embedding, quality)
@@ -156,7 +134,7 @@ async def _embed_photo(
     )
 
 
-def _cut(
+def cut_aligned(
     image: EncodedImage | RawPixels,
     photo: Photo,
     landmarks: ArrayF32,
@@ -171,46 +149,13 @@ def _cut(
     return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
 
 
-def _judge(
-    crops: Sequence[ImageU8], faces: Detections, chosen: Sequence[int], width: int, height: int
-) -> list[Quality]:
-    """The quality of the chosen ones of a photo's faces, of which these are the crops."""
-    sure = faces.scores >= LIMITS.min_score
-    return [
-        of_face(
-            crop,
-            box=faces.boxes[i],
-            landmarks=faces.landmarks[i],
-            score=float(faces.scores[i]),
-            others=faces.boxes[sure & (np.arange(len(sure)) != i)],
-            width=width,
-            height=height,
-        )
-        for crop, i in zip(crops, chosen, strict=True)
-    ]
-
-
-async def _embed_crops(
+async def embed_crops(
     crops: Sequence[ImageU8], embedder: Lease, call: Call, *, passed: int
 ) -> list[Embedding]:
     """Embeds crops in requests of at most the embedder's batch, all at once."""
-    size = embedder.model.config.batching.max_batch_size
-    parts = [crops[i : i + size] for i in range(0, len(crops), size)]
-    results = await together(
-        *(
-            run_rows(
-                embedder,
-                [EmbedderRow(crop) for crop in part],
-                call,
-                nbytes=sum(crop.nbytes for crop in part),
-                passed=passed,
-                deadline=call.deadline,
-            )
-            for part in parts
-        )
-    )
+    results = await run_parts(embedder, [EmbedderRow(crop) for crop in crops], call, passed=passed)
     identity = identity_of(embedder.model)
-    return [to_embedding(raw, identity) for part in results for raw in part]
+    return [to_embedding(raw, identity) for raw in results]
 
 
 def face_of(
@@ -218,14 +163,16 @@ def face_of(
     index: int,
     embedding: Embedding | None = None,
     quality: Quality | None = None,
+    analyses: Sequence[Analysis] = (),
 ) -> Face:
-    """One of the faces found, with its embedding and its quality if it has them."""
+    """One of the faces found, with its embedding, its quality and its analyses if it has them."""
     return Face(
         found.boxes[index].astype(np.float32),
         float(found.scores[index]),
         found.landmarks[index].astype(np.float32),
         embedding,
         quality,
+        analyses,
     )
 
 

@@ -1,18 +1,21 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
+from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
+from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.requirements import Asked, Requirements, check_met, lease_asked
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
@@ -49,9 +52,20 @@ class Models(Protocol):
         """
         ...
 
+    def in_use(self, role: AnyRole) -> Mapping[str, Any]:
+        """The options of the models of a role that serve, or should, by name."""
+        ...
+
+
+class _Here(TypedDict):
+    """What all pictures of a pipeline are handled with."""
+
+    limits: Limits
+    pool: PicturePool
+
 
 class FacePipeline:
-    """Answers Detect, Embed and Verify. Its methods run on one event loop; nothing they call blocks it.
+    """Answers the calls of the face service. Its methods run on one event loop; nothing they call blocks it.
 
     All of them raise `MienError` for what is wrong with the request and `SchedulingError` for what kept
     it from being computed. The field of a `MienError` begins with the argument at fault: `image.encoded`,
@@ -168,6 +182,7 @@ class FacePipeline:
         selection: FaceSelection,
         threshold: float | None,
         call: Call,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> Comparison:
         """Compares two faces, each a photo, an aligned crop or an embedding; both sides at once.
 
@@ -176,7 +191,7 @@ class FacePipeline:
 
         Raises:
             InvalidRequest: a picture, an embedding, an option or a model's role is wrong.
-            Unmet: no usable face on a side; EMBEDDING_MISMATCH.
+            Unmet: no usable face on a side; EMBEDDING_MISMATCH, REQUIREMENT_UNMET.
         """
         with at("selection"):
             check_selection(selection, self._limits, one_face=True)
@@ -192,6 +207,13 @@ class FacePipeline:
             if isinstance(source, Embedding):
                 with at(name), at("embedding"):
                     sides[name] = given[name] = check_embedding(source)
+
+        if require and len(given) == len(sides):
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                "require: nothing is known of embeddings but who it is; send a photo.",
+                field="require",
+            )
 
         # Of a model that is asked for without a version, the one that made the embedding is preferred.
         fingerprint = next((embedding.model.fingerprint for embedding in given.values()), "")
@@ -210,21 +232,32 @@ class FacePipeline:
                 with at("detector"):
                     finder = leases.enter_context(self._lease(detector, DETECTOR))
 
+            aligned = any(isinstance(source, AlignedFace) for source in sides.values())
+            here: _Here = {"limits": self._limits, "pool": self._pool}
+            asked = self._lease_asked(leases, (), "", require, aligned=aligned)
+
             async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
                     return PhotoFaces([Face(None, 0.0, None, source)], 0, 0)
                 part = replace(call, stages=[])
                 try:
                     with at(name):
-                        return await embed_image(
+                        if not require:
+                            return await embed_image(
+                                source, finder, lease, selection, **here, call=part
+                            )
+                        found = await analyse_image(
                             source,
                             finder,
-                            lease,
+                            asked.leases,
                             selection,
-                            limits=self._limits,
-                            pool=self._pool,
+                            **here,
                             call=part,
+                            embedder=lease,
                         )
+                        with at("image"):
+                            check_met(require, found.faces, asked.places)
+                        return found
                 finally:
                     for stage in part.stages:
                         stage.name = f"{name}.{stage.name}"
@@ -244,6 +277,82 @@ class FacePipeline:
             size_a=_size(found_a),
             size_b=_size(found_b),
         )
+
+    async def analyse(
+        self,
+        image: ImageSource,
+        *,
+        detector: ModelRef,
+        analysers: Sequence[ModelRef],
+        selection: FaceSelection,
+        call: Call,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
+        embedder: ModelRef | None = None,
+    ) -> PhotoFaces:
+        """The chosen faces of a photo, or an aligned crop, with their quality and what analysers say of them.
+
+        Args:
+            analysers: none: those whose configuration says so. Of these, an aligned crop is not shown to
+                those that see more of the photo.
+            require: of every one of these faces.
+            embedder: what embeds them, too; None: nothing does.
+
+        Raises:
+            InvalidRequest: the picture, an option or a model's role is wrong.
+            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
+                REQUIREMENT_UNMET.
+        """
+        aligned = isinstance(image, AlignedFace)
+        named = analysers or self._by_default(aligned=aligned)
+        path = "analysers[{}]" if analysers else "analysers"
+        with ExitStack() as leases:
+            held, places = self._lease_asked(leases, named, path, require, aligned=aligned)
+            finder = vectors = None
+            if embedder is not None:
+                with at("embedder"):
+                    vectors = leases.enter_context(self._lease(embedder, EMBEDDER))
+            if not aligned:
+                with at("selection"):
+                    check_selection(selection, self._limits)
+                with at("detector"):
+                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+            found = await analyse_image(
+                image,
+                finder,
+                held,
+                selection,
+                limits=self._limits,
+                pool=self._pool,
+                call=call,
+                embedder=vectors,
+            )
+        with at("image"):
+            check_met(require, found.faces, places)
+        return found
+
+    def _lease_asked(
+        self,
+        leases: ExitStack,
+        named: Sequence[ModelRef],
+        path: str,
+        require: Requirements,
+        *,
+        aligned: bool,
+    ) -> Asked:
+        def hold(ref: ModelRef) -> Lease:
+            lease = self._models.lease(ref.name, ref.version, role=ANALYSER, fingerprint="")
+            return leases.enter_context(lease)
+
+        return lease_asked(hold, named, path, require, aligned=aligned)
+
+    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
+        """The analysers of callers that name none, by name."""
+        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
+        return [
+            ModelRef(name)
+            for name, options in sorted(found.items())
+            if options.by_default and not (aligned and options.crop.around == "box")
+        ]
 
     def _lease(
         self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""

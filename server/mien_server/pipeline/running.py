@@ -72,6 +72,26 @@ async def run_rows(
     return results
 
 
+async def run_parts(lease: Lease, rows: Sequence[Any], call: Call, *, passed: int) -> list[Any]:
+    """As `run_rows`, of any number of rows: in requests of at most the model's batch, all at once."""
+    size = lease.model.config.batching.max_batch_size
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    results = await together(
+        *(
+            run_rows(
+                lease,
+                part,
+                call,
+                nbytes=sum(row.image.nbytes for row in part),
+                passed=passed,
+                deadline=call.deadline,
+            )
+            for part in parts
+        )
+    )
+    return [result for part in results for result in part]
+
+
 async def run_in_slot(
     slot: Slot,
     stage: str,

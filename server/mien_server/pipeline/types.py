@@ -1,12 +1,15 @@
 """The pipeline's own vocabulary: plain data for what comes in and what goes out, without gRPC or torch."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mien_server.models.analyser import Kind
 
 ImageU8 = NDArray[np.uint8]
 ArrayF32 = NDArray[np.float32]
@@ -120,10 +123,29 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class Analysis:
+    """What an analyser says of a face.
+
+    Attributes:
+        kind: which kind of answer it is.
+        values: float32. Probabilities [n], one for each label; of a score or a number [1]; of points [n, 2],
+            in pixels of the upright photo, or of the crop that the caller sent.
+        labels: of probabilities.
+        unit: of a number.
+    """
+
+    model: ModelIdentity
+    kind: Kind
+    values: ArrayF32
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
     """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
 
-    `quality` is there if it was asked for.
+    `quality` and `analyses` are there if they were asked for.
     """
 
     box: ArrayF32 | None
@@ -131,11 +153,12 @@ class Face:
     landmarks: ArrayF32 | None
     embedding: Embedding | None = None
     quality: Quality | None = None
+    analyses: Sequence[Analysis] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoFaces:
-    """The answer of `detect` and `embed`: the faces of one photo and the models that ran."""
+    """The answer of `detect`, `embed` and `analyse`: the faces of one photo and the models that ran."""
 
     faces: list[Face]
     width: int

@@ -95,6 +95,20 @@ class Catalogue:
             for each in held:
                 each.release()
 
+    def in_use(self, role: AnyRole) -> dict[str, Any]:
+        """The options of the models of a role that serve, or should but do not, by name.
+
+        Those that have no weights, and those that nobody has asked for, are not in use.
+        """
+        with self._lock:
+            return {
+                name: entry.config.options
+                for name, entry in self._models.items()
+                if isinstance(entry.config, ModelConfig)
+                and entry.config.role is role
+                and (entry.serving or entry.failed)
+            }
+
     def resolve(self, name: str, version: int = 0, *, role: AnyRole | None = None) -> ReadyModel:
         """What `lease` would give, though never a canary. Only for looking: submit nothing to it.
 

@@ -117,14 +117,21 @@ def stamp_of_version(folder: Path) -> Stamp:
 
 
 def stamp_of_model(folder: ModelFolder) -> Stamp:
-    """The stamp of all that decides what of a model serves: its config and its version folders."""
+    """The stamp of all that decides what of a model serves: its files and its version folders."""
     try:
         with os.scandir(folder.path) as entries:
-            versions = sorted(entry.name for entry in entries if _VERSION.fullmatch(entry.name))
+            found = sorted((entry.name, entry.is_dir()) for entry in entries)
     except OSError as error:
         return (folder, error.errno)
-    stamps = ((name, stamp_of_version(folder.path / name)) for name in versions)
-    return (folder, _facts(str(folder.path / CONFIG)), *stamps)
+    stamps = [
+        (name, stamp_of_version(folder.path / name))
+        for name, is_folder in found
+        if is_folder and _VERSION.fullmatch(name)
+    ]
+    # Its config.pbtxt, and what that may name: files of labels.
+    files = [name for name, is_folder in found if not is_folder and not name.startswith(".")]
+    facts = (_facts(str(folder.path / name)) for name in sorted({CONFIG, *files}))
+    return (folder, *facts, *stamps)
 
 
 def _facts(path: str) -> tuple[str, int, int, int, int]:

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save_file
 
 from mien_server.errors import OperatorError
 from mien_server.models.families import roles
-from mien_server.models.interface import AnyRole, ArrayF32, ImageU8, Normalisation
+from mien_server.models.interface import AnyRole, ArrayF32, ImageU8
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.manifest import ManifestError
 from mien_server.scheduling.interface import Instance
@@ -73,7 +73,7 @@ def make_golden(config: ModelConfig, reference: Instance) -> Golden | None:
     expected = role.reference(_answers(role, reference, pictures, batch))
     if not len(expected):
         return None
-    return Golden(role, _describe(config.normalisation), pictures, expected)
+    return Golden(role, _describe(config), pictures, expected)
 
 
 def write_golden_file(folder: Path, golden: Golden) -> None:
@@ -113,7 +113,7 @@ def read_golden(folder: Path) -> Golden | None:
 
 def applies(golden: Golden, config: ModelConfig) -> bool:
     """Whether it was made with the pixels prepared as the configuration now says."""
-    return golden.role is config.role and golden.input == _describe(config.normalisation)
+    return golden.role is config.role and golden.input == _describe(config)
 
 
 def check_golden(
@@ -154,13 +154,16 @@ def _well_formed(role: AnyRole, pictures: NDArray[Any], expected: NDArray[Any]) 
     return role.well_formed(pictures, expected)
 
 
-def _describe(normalisation: Normalisation) -> str:
+def _describe(config: ModelConfig) -> str:
+    normalisation = config.normalisation
     mean = ", ".join(f"{value:g}" for value in normalisation.mean)
     scales = (
         normalisation.scales if isinstance(normalisation.scale, tuple) else (normalisation.scale,)
     )
     scale = ", ".join(f"{value:.9g}" for value in scales)
-    return f"{normalisation.channel_order}, mean {mean}, scale {scale}"
+    pixels = f"{normalisation.channel_order}, mean {mean}, scale {scale}"
+    options = config.role.describe(config.options)
+    return f"{pixels}; {options}" if options else pixels
 
 
 def _answers(role: AnyRole, instance: Instance, pictures: ImageU8, batch: int) -> ArrayF32:

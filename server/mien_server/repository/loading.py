@@ -75,7 +75,8 @@ def load_version(
         with _unchanged(folder):
             manifest = verify_version(folder, root, config.default_model_filename, stop_if_asked)
             weights = manifest.files[config.default_model_filename].sha256
-            made_by = fingerprint(weights, config.architecture, config.normalisation)
+            options = config.role.describe(config.options)
+            made_by = fingerprint(weights, config.architecture, config.normalisation, options)
             thresholds = read_thresholds(folder, root, made_by)
             if current and _still_holds(current, config, manifest):
                 current.thresholds = thresholds

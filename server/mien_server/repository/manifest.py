@@ -186,10 +186,13 @@ def verify_version(
     return manifest
 
 
-def fingerprint(weights_sha256: str, architecture: str, normalisation: Normalisation) -> str:
-    """16 lower-case hexadecimal digits over all that decides what an embedding means.
+def fingerprint(
+    weights_sha256: str, architecture: str, normalisation: Normalisation, options: str = ""
+) -> str:
+    """16 lower-case hexadecimal digits over all that decides what an answer means.
 
-    Weights, network, normalisation and the way crops are made. Embeddings compare only if it is equal.
+    Weights, network, normalisation, the way crops are made, and what the role says of the model's options
+    (`Role.describe`). Embeddings compare only if it is equal.
     """
     facts = {
         "weights": weights_sha256,
@@ -198,7 +201,7 @@ def fingerprint(weights_sha256: str, architecture: str, normalisation: Normalisa
         "mean": list(normalisation.mean),
         "scale": normalisation.scale,
         "alignment": ALIGNMENT,
-    }
+    } | ({"options": options} if options else {})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

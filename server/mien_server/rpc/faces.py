@@ -1,12 +1,16 @@
 """mien.v1.FaceService: a request's message in, the pipeline's answer out."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import (
     AlignedFace,
+    Analysis,
     Comparison,
     Embedding,
     EncodedImage,
@@ -17,6 +21,7 @@ from mien_server.pipeline.types import (
     ModelIdentity,
     ModelRef,
     PhotoFaces,
+    Quality,
     RawPixels,
 )
 from mien_server.rpc.calls import Context, bounded_call
@@ -126,6 +131,26 @@ def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> Fa
     )
 
 
+def requirements(message: face_pb2.Requirements) -> Requirements:
+    """What a request requires of faces.
+
+    Raises:
+        InvalidRequest: a negative version.
+    """
+    return Requirements(
+        quality=message.quality,
+        demands=tuple(
+            Demand(
+                model_ref(each.analyser, f"require.analysers[{index}].analyser"),
+                each.label,
+                at_least=each.at_least if each.HasField("at_least") else None,
+                at_most=each.at_most if each.HasField("at_most") else None,
+            )
+            for index, each in enumerate(message.analysers)
+        ),
+    )
+
+
 def detect_response(found: PhotoFaces) -> face_pb2.DetectResponse:
     """The answer of Detect."""
     return face_pb2.DetectResponse(
@@ -214,8 +239,50 @@ def optional_identity(model: ModelIdentity | None) -> face_pb2.ModelIdentity | N
     return None if model is None else identity_message(model)
 
 
+def analyze_response(found: PhotoFaces) -> face_pb2.AnalyzeResponse:
+    """The answer of Analyze."""
+    size = (found.width, found.height)
+    return face_pb2.AnalyzeResponse(
+        faces=[
+            face_pb2.AnalyzedFace(
+                face=face_message(face, size),
+                quality=quality_message(face.quality),
+                analyses=[_analysis(analysis) for analysis in face.analyses],
+            )
+            for face in found.faces
+        ],
+        detector=optional_identity(found.detector),
+        embedder=optional_identity(found.embedder),
+        image_width=found.width,
+        image_height=found.height,
+    )
+
+
+def quality_message(quality: Quality | None) -> face_pb2.FaceQuality | None:
+    """A face's figures, if they were asked for."""
+    return None if quality is None else face_pb2.FaceQuality(**asdict(quality))
+
+
+def _analysis(analysis: Analysis) -> face_pb2.Analysis:
+    message = face_pb2.Analysis(model=identity_message(analysis.model))
+    values = analysis.values.tolist()
+    match analysis.kind:
+        case "classification":
+            ranked = sorted(zip(analysis.labels, values, strict=True), key=lambda each: -each[1])
+            message.classification.labels.extend(
+                face_pb2.LabelProbability(label=label, probability=value) for label, value in ranked
+            )
+        case "score":
+            (message.score,) = values
+        case "number":
+            message.number.CopyFrom(face_pb2.Number(value=values[0], unit=analysis.unit))
+        case "points":
+            message.points.points.extend(face_pb2.Point(x=x, y=y) for x, y in values)
+    return message
+
+
 class FaceService(face_pb2_grpc.FaceServiceServicer):
-    """Detect, Embed and Verify.
+    """Detect, Embed, Verify and Analyze.
 
     Errors are raised as they are; `CallInterceptor` makes statuses of them.
 
@@ -267,5 +334,27 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 selection=face_selection(request.selection, FacePolicy.LARGEST),
                 threshold=request.threshold if request.HasField("threshold") else None,
                 call=call,
+                require=requirements(request.require),
             )
         return verify_response(compared)
+
+    async def Analyze(  # noqa: N802 - the contract's name
+        self, request: face_pb2.AnalyzeRequest, context: Context
+    ) -> face_pb2.AnalyzeResponse:
+        """What analysers say of a photo's faces."""
+        async with bounded_call(context, self._default_deadline) as call:
+            found = await self._pipeline.analyse(
+                image_source(request.image, "image"),
+                detector=model_ref(request.detector, "detector"),
+                analysers=[
+                    model_ref(analyser, f"analysers[{index}]")
+                    for index, analyser in enumerate(request.analysers)
+                ],
+                selection=face_selection(request.selection, FacePolicy.ALL),
+                call=call,
+                require=requirements(request.require),
+                embedder=model_ref(request.embedder, "embedder")
+                if request.HasField("embedder")
+                else None,
+            )
+        return analyze_response(found)

@@ -1,6 +1,6 @@
 """mien.v1.GalleryService: a request's message in, the gallery's answer out."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -32,7 +32,7 @@ from mien_server.gallery.types import (
     QualityPolicy,
 )
 from mien_server.pipeline.quality import Issue
-from mien_server.pipeline.types import FacePolicy, Quality
+from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.faces import (
     embedding_message,
@@ -41,6 +41,7 @@ from mien_server.rpc.faces import (
     identity_message,
     model_ref,
     optional_identity,
+    quality_message,
     subject_source,
 )
 from mien_server.rpc.status import Unimplemented
@@ -82,16 +83,12 @@ def _enrol_result(enrolment: Enrolment) -> gallery_pb2.EnrolResult:
         face_id=face_id(enrolment.key) if enrolment.key else "",
         person_id=enrolment.person,
         face=None if face is None else face_message(replace(face, embedding=None), enrolment.size),
-        quality=_quality(enrolment.quality),
+        quality=quality_message(enrolment.quality),
         issues=[_issue(issue) for issue in enrolment.issues],
         reason=enrolment.reason or "",
         message=enrolment.message,
         field=enrolment.field,
     )
-
-
-def _quality(quality: Quality | None) -> gallery_pb2.FaceQuality | None:
-    return None if quality is None else gallery_pb2.FaceQuality(**asdict(quality))
 
 
 def _issue(issue: Issue) -> gallery_pb2.QualityIssue:
@@ -164,7 +161,7 @@ def _enrolled(face: EnrolledFace) -> gallery_pb2.EnrolledFace:
         face_id=face_id(face.key),
         person_id=face.person,
         labels=face.labels,
-        quality=_quality(face.quality),
+        quality=quality_message(face.quality),
         created=_timestamp(face.created),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mien_server.errors import OperatorError
+from mien_server.models.analyser import ANALYSER
 from mien_server.models.families import find_family
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
@@ -16,7 +17,7 @@ from mien_server.repository.folders import CONFIG, leads_out, version_numbers
 from mien_server.repository.manifest import sha256_of
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
-from mien_server.weights.recognise.checkpoint import recognise
+from mien_server.weights.recognise.checkpoint import as_analyser, recognise
 from mien_server.weights.recognise.packs import files_of
 from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.write.golden import add_golden
@@ -97,7 +98,12 @@ def import_weights(
     try:
         _check_names(repository, model, version)
         with files_of(path) as files:
-            found = _read(path, files, source or "", _wanted_graph(repository, model), progress)
+            analyser = _analyser(repository, model) if files is None else None
+            found = (
+                [_Checkpoint(path, [as_analyser(path, analyser.normalisation)])]
+                if analyser
+                else _read(path, files, source or "", _wanted_graph(repository, model), progress)
+            )
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
                 _import(
@@ -140,6 +146,13 @@ def _wanted_graph(repository: Path, model: str | None) -> str:
     if isinstance(config, ModelConfig) and config.default_model_filename.endswith(".onnx"):
         return config.architecture
     return ""
+
+
+def _analyser(repository: Path, model: str | None) -> ModelConfig | None:
+    """The configuration of the model, if it is there and an analyser's: any graph may be one."""
+    path = repository / (model or "") / CONFIG
+    config = read_config(path) if model and path.is_file() else None
+    return config if isinstance(config, ModelConfig) and config.role is ANALYSER else None
 
 
 def _read(

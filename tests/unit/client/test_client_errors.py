@@ -220,5 +220,5 @@ def test_errors_survive_pickling() -> None:
 def test_every_exception_is_a_mien_error() -> None:
     exported = [getattr(mien, name) for name in mien.__all__]
     exceptions = [e for e in exported if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(exceptions) == 21
+    assert len(exceptions) == 22
     assert all(issubclass(e, mien.MienError) for e in exceptions)

@@ -107,7 +107,7 @@ def test_refused_face_is_the_exception_that_its_reason_names() -> None:
 
 
 def test_answers_are_ready_for_json() -> None:
-    quality = gallery_pb2.FaceQuality(sharpness=0.2, brightness=0.5, contrast=0.1, size=80)
+    quality = face_pb2.FaceQuality(sharpness=0.2, brightness=0.5, contrast=0.1, size=80)
     issue = gallery_pb2.QualityIssue(
         problem=gallery_pb2.QUALITY_PROBLEM_LIKE_ANOTHER_PERSON,
         value=0.9,

@@ -23,6 +23,7 @@ def test_every_family_is_found_by_its_name() -> None:
         "embedder": "embed",
         "scrfd": "detect",
         "mtcnn": "detect",
+        "analyser": "analyse",
     }
 
 
@@ -51,7 +52,7 @@ def test_only_networks_need_torch() -> None:
         "for module in pkgutil.iter_modules(models.__path__, 'mien_server.models.'):\n"
         "    import_module(module.name)\n"
         "from mien_server.models.families import families, roles\n"
-        "assert len(families()) > 9 and set(roles()) == {'detect', 'embed'}\n"
+        "assert len(families()) > 9 and set(roles()) == {'detect', 'embed', 'analyse'}\n"
         "print(sorted(name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,6 +23,7 @@ from mien_server.models.roles import (
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.types import (
     ArrayF32,
     Call,
@@ -147,8 +148,9 @@ class World:
         traffic: Traffic = Traffic(),  # noqa: B008 - frozen
         takes: int = 4,
         device: str = "cpu",
+        options: Any = None,
     ) -> None:
-        """Adds a version of a model, whose slot takes so many rows a request."""
+        """Adds a version of a model, whose slot takes so many rows a request, perhaps with other options."""
         policy = BatchingPolicy(max_batch_size=takes)
         placed = [PlacedInstance(instance, device)]
         slot = Noted(self.scheduler.open_slot(name, version, policy, placed))
@@ -160,9 +162,12 @@ class World:
             role=role,
             precision="fp32",
             normalisation=Normalisation("RGB", (104, 117, 123), 1.0),
-            options=DetectorOptions((320, 640, 1024), score_threshold=0.05)
-            if role is DETECTOR
-            else EmbedderOptions(match_threshold),
+            options=options
+            or (
+                DetectorOptions((320, 640, 1024), score_threshold=0.05)
+                if role is DETECTOR
+                else EmbedderOptions(match_threshold)
+            ),
             batching=BatchingPolicy(max_batch_size=4),
             instance_groups=(InstanceGroup("cpu"),),
             outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if role is EMBEDDER else (),
@@ -210,6 +215,18 @@ class World:
             selection=options.get("selection", LARGEST),
             threshold=options.get("threshold"),
             call=options.get("call") or Call(),
+            require=options.get("require", Requirements()),
+        )
+
+    async def analyse(self, image: Any, *analysers: str, **options: Any) -> Any:
+        return await self.pipeline.analyse(
+            image,
+            detector=ModelRef(),
+            analysers=[ModelRef(name) for name in analysers],
+            selection=options.get("selection", ALL),
+            call=options.get("call") or Call(),
+            require=options.get("require", Requirements()),
+            embedder=options.get("embedder"),
         )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mien_server.models.analyser import ANALYSER
 from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, EmbedderOptions
 from mien_server.repository.config.model import (
@@ -226,6 +227,9 @@ def test_defaults_that_are_spelt_out_are_no_error(read: Read, embedder: str) -> 
             512,
             "InsightFace and ModelScope weights: non-commercial research only",
         ),
+        ("age", ANALYSER, 1, "CC0-1.0"),
+        ("gender", ANALYSER, 2, "CC0-1.0"),
+        ("expression", ANALYSER, 7, "MIT"),
     ],
 )
 def test_shipped_configs_are_valid_and_quiet(
@@ -243,7 +247,8 @@ def test_shipped_configs_are_valid_and_quiet(
     assert not caplog.records
     if dimensions:
         assert config.outputs[0].dims == (dimensions,)
-        assert config.options.match_threshold is not None
+        if role is EMBEDDER:
+            assert config.options.match_threshold is not None
         assert config.batching.split_rows
     else:
         assert config.options.buckets == (320, 640, 1024)

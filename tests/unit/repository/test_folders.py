@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mien_server.repository.folders import find_models
+from mien_server.repository.folders import find_models, stamp_of_model
 
 
 def test_same_repository_given_twice_is_one(tmp_path: Path) -> None:
@@ -24,6 +24,34 @@ def test_folder_whose_name_is_no_text_is_warned_of_once(
         assert find_models([tmp_path]) == find_models([tmp_path]) == {}
     (warning,) = caplog.messages
     assert warning == f"{tmp_path}: the folder 'bad\\nname' is ignored: its name is not text"
+
+
+def test_a_models_stamp_changes_with_its_files_and_versions_and_with_nothing_else(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mask"
+    folder.mkdir()
+    model = find_models([tmp_path])["mask"]
+    stamps = [stamp_of_model(model)]
+
+    def changed() -> bool:
+        stamps.append(stamp_of_model(model))
+        return stamps[-1] != stamps[-2]
+
+    assert not changed()
+    for name in ("config.pbtxt", "labels.txt"):
+        (folder / name).write_text("one")
+        assert changed()
+    (folder / "labels.txt").write_text("another")
+    assert changed()
+    (folder / "1").mkdir()
+    assert changed()
+    (folder / "1" / "model.onnx").touch()
+    assert changed()
+    (folder / ".install.lock").touch()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "text").touch()
+    assert not changed()
 
 
 def test_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:

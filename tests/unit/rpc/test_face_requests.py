@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any, cast
 
@@ -13,7 +14,9 @@ from prometheus_client import CollectorRegistry
 from mien.v1 import face_pb2, face_pb2_grpc
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import (
+    Analysis,
     Call,
     Comparison,
     EncodedImage,
@@ -23,6 +26,7 @@ from mien_server.pipeline.types import (
     ModelIdentity,
     ModelRef,
     PhotoFaces,
+    Quality,
 )
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.intake import Intake
@@ -35,11 +39,23 @@ SELECTION = face_pb2.FaceSelection(
     policy=face_pb2.FACE_POLICY_CENTER_LARGEST, min_score=0.5, min_face_size=20
 )
 SELECTED = FaceSelection(FacePolicy.CENTER_LARGEST, min_score=0.5, min_face_size=20)
-REFS = {
+REFS: dict[str, Any] = {
     "detector": face_pb2.ModelRef(name="finder", version=3),
     "embedder": face_pb2.ModelRef(name="vectors", version=4),
 }
 ASKED = {"detector": ModelRef("finder", 3), "embedder": ModelRef("vectors", 4)}
+
+
+def said(kind: Any, *values: Any, **words: Any) -> Analysis:
+    return Analysis(ModelIdentity(kind, 1, "a" * 16), kind, np.array(values, np.float32), **words)
+
+
+ANALYSES = (
+    said("classification", 0.25, 0.625, 0.125, labels=("sad", "happy", "angry")),
+    said("score", 0.75),
+    said("number", 41.5, unit="years"),
+    said("points", (1, 2), (-3, 4)),
+)
 
 
 class NotingPipeline:
@@ -60,6 +76,11 @@ class NotingPipeline:
     async def embed(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
         self._note((image,), call, options)
         return PhotoFaces([FACE], 200, 100, FINDER, VECTORS)
+
+    async def analyse(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
+        self._note((image,), call, options)
+        face = replace(FACE, quality=Quality(0.2, 0.5, 0.1, yaw=-3.0), analyses=ANALYSES)
+        return PhotoFaces([face], 200, 100, FINDER)
 
     async def verify(self, a: object, b: object, *, call: Call, **options: object) -> Comparison:
         self._note((a, b), call, options)
@@ -136,7 +157,12 @@ async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> Non
             face_pb2.VerifyRequest(a=a, b=b, selection=SELECTION, threshold=0.5, **REFS)
         )
         assert pipeline.images == (EncodedImage(b"a"), EncodedImage(b"b"))
-        assert pipeline.asked == {**ASKED, "selection": SELECTED, "threshold": 0.5}
+        assert pipeline.asked == {
+            **ASKED,
+            "selection": SELECTED,
+            "threshold": 0.5,
+            "require": Requirements(),
+        }
         assert (answer.similarity, answer.threshold, answer.matched) == (0.25, 0.5, False)
         assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
         widths = [f.box_normalized.x2 for f in (answer.face_a, answer.face_b)]
@@ -144,3 +170,70 @@ async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> Non
         await stub.Verify(face_pb2.VerifyRequest(a=a, b=b))
         assert pipeline.asked["selection"] == FaceSelection(FacePolicy.LARGEST)
         assert pipeline.asked["threshold"] is None
+
+
+async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> None:
+    analysers = [face_pb2.ModelRef(name="mood"), face_pb2.ModelRef(name="age", version=2)]
+    async with noting() as (pipeline, stub, _):
+        answer = await stub.Analyze(
+            face_pb2.AnalyzeRequest(
+                image=IMAGE, detector=REFS["detector"], selection=SELECTION, analysers=analysers
+            )
+        )
+        assert pipeline.images == (EncodedImage(b"photo"),)
+        assert pipeline.asked == {
+            "detector": ASKED["detector"],
+            "selection": SELECTED,
+            "analysers": [ModelRef("mood"), ModelRef("age", 2)],
+            "require": Requirements(),
+            "embedder": None,
+        }
+        assert (answer.image_width, answer.detector.name) == (200, "finder")
+        assert not answer.HasField("embedder")
+        (found,) = answer.faces
+        assert found.face.box_normalized.x2 == pytest.approx(0.03)
+        assert found.quality.sharpness == pytest.approx(0.2)
+        assert (found.quality.yaw, found.quality.HasField("size")) == (-3, False)
+        assert [analysis.model.name for analysis in found.analyses] == [
+            *("classification", "score", "number", "points")
+        ]
+        mood, live, age, places = found.analyses
+        ranked = [(each.label, each.probability) for each in mood.classification.labels]
+        assert ranked == [("happy", 0.625), ("sad", 0.25), ("angry", 0.125)]
+        assert live.score == 0.75
+        assert (age.number.value, age.number.unit) == (41.5, "years")
+        assert [(point.x, point.y) for point in places.points.points] == [(1, 2), (-3, 4)]
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE))
+        assert pipeline.asked["selection"] == FaceSelection(FacePolicy.ALL)
+        assert pipeline.asked["analysers"] == []
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, embedder=REFS["embedder"]))
+        assert pipeline.asked["embedder"] == ASKED["embedder"]
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, embedder=face_pb2.ModelRef()))
+        assert pipeline.asked["embedder"] == ModelRef()
+        with pytest.raises(grpc.aio.AioRpcError, match=r"analysers\[1\].version is -1"):
+            await stub.Analyze(
+                face_pb2.AnalyzeRequest(
+                    image=IMAGE, analysers=[*analysers[:1], face_pb2.ModelRef(version=-1)]
+                )
+            )
+
+
+async def test_requirements_are_passed_on_by_both_that_take_them() -> None:
+    require = face_pb2.Requirements(quality=True)
+    require.analysers.add(analyser=face_pb2.ModelRef(name="live"), at_least=0.5)
+    require.analysers.add(
+        analyser=face_pb2.ModelRef(name="mood", version=2), label="sad", at_most=0
+    )
+    expected = Requirements(
+        quality=True,
+        demands=(
+            Demand(ModelRef("live"), at_least=0.5),
+            Demand(ModelRef("mood", 2), "sad", at_most=0.0),
+        ),
+    )
+    side = face_pb2.Subject(image=IMAGE)
+    async with noting() as (pipeline, stub, _):
+        await stub.Verify(face_pb2.VerifyRequest(a=side, b=side, require=require))
+        assert pipeline.asked["require"] == expected
+        await stub.Analyze(face_pb2.AnalyzeRequest(image=IMAGE, require=require))
+        assert pipeline.asked["require"] == expected

@@ -28,7 +28,7 @@ MODEL_FIELDS: FieldTree = {
         "specific": _leaves("versions"),
     },
     "input": _leaves("name", "data_type", "format", "dims"),
-    "output": _leaves("name", "data_type", "dims"),
+    "output": _leaves("name", "data_type", "dims", "label_filename"),
     "instance_group": _leaves("kind", "count", "gpus"),
     "dynamic_batching": {
         **_leaves(
@@ -97,10 +97,10 @@ def _check(
     """`path` leads through the file, `names` through the schema: without indices and keys."""
     for descriptor, value in message.ListFields():
         at, name = (*path, descriptor.name), (*names, descriptor.name)
-        if name in _WITHOUT_EFFECT:
+        if descriptor.name not in honoured:
+            if name not in _WITHOUT_EFFECT:
+                raise text.error(at, _INSTEAD.get(name, "is not supported; remove it"))
             _log.warning("%s:%d: %s has no effect", text.path, text.line(at), field_name(at))
-        elif descriptor.name not in honoured:
-            raise text.error(at, _INSTEAD.get(name, "is not supported; remove it"))
         elif (inner := honoured[descriptor.name]) is not None:
             for step, child in _messages(descriptor, value):
                 _check(text, child, inner, (*at, *step), name)

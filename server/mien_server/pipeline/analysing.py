@@ -1,0 +1,262 @@
+"""From a picture to what analysers say of its faces: found, chosen, cut as each wants, run at once."""
+
+import time
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mien_server.errors import at
+from mien_server.models.analyser import AnalyserOptions, AnalyserRow, Crop
+from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, cut, similarity
+from mien_server.pipeline.choosing import find_chosen, judge, load_crop
+from mien_server.pipeline.decode import Photo, load
+from mien_server.pipeline.embedding import cut_aligned, embed_crops, face_of
+from mien_server.pipeline.pool import PicturePool
+from mien_server.pipeline.quality import of_crop
+from mien_server.pipeline.room import PictureRoom
+from mien_server.pipeline.running import identity_of, run_parts, together
+from mien_server.pipeline.types import (
+    AlignedFace,
+    Analysis,
+    ArrayF32,
+    Call,
+    Embedding,
+    EncodedImage,
+    Face,
+    FaceSelection,
+    ImageSource,
+    ImageU8,
+    Limits,
+    ModelIdentity,
+    PhotoFaces,
+    RawPixels,
+    StageTime,
+)
+from mien_server.repository.versions import Lease
+
+_TEMPLATE = Crop()
+"""What embedders see, and quality is judged by."""
+
+
+class _Cut(NamedTuple):
+    """One crop of one face: its pixels [side, side, 3], and [2, 3], how it was cut out of the picture."""
+
+    pixels: ImageU8
+    matrix: NDArray[np.float64]
+
+
+async def analyse_image(
+    image: ImageSource,
+    detector: Lease | None,
+    analysers: Sequence[Lease],
+    selection: FaceSelection,
+    *,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+    embedder: Lease | None = None,
+) -> PhotoFaces:
+    """What analysers say of an aligned crop, or of the chosen faces of a photo, and the quality of each.
+
+    Args:
+        detector: a photo needs one.
+        embedder: of faces that are to be embedded, too.
+        analysers: of an aligned crop, none that sees the face's box.
+        selection: checked by `check_selection`.
+
+    Raises:
+        InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
+        Unmet: the photo has no face that is wanted (unless the policy is ALL), or too many.
+        SchedulingError: why there is no result.
+    """
+    with at("image"), at(image.part):
+        if isinstance(image, AlignedFace):
+            return await _analyse_crop(image, analysers, embedder, limits, pool, call)
+        if detector is None:
+            raise ValueError("a photo needs a detector")
+        return await _analyse_photo(
+            image, detector, analysers, embedder, selection, limits, pool, call
+        )
+
+
+async def _analyse_crop(
+    image: AlignedFace,
+    analysers: Sequence[Lease],
+    embedder: Lease | None,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+) -> PhotoFaces:
+    pixels = await load_crop(image, limits=limits, pool=pool, call=call)
+    # It is a photo of one face that lies where the template has it.
+    matrices = {crop: _matrix(crop, TEMPLATE) for crop in _wanted(analysers)}
+    begun = time.monotonic()
+    cuts = await pool.finish(
+        lambda: {
+            crop: [_Cut(pixels if crop.is_template else cut(pixels, matrix, crop.side), matrix)]
+            for crop, matrix in matrices.items()
+        }
+    )
+    quality = await pool.finish(partial(of_crop, pixels))
+    call.add(begun, StageTime("align", time.monotonic() - begun))
+    analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=0)
+    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses])
+    return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder))
+
+
+async def _analyse_photo(
+    image: EncodedImage | RawPixels,
+    detector: Lease,
+    analysers: Sequence[Lease],
+    embedder: Lease | None,
+    selection: FaceSelection,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+) -> PhotoFaces:
+    models = [*analysers, embedder] if embedder else analysers
+    photo, faces, chosen = await find_chosen(
+        image,
+        detector,
+        selection,
+        limits=limits,
+        pool=pool,
+        call=call,
+        reserve=max((each.model.slot.expected_compute() for each in models), default=0.0),
+    )
+    width, height, identity = photo.width, photo.height, identity_of(detector.model)
+    if not chosen:
+        return PhotoFaces([], width, height, identity, _identity(embedder))
+    matrices = {
+        crop: [_matrix(crop, faces.landmarks[i], faces.boxes[i]) for i in chosen]
+        for crop in _wanted(analysers)
+    }
+    begun = time.monotonic()
+    cuts = await pool.finish(
+        partial(_cut_all, image, photo, faces.landmarks[chosen], matrices, limits, pool.room)
+    )
+    crops = [each.pixels for each in cuts[_TEMPLATE]]
+    qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
+    call.add(begun, StageTime("align", time.monotonic() - begun))
+    # The crops are all that the call needs of the photo while it waits.
+    del photo, crops
+    analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
+    return PhotoFaces(
+        [
+            face_of(faces, i, embedding, quality, [each[number] for each in analyses])
+            for number, (i, embedding, quality) in enumerate(
+                zip(chosen, embeddings, qualities, strict=True)
+            )
+        ],
+        width,
+        height,
+        identity,
+        _identity(embedder),
+    )
+
+
+def _identity(embedder: Lease | None) -> ModelIdentity | None:
+    return identity_of(embedder.model) if embedder else None
+
+
+def _wanted(analysers: Sequence[Lease]) -> set[Crop]:
+    """The different crops that they want of a face, and that of which quality is told."""
+    options = [analyser.model.config.options for analyser in analysers]
+    return {_TEMPLATE, *(each.crop for each in options)}
+
+
+def _matrix(crop: Crop, landmarks: ArrayF32, box: ArrayF32 | None = None) -> NDArray[np.float64]:
+    """From pixels of a picture to those of a crop of a face of it: [2, 3].
+
+    Args:
+        crop: which part of the picture.
+        landmarks: [5, 2], where they are; alignable.
+        box: [4]; a crop around the box needs it.
+    """
+    if crop.around == "box":
+        if box is None:
+            raise ValueError("a crop around the box needs one")
+        low, high = box[:2].astype(np.float64), box[2:].astype(np.float64)
+        scale = crop.side / max(crop.margin * float((high - low).max()), 1.0)
+        middle = (crop.side - 1) / 2
+        return np.column_stack([np.eye(2) * scale, middle - scale * (low + high) / 2])
+    matrix: NDArray[np.float64] = similarity(landmarks[None])[0]
+    if crop.is_template:
+        return matrix
+    left, top, side = crop.window
+    scale = crop.side / side
+    # Whole pixels lie between their edges: half of one before the centre of the first.
+    shift = scale * (0.5 - np.array([left, top])) - 0.5
+    return np.column_stack([scale * matrix[:, :2], scale * matrix[:, 2] + shift])
+
+
+def _cut_all(
+    image: EncodedImage | RawPixels,
+    photo: Photo,
+    landmarks: ArrayF32,
+    matrices: dict[Crop, list[NDArray[np.float64]]],
+    limits: Limits,
+    room: PictureRoom,
+) -> dict[Crop, list[_Cut]]:
+    """The crops of a photo's faces [n, 5, 2]. Blocking."""
+    # The template's are those that Embed makes, to the last bit, whatever else is cut.
+    aligned = cut_aligned(image, photo, landmarks, limits, room)
+    others = {crop: part for crop, part in matrices.items() if not crop.is_template}
+    finest = max((np.hypot(*each[:, 0]) for part in others.values() for each in part), default=0.0)
+    if photo.reduction > 1 and finest * photo.reduction > 1.0:
+        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
+        with room.hold(refusable=False) as hold:
+            photo = load(image, limits, hold=hold)
+    reduction = np.array([photo.reduction, photo.reduction, 1.0])
+    cuts = {
+        crop: [_Cut(cut(photo.pixels, each * reduction, crop.side), each) for each in part]
+        for crop, part in others.items()
+    }
+    pairs = zip(aligned, matrices[_TEMPLATE], strict=True)
+    return {**cuts, _TEMPLATE: [_Cut(pixels, matrix) for pixels, matrix in pairs]}
+
+
+async def _run(
+    analysers: Sequence[Lease],
+    embedder: Lease | None,
+    cuts: dict[Crop, list[_Cut]],
+    call: Call,
+    *,
+    passed: int,
+) -> tuple[list[list[Analysis]], Sequence[Embedding | None]]:
+    """What each analyser says of each face, and the faces' embeddings; all of them at once."""
+
+    async def run(analyser: Lease) -> list[Analysis]:
+        model = analyser.model
+        options: AnalyserOptions = model.config.options
+        seen, identity = cuts[options.crop], identity_of(model)
+        rows = [AnalyserRow(each.pixels) for each in seen]
+        results = await run_parts(analyser, rows, call, passed=passed)
+        return [
+            Analysis(
+                identity,
+                options.kind,
+                _in_picture(result.values, each.matrix)
+                if options.kind == "points"
+                else result.values,
+                options.labels,
+                options.unit,
+            )
+            for result, each in zip(results, seen, strict=True)
+        ]
+
+    parts: list[Coroutine[Any, Any, Sequence[Any]]] = [run(analyser) for analyser in analysers]
+    crops = [each.pixels for each in cuts[_TEMPLATE]]
+    if embedder is not None:
+        parts.append(embed_crops(crops, embedder, call, passed=passed))
+    found: list[Any] = await together(*parts)
+    return found[: len(analysers)], found[-1] if embedder is not None else [None] * len(crops)
+
+
+def _in_picture(values: ArrayF32, matrix: NDArray[np.float64]) -> ArrayF32:
+    """Points of a crop, x and y in turn, as points [n, 2] of the picture that it was cut out of."""
+    points = values.reshape(-1, 2).astype(np.float64) - matrix[:, 2]
+    return np.asarray(points @ np.linalg.inv(matrix[:, :2]).T, np.float32)
