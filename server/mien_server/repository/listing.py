@@ -119,7 +119,8 @@ def _whole(config: ModelConfig, number: int, folder: ModelFolder) -> Listed:
     path = folder.path / str(number)
     manifest = verify_version(path, folder.root, config.default_model_filename)
     weights = manifest.files[config.default_model_filename].sha256
-    made_by = fingerprint(weights, config.architecture, config.normalisation)
+    described = config.role.describe(config.options)
+    made_by = fingerprint(weights, config.architecture, config.normalisation, described)
     options = judged_by(config, read_thresholds(path, folder.root, made_by)).options
     return Listed(
         model=config.name,
