@@ -15,6 +15,7 @@ from mien.gallery_results import (
     EnrolResult,
     GalleryInfo,
     GalleryPerson,
+    GroupResult,
     IdentifyResult,
     NewFace,
 )
@@ -71,7 +72,7 @@ class AsyncGallery:
     async def enrol(
         self,
         image: ImageLike | Embedding,
-        person: str,
+        person: str | None,
         *,
         labels: Mapping[str, str] | None = None,
         request_key: str = "",
@@ -87,7 +88,8 @@ class AsyncGallery:
 
         Args:
             image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
-            person: whose it is, in your words; a new person begins with the first face.
+            person: whose it is, in your words; a new person begins with the first face. None: nobody's yet,
+                see `NewFace`.
             labels: what you want to know of it later, at most 16.
             request_key: makes it safe to enrol it again, see `NewFace`.
             aligned: the image is a 112x112 crop, aligned already.
@@ -252,6 +254,29 @@ class AsyncGallery:
             person_id=person,
         )
         return tuple((await self._call("MoveFaces", build, timeout)).emptied_person_ids)
+
+    async def group(
+        self,
+        *,
+        threshold: float | None = None,
+        min_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> GroupResult:
+        """Puts the faces without a person together by likeness, for you to name; changes nothing.
+
+        `move` gives a group to a person. Looks at the first 20,000 such faces.
+
+        Args:
+            threshold: two groups are joined while the pairs between them are at least so similar on average,
+                in [-1, 1]; by default what `identify` goes by.
+            min_faces: leaves out smaller groups; 2 by default, 1 shows single faces, too.
+            timeout: seconds; the client's own if unset. Thousands of faces take some.
+
+        Raises:
+            InvalidRequest: the threshold is so low that thousands of faces hang together.
+        """
+        build = functools.partial(messages.group_request, self.name, threshold, min_faces)
+        return messages.group_result(await self._call("Group", build, timeout))
 
     async def delete_faces(
         self,

@@ -16,6 +16,7 @@ from mien.gallery_results import (
     Deleted,
     EnrolResult,
     GalleryInfo,
+    GroupResult,
     IdentifyResult,
 )
 from mien.messages import FacePolicy
@@ -108,6 +109,21 @@ def add_gallery_command(
     move = command("mv", _mv, "Gives faces to another person.")
     move.add_argument("faces", nargs="+", metavar="FACE")
     move.add_argument("person", metavar="PERSON")
+
+    group = command(
+        "group", _group, "Puts the faces without a person together by likeness; changes nothing."
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        help="mean similarity down to which faces are put together (default: the gallery's)",
+    )
+    group.add_argument(
+        "--min-faces",
+        type=cli_options.count,
+        metavar="N",
+        help="leave out smaller groups (default: 2)",
+    )
 
 
 def _create(client: Client, arguments: argparse.Namespace) -> None:
@@ -257,6 +273,35 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
     count = len(arguments.faces)
     faces = "1 face is" if count == 1 else f"{count} faces are"
     print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+
+
+def _group(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.timeout is None:
+        client.timeout = ADD_TIMEOUT
+    result = client.gallery(arguments.gallery).group(
+        threshold=arguments.threshold, min_faces=arguments.min_faces
+    )
+    if arguments.json:
+        _print_json(result.as_dict())
+    else:
+        print(_group_table(result))
+
+
+def _group_table(result: GroupResult) -> str:
+    lines = []
+    for number, group in enumerate(result.groups, 1):
+        lines.append(f"group {number}: {len(group.face_ids)} faces, {group.similarity:.3f} alike")
+        lines.append(f"  {' '.join(group.face_ids)}")
+    grouped = sum(len(group.face_ids) for group in result.groups)
+    lines.append(
+        f"{grouped} of {result.faces} faces without a person are in {len(result.groups)} groups,"
+        f" from {result.threshold:.3f} ({result.threshold_source}) on"
+    )
+    if result.left_out:
+        lines.append(
+            f"{result.left_out} more were not looked at: name or delete some of these first"
+        )
+    return "\n".join(lines)
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> None:

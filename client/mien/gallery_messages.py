@@ -13,9 +13,11 @@ from mien.gallery_results import (
     Deleted,
     EnrolledFace,
     EnrolResult,
+    FaceGroup,
     FaceQuality,
     GalleryInfo,
     GalleryPerson,
+    GroupResult,
     IdentifiedFace,
     IdentifyResult,
     NewFace,
@@ -82,6 +84,16 @@ def _labels(labels: Mapping[str, str], field: str) -> dict[str, str]:
     return {text(key, field): text(value, field) for key, value in labels.items()}
 
 
+def _person_id(person: str | None, field: str) -> str:
+    if person == "":
+        raise InvalidRequest(
+            f"{field}: it is empty: say whose face it is, or None for nobody's",
+            reason="INVALID_OPTION",
+            field=field,
+        )
+    return "" if person is None else text(person, field)
+
+
 def create_request(
     name: str, embedder: ModelLike | None, threshold: float | None
 ) -> pb.CreateCollectionRequest:
@@ -104,6 +116,7 @@ def info(message: pb.Collection) -> GalleryInfo:
         faces=message.faces,
         memory_bytes=message.memory_bytes,
         created=_time(message),
+        unnamed_faces=message.unnamed_faces,
     )
 
 
@@ -130,7 +143,7 @@ def enrol_request(
         faces=[
             pb.NewFace(
                 subject=subject_message(face.image, face.aligned, f"faces[{i}].subject", photos),
-                person_id=text(face.person, f"faces[{i}].person_id"),
+                person_id=_person_id(face.person, f"faces[{i}].person_id"),
                 labels=_labels(face.labels, f"faces[{i}].labels"),
                 # Without one, a retry after a broken connection could enrol the face twice.
                 request_key=text(face.request_key, f"faces[{i}].request_key")
@@ -290,6 +303,26 @@ def enrolled_face(message: pb.EnrolledFace) -> EnrolledFace:
 def face_ids(given: str | Sequence[str]) -> list[str]:
     """One or several ids of faces."""
     return [given] if isinstance(given, str) else list(given)
+
+
+def group_request(name: str, threshold: float | None, min_faces: int | None) -> pb.GroupRequest:
+    """The request of `group`."""
+    return pb.GroupRequest(
+        collection=name,
+        threshold=optional_number(threshold, "threshold"),
+        min_faces=optional_count(min_faces, "min_faces"),
+    )
+
+
+def group_result(response: pb.GroupResponse) -> GroupResult:
+    """The result of `group`."""
+    return GroupResult(
+        groups=tuple(FaceGroup(tuple(g.face_ids), g.similarity) for g in response.groups),
+        faces=response.faces,
+        left_out=response.left_out,
+        threshold=response.threshold,
+        threshold_source=_SOURCES.get(response.threshold_source, "model"),
+    )
 
 
 def deleted_faces(response: pb.DeleteFacesResponse, faces: int) -> Deleted:

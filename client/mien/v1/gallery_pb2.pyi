@@ -149,6 +149,7 @@ class Collection(_message.Message):
     FACES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    UNNAMED_FACES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     dimensions: _builtins.int
@@ -160,9 +161,11 @@ class Collection(_message.Message):
     persons: _builtins.int
     """Persons in it. Each has at least one face."""
     faces: _builtins.int
-    """Faces in it."""
+    """Faces in it, those without a person among them."""
     memory_bytes: _builtins.int
     """Bytes of memory that its faces take."""
+    unnamed_faces: _builtins.int
+    """Faces in it that have no person."""
     @_builtins.property
     def embedder(self) -> _face_pb2.ModelIdentity:
         """The embedding model that it is pinned to. Only embeddings of this fingerprint can be in it or be
@@ -184,10 +187,11 @@ class Collection(_message.Message):
         faces: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
+        unnamed_faces: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "embedder", b"embedder", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold", "unnamed_faces", b"unnamed_faces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -423,8 +427,9 @@ class NewFace(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_KEY_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
-    """Whose it is, in the caller's words: 1 to 256 bytes of UTF-8 without control characters. A person
-    begins with the first face.
+    """Whose it is, in the caller's words: at most 256 bytes of UTF-8 without control characters. A person
+    begins with the first face. Empty: nobody's yet. Identify does not look at such a face; Group puts those
+    together that are alike, and MoveFaces gives them to a person.
     """
     request_key: _builtins.str
     """Makes it safe to send the face again: at most 128 bytes. A face of the collection that was enrolled
@@ -938,7 +943,7 @@ class SearchedCollection(_message.Message):
     collection: _builtins.str
     """Its name."""
     faces: _builtins.int
-    """Faces in it when it was looked in."""
+    """Faces of persons in it when it was looked in."""
     threshold: _builtins.float
     """The threshold that was used, in [-1, 1]."""
     threshold_source: _face_pb2.ThresholdSource.ValueType
@@ -1183,7 +1188,7 @@ class EnrolledFace(_message.Message):
     face_id: _builtins.str
     """16 lower-case hexadecimal digits. No face gets one that another had."""
     person_id: _builtins.str
-    """Whose it is."""
+    """Whose it is. Empty: nobody's yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As enrolled."""
@@ -1337,7 +1342,7 @@ class MoveFacesRequest(_message.Message):
     collection: _builtins.str
     """The collection's name."""
     person_id: _builtins.str
-    """Whose they are, as in NewFace. The person may be new."""
+    """Whose they are, as in NewFace, and not empty. The person may be new."""
     @_builtins.property
     def face_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The faces: 1 to 1000."""
@@ -1488,3 +1493,112 @@ class DeletePersonResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeletePersonResponse: _TypeAlias = DeletePersonResponse  # noqa: Y015
+
+@_typing.final
+class GroupRequest(_message.Message):
+    """Asks which faces without a person belong together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MIN_FACES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    threshold: _builtins.float
+    """Two groups are joined while the pairs between them are at least so similar on average. In [-1, 1].
+    Unset: as for Identify.
+    """
+    min_faces: _builtins.int
+    """Smaller groups are left out: at least 1. Unset: 2."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        min_faces: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces", "_threshold", b"_threshold", "min_faces", b"min_faces", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces", "_threshold", b"_threshold", "collection", b"collection", "min_faces", b"min_faces", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_faces: _TypeAlias = _typing.Literal["min_faces"]  # noqa: Y015
+    _WhichOneofArgType__min_faces: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_faces) -> _WhichOneofReturnType__min_faces | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___GroupRequest: _TypeAlias = GroupRequest  # noqa: Y015
+
+@_typing.final
+class FaceGroup(_message.Message):
+    """Faces that belong together, as far as their embeddings tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACE_IDS_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    similarity: _builtins.float
+    """The mean similarity of their pairs, in [-1, 1]; 1 for a single face."""
+    @_builtins.property
+    def face_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The first enrolled first."""
+
+    def __init__(
+        self,
+        *,
+        face_ids: _abc.Iterable[_builtins.str] | None = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["face_ids", b"face_ids", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaceGroup: _TypeAlias = FaceGroup  # noqa: Y015
+
+@_typing.final
+class GroupResponse(_message.Message):
+    """The faces without a person, in groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FACES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    THRESHOLD_SOURCE_FIELD_NUMBER: _builtins.int
+    faces: _builtins.int
+    """Faces that were looked at: the first 20,000 without a person."""
+    left_out: _builtins.int
+    """Faces without a person that were not, because there are more. Name or delete some, and ask again."""
+    threshold: _builtins.float
+    """The threshold that was used, in [-1, 1]."""
+    threshold_source: _face_pb2.ThresholdSource.ValueType
+    """Where the threshold came from."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___FaceGroup]:
+        """The largest first; of equals, the one enrolled first. No face is in two of them. The same faces give the
+        same groups.
+        """
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___FaceGroup] | None = ...,
+        faces: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        threshold_source: _face_pb2.ThresholdSource.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faces", b"faces", "groups", b"groups", "left_out", b"left_out", "threshold", b"threshold", "threshold_source", b"threshold_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupResponse: _TypeAlias = GroupResponse  # noqa: Y015

@@ -105,6 +105,11 @@ class GalleryServiceStub:
                 request_serializer=mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.FromString,
                 _registered_method=True)
+        self.Group = channel.unary_unary(
+                '/mien.v1.GalleryService/Group',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
@@ -208,6 +213,14 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Group(self, request, context):
+        """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+        nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GalleryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +288,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.DeletePerson,
                     request_deserializer=mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.FromString,
                     response_serializer=mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.SerializeToString,
+            ),
+            'Group': grpc.unary_unary_rpc_method_handler(
+                    servicer.Group,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -634,6 +652,33 @@ class GalleryService:
             '/mien.v1.GalleryService/DeletePerson',
             mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.SerializeToString,
             mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Group(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/Group',
+            mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,10 @@ class GalleryServiceStub:
     """Deletes faces. All of them, or none. A person without faces is gone, too."""
     DeletePerson: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeletePersonRequest, _gallery_pb2.DeletePersonResponse]
     """Deletes a person with all faces."""
+    Group: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GroupRequest, _gallery_pb2.GroupResponse]
+    """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+    nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
@@ -109,6 +113,10 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Deletes faces. All of them, or none. A person without faces is gone, too."""
     DeletePerson: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeletePersonRequest, _gallery_pb2.DeletePersonResponse]  # type: ignore[assignment]
     """Deletes a person with all faces."""
+    Group: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GroupRequest, _gallery_pb2.GroupResponse]  # type: ignore[assignment]
+    """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+    nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+    """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
@@ -224,5 +232,15 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.DeletePersonResponse, _abc.Awaitable[_gallery_pb2.DeletePersonResponse]]:
         """Deletes a person with all faces."""
+
+    @_abc_1.abstractmethod
+    def Group(
+        self,
+        request: _gallery_pb2.GroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.GroupResponse, _abc.Awaitable[_gallery_pb2.GroupResponse]]:
+        """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+        nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+        """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

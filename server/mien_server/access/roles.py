@@ -35,7 +35,7 @@ METHODS: dict[str, Role | str] = {
         _GALLERY + method: Role.READ
         for method in (
             *("ListCollections", "GetCollection"),
-            *("ListPersons", "GetPerson", "ListFaces", "GetFace"),
+            *("ListPersons", "GetPerson", "ListFaces", "GetFace", "Group"),
         )
     },
     **{

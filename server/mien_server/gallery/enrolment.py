@@ -62,7 +62,8 @@ async def enrol(
         )
     for number, face in enumerate(faces):
         with at(f"faces[{number}]"):
-            check_person(face.person)
+            if face.person:
+                check_person(face.person)
             check_labels(face.labels)
             check_request_key(face.request_key)
     judged = await together(
@@ -126,9 +127,16 @@ async def _compare(
     policy: QualityPolicy,
     call: Call,
 ) -> None:
-    """Notes which faces are very much like one of another person, enrolled or before it in the call."""
+    """Notes which faces are very much like one of another person, enrolled or before it in the call.
+
+    Those without a person are anybody's.
+    """
     limit = _likeness(gallery, live)
-    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    left = [
+        (number, e)
+        for number, (_, e) in enumerate(judged)
+        if e is not None and faces[number].person
+    ]
     if not left:
         return
     # The person's own faces may be the most similar ones, so the second person counts, too.

@@ -1,13 +1,20 @@
 """Identify, and what is asked of a gallery beside it: photos and embeddings in, persons out."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
+from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
 from mien_server.gallery.store import Live, Store
 from mien_server.gallery.types import (
     Found,
+    Grouped,
     Identification,
     IdentifiedFace,
     Labels,
@@ -28,8 +35,10 @@ from mien_server.pipeline.types import (
     ModelIdentity,
     ModelRef,
     PhotoFaces,
+    StageTime,
 )
 from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.scheduling.errors import Expired
 
 
 class Gallery:
@@ -52,6 +61,8 @@ class Gallery:
         self._models = models
         self._pipeline = pipeline
         self._default_embedder = default_embedder
+        # One grouping at a time: beside it, cores are for calls that take milliseconds.
+        self._grouping = ThreadPoolExecutor(1, thread_name_prefix="gallery-group")
 
     async def create(self, name: str, embedder: ModelRef, threshold: float | None) -> Live:
         """Makes a collection, pinned to the embedder that serves now.
@@ -149,6 +160,41 @@ class Gallery:
             width=photo.width,
             height=photo.height,
         )
+
+    async def group(self, name: str, *, threshold: float | None, least: int, call: Call) -> Grouped:
+        """The faces of a collection that have no person, put together by likeness.
+
+        Args:
+            name: of the collection.
+            threshold: down to which mean cosine groups are joined; None: as for Identify.
+            least: faces that a group must have, at least 1.
+
+        Raises:
+            InvalidRequest: INVALID_OPTION, the threshold is out of range or too low.
+            NotInGallery: COLLECTION_NOT_FOUND. Expired: the call's time was not enough.
+        """
+        check_threshold(threshold)
+        live = self.store.find(name)
+        limit, source = self._threshold(live, threshold)
+        faces, vectors, left_out = await self.store.unnamed(live, grouping.MAX_FACES)
+        abandoned = threading.Event()
+
+        def check() -> None:
+            if abandoned.is_set():
+                raise Expired("nobody waits for the groups any more")
+            if call.deadline is not None and time.monotonic() > call.deadline:
+                raise Expired(
+                    f"The call's time was not enough to group {len(faces):,} faces: give it more."
+                )
+
+        began = time.monotonic()
+        work = partial(grouping.group, faces, vectors, threshold=limit, least=least, check=check)
+        try:
+            groups = await asyncio.wrap_future(self._grouping.submit(work))
+        finally:
+            abandoned.set()
+        call.add(began, StageTime("group", time.monotonic() - began))
+        return Grouped(groups, len(faces), left_out, limit, source)
 
     async def embed(
         self,

@@ -23,7 +23,7 @@ from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
 
 @dataclass(frozen=True, slots=True)
 class FaceRow:
-    """A face to write: `vector` [d] of unit length, `norm` before that."""
+    """A face to write: `vector` [d] of unit length, `norm` before that; `person` "" for nobody yet."""
 
     person: str
     labels: Labels
@@ -193,7 +193,7 @@ def delete_person(connection: sqlite3.Connection, collection: Collection, name: 
     """
     _check(connection, collection)
     person = find_person(connection, collection, name)
-    if person is None:
+    if person is None or not name:
         raise no_person(collection, name)
     gone = connection.execute(
         "DELETE FROM faces WHERE person = ? RETURNING id, vector, labels", (person,)
@@ -242,4 +242,4 @@ def _drop_empty(connection: sqlite3.Connection, persons: set[int]) -> list[str]:
             ).fetchone()
             names.append(payloads.to_text(body))
         _drop_payloads(connection, gone)
-    return names
+    return [name for name in names if name]

@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
@@ -37,7 +40,7 @@ from mien_server.gallery.types import (
 )
 from mien_server.gallery.writer import Writer
 from mien_server.pipeline.running import run_in_slot
-from mien_server.pipeline.types import Call, ModelIdentity
+from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import PlacedInstance
@@ -57,11 +60,27 @@ SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A collection that is there, its faces, and the queue of searches in front of them."""
+    """A collection that is there, its faces, and the queue of searches in front of them.
+
+    Attributes:
+        index: the faces of persons, which is what searches look at.
+        unnamed: the faces without a person.
+    """
 
     collection: Collection
     index: Index
+    unnamed: Index
     slot: Slot
+
+    @property
+    def faces(self) -> int:
+        """Faces in it."""
+        return self.index.snapshot.faces + self.unnamed.snapshot.faces
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that they take."""
+        return self.index.nbytes + self.unnamed.nbytes
 
 
 class Store:
@@ -131,7 +150,7 @@ class Store:
     async def size(self, live: Live) -> CollectionSize:
         """How much is in a collection."""
         persons, faces = await self._read(reading.counts, live)
-        return CollectionSize(persons, faces, live.index.nbytes)
+        return CollectionSize(persons, faces, live.unnamed.snapshot.faces, live.nbytes)
 
     async def create(
         self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
@@ -143,7 +162,7 @@ class Store:
         """
         await self._write(
             lambda c: record.create_collection(c, name, embedder, dimensions, threshold),
-            lambda made: self._show(self._opened(made, Index(dimensions))),
+            lambda made: self._show(self._opened(made, Index(dimensions), Index(dimensions))),
         )
         return self.find(name)
 
@@ -168,13 +187,13 @@ class Store:
         texts = [to_text(row.labels) for row in rows]
 
         def publish(written: Sequence[Written]) -> None:
-            live.index.add(
-                [
-                    NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
-                    for w, row, text in zip(written, rows, texts, strict=True)
-                    if not w.existing
-                ]
-            )
+            added = [
+                NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
+                for w, row, text in zip(written, rows, texts, strict=True)
+                if not w.existing
+            ]
+            live.index.add([row for row in added if row.name])
+            live.unnamed.add([row for row in added if not row.name])
 
         written, _ = await self._write(
             lambda c: record.enrol(c, live.collection, rows),
@@ -189,9 +208,16 @@ class Store:
         Raises:
             NotInGallery: as `record.move_faces` says.
         """
+
+        def publish(moved: tuple[int, list[str]]) -> None:
+            key, name = moved[0], sys.intern(person)
+            live.index.move(faces, key, name)
+            named = live.unnamed.take(faces)
+            live.index.add([replace(row, person=key, name=name) for row in named])
+
         (_, emptied), _ = await self._write(
             lambda c: record.move_faces(c, live.collection, faces, person),
-            lambda moved: live.index.move(faces, moved[0], sys.intern(person)),
+            publish,
             # The file has the names of those who are gone.
             erases=True,
         )
@@ -203,10 +229,13 @@ class Store:
         Raises:
             NotInGallery: as `record.delete_faces` says.
         """
+
+        def publish(_: object) -> None:
+            live.index.remove(faces)
+            live.unnamed.remove(faces)
+
         return await self._write(
-            lambda c: record.delete_faces(c, live.collection, faces),
-            lambda _: live.index.remove(faces),
-            erases=True,
+            lambda c: record.delete_faces(c, live.collection, faces), publish, erases=True
         )
 
     async def delete_person(self, live: Live, person: str) -> tuple[int, bool]:
@@ -242,6 +271,17 @@ class Store:
         """As `reading.face`."""
         return await self._read(reading.face, live, key)
 
+    async def unnamed(self, live: Live, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
+        """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
+        snapshot = live.unnamed.snapshot
+
+        def run() -> tuple[NDArray[np.int64], ArrayF32, int]:
+            keys, vectors = snapshot.all_faces(live.collection.dimensions)
+            first = np.argsort(keys)[:most]
+            return keys[first], vectors[first], len(keys) - len(first)
+
+        return await asyncio.wrap_future(self._readers.submit(run))
+
     async def search(
         self, live: Live, queries: Sequence[Query], call: Call, *, passed: int
     ) -> Sequence[Found]:
@@ -276,31 +316,32 @@ class Store:
         try:
             for collection in reading.collections(connection):
                 started = time.monotonic()
-                index = Index(collection.dimensions)
+                index, unnamed = Index(collection.dimensions), Index(collection.dimensions)
                 for part in reading.load(connection, collection):
-                    index.add_arrays(
-                        part.vectors, part.faces, part.persons, part.names, part.labels
-                    )
-                live[collection.name] = self._opened(collection, index)
-                faces, seconds = index.snapshot.faces, round(time.monotonic() - started, 2)
+                    named = np.array([bool(name) for name in part.names])
+                    for into, chosen in ((index, named), (unnamed, ~named)):
+                        if chosen.any():
+                            into.add_arrays(*part.only(chosen))
+                opened = live[collection.name] = self._opened(collection, index, unnamed)
+                faces, seconds = opened.faces, round(time.monotonic() - started, 2)
                 facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
                 _log.info("collection loaded", extra=facts)
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
         except (reading.Broken, ValueError, KeyError) as error:
             raise damaged(self._path, str(error)) from error
-        if (used := sum(each.index.nbytes for each in live.values())) > self._max_bytes:
+        if (used := sum(each.nbytes for each in live.values())) > self._max_bytes:
             _log.warning(
                 "the galleries take %d bytes, more than %s allows (%d): no face can be enrolled",
                 *(used, flag_of("gallery_max_bytes"), self._max_bytes),
             )
         return live
 
-    def _opened(self, collection: Collection, index: Index) -> Live:
+    def _opened(self, collection: Collection, index: Index, unnamed: Index) -> Live:
         # One product at a time, on all cores that are free: others gather meanwhile and share the next.
         placed = [PlacedInstance(Search(index, self._lanes), self._device.name)]
         slot = self._scheduler.open_slot(f"collection {collection.name}", 1, SEARCHES, placed)
-        return Live(collection, index, slot)
+        return Live(collection, index, unnamed, slot)
 
     def _show(self, live: Live) -> None:
         self._live = {**self._live, live.collection.name: live}
@@ -331,7 +372,7 @@ class Store:
 
     def _reserve(self, nbytes: int) -> None:
         with self._guard:
-            used = sum(live.index.nbytes for live in self._live.values())
+            used = sum(live.nbytes for live in self._live.values())
             if nbytes and used + self._reserved + nbytes > self._max_bytes:
                 raise GalleryFull(
                     f"The galleries take {used:,} bytes of memory, and these faces {nbytes:,} more, which"

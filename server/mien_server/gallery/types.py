@@ -41,10 +41,11 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class CollectionSize:
-    """How much is in a collection; `nbytes` of memory."""
+    """How much is in a collection: `unnamed` of the faces have no person; `nbytes` of memory."""
 
     persons: int
     faces: int
+    unnamed: int
     nbytes: int
 
 
@@ -60,7 +61,10 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class EnrolledFace:
-    """A face of a collection, without its vector; `created` in seconds since 1970."""
+    """A face of a collection, without its vector; `created` in seconds since 1970.
+
+    `person` is "" for one that has none.
+    """
 
     key: int
     person: str
@@ -71,7 +75,7 @@ class EnrolledFace:
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A face that a caller wants enrolled. `request_key` may be ""."""
+    """A face that a caller wants enrolled. `person` may be "", for nobody yet, and `request_key`, too."""
 
     subject: ImageSource | Embedding
     person: str
@@ -155,6 +159,38 @@ class Found:
 
     matches: list[Match]
     faces: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaceGroup:
+    """Faces that belong together.
+
+    Attributes:
+        faces: their keys, the first enrolled first.
+        similarity: the mean cosine of their pairs, in [-1, 1].
+    """
+
+    faces: list[int]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The answer of Group.
+
+    Attributes:
+        groups: the largest first.
+        looked_at: how many faces without a person were looked at.
+        left_out: how many were not, since there are too many for one call.
+        threshold: the mean cosine down to which faces were put together.
+        threshold_from: "request", "collection" or "model".
+    """
+
+    groups: list[FaceGroup]
+    looked_at: int
+    left_out: int
+    threshold: float
+    threshold_from: str
 
 
 @dataclass(frozen=True, slots=True)

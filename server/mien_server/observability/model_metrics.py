@@ -108,8 +108,8 @@ def _galleries(collections: Sequence[Live]) -> Iterator[Metric]:
         "mien_gallery_bytes", "Bytes of memory that they take.", labels=("collection",)
     )
     for each in collections:
-        faces.add_metric([each.collection.name], each.index.snapshot.faces)
-        nbytes.add_metric([each.collection.name], each.index.nbytes)
+        faces.add_metric([each.collection.name], each.faces)
+        nbytes.add_metric([each.collection.name], each.nbytes)
     yield from (faces, nbytes)
 
 
