@@ -260,7 +260,7 @@ def _deleted_line(deleted: Deleted) -> str:
     erased = (
         "erased from the server's files"
         if deleted.erased
-        else "not erased yet: somebody reads the server's files, and it tries again"
+        else "not erased from the server's files yet"
     )
     return f"deleted {faces}{gone}; {erased}"
 

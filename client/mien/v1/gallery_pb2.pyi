@@ -163,7 +163,7 @@ class Collection(_message.Message):
     faces: _builtins.int
     """Faces in it, those without a person among them."""
     memory_bytes: _builtins.int
-    """Bytes of memory that its faces take."""
+    """Bytes of the server's memory that its faces take; 0 of a Milvus."""
     unnamed_faces: _builtins.int
     """Faces in it that have no person."""
     @_builtins.property
@@ -380,7 +380,8 @@ class DeleteCollectionResponse(_message.Message):
     """Faces that went with it."""
     erased: _builtins.bool
     """Whether no file of the gallery has a byte of it any more. False while somebody else, such as a backup,
-    reads the files: the server then erases the rest as soon as it can.
+    reads the files: the server then erases the rest as soon as it can. Always false of a Milvus, which
+    erases its files by itself, later.
     """
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GalleryServiceStub:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -113,8 +113,8 @@ class GalleryServiceStub:
 
 
 class GalleryServiceServicer:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -303,8 +303,8 @@ def add_GalleryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GalleryService:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of

@@ -29,8 +29,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GalleryServiceStub:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -76,8 +76,8 @@ class GalleryServiceStub:
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -119,8 +119,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of

@@ -14,8 +14,8 @@ from mien_server.gallery.checks import (
     check_request_key,
 )
 from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.interface import OpenCollection
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live
 from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy, Query
 from mien_server.pipeline.quality import Issue, Problem, problems
 from mien_server.pipeline.running import together
@@ -37,7 +37,7 @@ async def enrol(
     selection: FaceSelection,
     policy: QualityPolicy,
     call: Call,
-) -> tuple[Live, list[Enrolment]]:
+) -> tuple[OpenCollection, list[Enrolment]]:
     """Enrols faces in a collection. One that is refused keeps no other one out.
 
     Args:
@@ -84,7 +84,7 @@ _Judged = tuple[Enrolment, Embedding | None]
 
 async def _judge(
     gallery: Gallery,
-    live: Live,
+    live: OpenCollection,
     face: NewFace,
     path: str,
     detector: ModelRef,
@@ -121,7 +121,7 @@ async def _judge(
 
 async def _compare(
     gallery: Gallery,
-    live: Live,
+    live: OpenCollection,
     faces: Sequence[NewFace],
     judged: list[_Judged],
     policy: QualityPolicy,
@@ -165,7 +165,7 @@ async def _compare(
 
 
 async def _write(
-    gallery: Gallery, live: Live, faces: Sequence[NewFace], judged: Sequence[_Judged]
+    gallery: Gallery, live: OpenCollection, faces: Sequence[NewFace], judged: Sequence[_Judged]
 ) -> None:
     """Enrols what is left."""
     left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
@@ -188,7 +188,7 @@ async def _write(
         enrolment.existing = written.existing
 
 
-def _likeness(gallery: Gallery, live: Live) -> float:
+def _likeness(gallery: Gallery, live: OpenCollection) -> float:
     """From which cosine on two faces are so alike that they can hardly be of two persons.
 
     Half way from the threshold of a match to the same picture: strangers of a large gallery match, but not

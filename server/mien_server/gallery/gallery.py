@@ -11,7 +11,7 @@ from functools import partial
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.types import (
     Found,
     Grouped,
@@ -55,7 +55,7 @@ class Gallery:
     """
 
     def __init__(
-        self, store: Store, models: Models, pipeline: FacePipeline, *, default_embedder: str
+        self, store: AnyStore, models: Models, pipeline: FacePipeline, *, default_embedder: str
     ) -> None:
         self.store = store
         self._models = models
@@ -64,7 +64,9 @@ class Gallery:
         # One grouping at a time: beside it, cores are for calls that take milliseconds.
         self._grouping = ThreadPoolExecutor(1, thread_name_prefix="gallery-group")
 
-    async def create(self, name: str, embedder: ModelRef, threshold: float | None) -> Live:
+    async def create(
+        self, name: str, embedder: ModelRef, threshold: float | None
+    ) -> OpenCollection:
         """Makes a collection, pinned to the embedder that serves now.
 
         Raises:
@@ -82,7 +84,8 @@ class Gallery:
         ):
             identity = identity_of(lease.model)
             dimensions = lease.model.config.outputs[0].dims[0]
-        return await self.store.create(name, identity, dimensions, threshold)
+        made: OpenCollection = await self.store.create(name, identity, dimensions, threshold)
+        return made
 
     async def identify(
         self,
@@ -110,7 +113,7 @@ class Gallery:
             NotInGallery: COLLECTION_NOT_FOUND.
         """
         check_threshold(threshold)
-        searched = []
+        searched: list[OpenCollection] = []
         for number, name in enumerate(names):
             try:
                 searched.append(self.store.find(name))
@@ -149,7 +152,7 @@ class Gallery:
             searched=[
                 Searched(
                     live.collection.name,
-                    of_live[0].faces if of_live else live.index.snapshot.faces,
+                    of_live[0].faces if of_live else live.named,
                     limit,
                     source,
                 )
@@ -199,7 +202,7 @@ class Gallery:
     async def embed(
         self,
         subject: ImageSource | Embedding,
-        live: Live,
+        live: OpenCollection,
         detector: ModelRef,
         selection: FaceSelection,
         call: Call,
@@ -242,7 +245,7 @@ class Gallery:
                     error.field = f"subject.{error.field}"
                 raise
 
-    def model_threshold(self, live: Live) -> float | None:
+    def model_threshold(self, live: OpenCollection) -> float | None:
         """The match threshold of a collection's embedder, if it has one.
 
         Raises:
@@ -251,12 +254,12 @@ class Gallery:
         with self._pinned(live) as lease:
             return _match_threshold(lease.model)
 
-    def _pinned(self, live: Live) -> AbstractContextManager[Lease]:
+    def _pinned(self, live: OpenCollection) -> AbstractContextManager[Lease]:
         """The embedder of a collection, or what serves under its name instead."""
         embedder = live.collection.embedder
         return self._models.lease(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
 
-    def _threshold(self, live: Live, asked: float | None) -> tuple[float, str]:
+    def _threshold(self, live: OpenCollection, asked: float | None) -> tuple[float, str]:
         """The threshold that holds for a collection, and where it comes from."""
         if asked is not None:
             return asked, "request"
@@ -274,7 +277,7 @@ class Gallery:
 
     async def _search(
         self,
-        live: Live,
+        live: OpenCollection,
         faces: Sequence[Face],
         top_k: int,
         threshold: float,
@@ -290,7 +293,9 @@ class Gallery:
         return await self.store.search(live, queries, call, passed=passed)
 
 
-def _best(searched: Sequence[Live], found: Sequence[Found], top_k: int) -> list[tuple[str, Match]]:
+def _best(
+    searched: Sequence[OpenCollection], found: Sequence[Found], top_k: int
+) -> list[tuple[str, Match]]:
     """The best persons of all collections."""
     matches = [
         (live.collection.name, match)

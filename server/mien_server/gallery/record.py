@@ -17,7 +17,7 @@ from mien_server.gallery.reading import (
     no_face,
     no_person,
 )
-from mien_server.gallery.types import Collection, Labels
+from mien_server.gallery.types import Collection, Labels, StoredFace
 from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
 
 
@@ -42,14 +42,16 @@ def create_collection(
     embedder: ModelIdentity,
     dimensions: int,
     threshold: float | None,
+    *,
+    created: float | None = None,
 ) -> Collection:
-    """A new collection.
+    """A new collection, made now, or of another store when it was `created` there.
 
     Raises:
         AlreadyInGallery: COLLECTION_EXISTS.
     """
     row = (name, embedder.name, embedder.version, embedder.fingerprint, dimensions, threshold)
-    created = time.time()
+    created = time.time() if created is None else created
     if connection.execute("SELECT 1 FROM collections WHERE name = ?", (name,)).fetchone():
         raise AlreadyInGallery(
             Reason.COLLECTION_EXISTS,
@@ -109,24 +111,40 @@ def _enrol(
         existing = face_of_request(connection, collection, row.request_key)
         if existing:
             return existing
-    person = _person(connection, collection, row.person, now)
-    labels = to_text(row.labels)
-    face = connection.execute(
-        "INSERT INTO faces (collection, person, vector, labels, request, quality, norm, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    request = payloads.hashed(connection, row.request_key) if row.request_key else None
+    who, labels, quality = row.person, row.labels, row.quality
+    face = StoredFace(0, who, labels, quality, request, row.norm, now, row.vector)
+    key, person = insert_face(connection, collection, face)
+    return Written(key, person, row.person, existing=False)
+
+
+def insert_face(
+    connection: sqlite3.Connection, collection: Collection, face: StoredFace
+) -> tuple[int, int]:
+    """Adds a face as it is, with a key of its own where that is 0: its key and its person's.
+
+    Raises:
+        sqlite3.IntegrityError: there is one of this key.
+    """
+    person = _person(connection, collection, face.person, face.created)
+    labels = to_text(face.labels)
+    key = connection.execute(
+        "INSERT INTO faces (id, collection, person, vector, labels, request, quality, norm, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
+            face.key or None,
             collection.key,
             person,
-            payloads.put(connection, row.vector.astype("<f4").tobytes()),
+            payloads.put(connection, face.vector.astype("<f4").tobytes()),
             payloads.put(connection, payloads.of_text(labels)) if labels else None,
-            payloads.hashed(connection, row.request_key) if row.request_key else None,
-            json.dumps(asdict(row.quality)) if row.quality else None,
-            row.norm,
-            now,
+            face.request,
+            json.dumps(asdict(face.quality)) if face.quality else None,
+            face.norm,
+            face.created,
         ),
     ).lastrowid
-    assert face is not None  # noqa: S101 - an INSERT has one
-    return Written(face, person, row.person, existing=False)
+    assert key is not None  # noqa: S101 - an INSERT has one
+    return key, person
 
 
 def _person(connection: sqlite3.Connection, collection: Collection, name: str, now: float) -> int:

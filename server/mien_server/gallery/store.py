@@ -78,6 +78,11 @@ class Live:
         return self.index.snapshot.faces + self.unnamed.snapshot.faces
 
     @property
+    def named(self) -> int:
+        """Faces of persons in it."""
+        return self.index.snapshot.faces
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that they take."""
         return self.index.nbytes + self.unnamed.nbytes

@@ -74,6 +74,29 @@ class EnrolledFace:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFace:
+    """A face as a store keeps it.
+
+    Attributes:
+        key: ascending with the time of enrolment.
+        person: "" for nobody yet.
+        request: the salted hash of the request key; None: there was none.
+        norm: of the vector before it was brought to unit length.
+        created: seconds since 1970.
+        vector: [d] of unit length.
+    """
+
+    key: int
+    person: str
+    labels: Labels
+    quality: Quality | None
+    request: bytes | None
+    norm: float
+    created: float
+    vector: ArrayF32
+
+
+@dataclass(frozen=True, slots=True)
 class NewFace:
     """A face that a caller wants enrolled. `person` may be "", for nobody yet, and `request_key`, too."""
 

@@ -16,8 +16,8 @@ from mien_server.gallery.checks import (
 )
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.reading import face_id
-from mien_server.gallery.store import Live, Store
 from mien_server.gallery.types import (
     NewFace,
     QualityPolicy,
@@ -86,12 +86,12 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         if self._given is None:
             raise Unimplemented(
                 "This server has no galleries: its operator can give it a folder for them, with"
-                f" {name_of('gallery_dir')}."
+                f" {name_of('gallery_dir')}, or a Milvus, with {name_of('gallery_url')}."
             )
         return self._given
 
     @property
-    def _store(self) -> Store:
+    def _store(self) -> AnyStore:
         return self._gallery.store
 
     async def CreateCollection(  # noqa: N802 - the contract's name
@@ -283,7 +283,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             )
         return group_response(found)
 
-    async def _collection(self, live: Live) -> gallery_pb2.Collection:
+    async def _collection(self, live: OpenCollection) -> gallery_pb2.Collection:
         collection, size = live.collection, await self._store.size(live)
         return gallery_pb2.Collection(
             name=collection.name,

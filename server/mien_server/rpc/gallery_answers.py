@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mien.v1 import face_pb2, gallery_pb2
+from mien_server.gallery.interface import OpenCollection
 from mien_server.gallery.reading import face_id
-from mien_server.gallery.store import Live
 from mien_server.gallery.types import (
     EnrolledFace,
     Enrolment,
@@ -27,7 +27,7 @@ _SOURCES = {
 }
 
 
-def enrol_response(live: Live, enrolments: list[Enrolment]) -> gallery_pb2.EnrolResponse:
+def enrol_response(live: OpenCollection, enrolments: list[Enrolment]) -> gallery_pb2.EnrolResponse:
     """The answer of Enrol."""
     return gallery_pb2.EnrolResponse(
         results=[_enrol_result(enrolment) for enrolment in enrolments],

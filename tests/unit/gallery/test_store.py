@@ -69,65 +69,6 @@ async def test_request_key_enrols_once(open_store: OpenStore) -> None:
         assert not new.existing
 
 
-async def test_persons_begin_and_end_with_their_faces(store: Store) -> None:
-    live = await made(store)
-    a, b, c = await store.enrol(live, [face("ann", 1), face("ann", 2), face("bob", 3)])
-    assert await store.delete_faces(live, [a.face]) == ([], True)
-    assert await store.move(live, [b.face], "bob") == ["ann"]
-    assert await everyone(store, live) == {"bob": 2}
-    assert await store.delete_faces(live, [b.face, c.face]) == (["bob"], True)
-    assert await everyone(store, live) == {}
-    with pytest.raises(NotInGallery, match="no person 'bob'"):
-        await store.delete_person(live, "bob")
-
-
-async def test_change_with_an_unknown_face_changes_nothing(store: Store) -> None:
-    live, other = await made(store), await made(store, "other")
-    (a,) = await store.enrol(live, [face("ann", 1)])
-    (b,) = await store.enrol(other, [face("bob", 2)])
-    for stranger in (b.face, 10**6):
-        with pytest.raises(NotInGallery) as caught:
-            await store.delete_faces(live, [a.face, stranger])
-        assert caught.value.field == "face_ids[1]"
-        with pytest.raises(NotInGallery):
-            await store.move(live, [a.face, stranger], "cy")
-        with pytest.raises(NotInGallery):
-            await store.face(live, stranger)
-    assert await everyone(store, live) == {"ann": 1}
-    assert await persons_like(store, live, face("ann", 1).vector) == ["ann"]
-
-
-async def test_collections_are_apart_and_go_with_everything(store: Store) -> None:
-    live, other = await made(store), await made(store, "other")
-    await store.enrol(live, [face("ann", 1), face("bob", 2)])
-    await store.enrol(other, [face("ann", 1)])
-    with pytest.raises(AlreadyInGallery):
-        await made(store)
-    assert await store.delete(live) == (2, True)
-    with pytest.raises(NotInGallery):
-        store.find("staff")
-    for late in (store.enrol(live, [face("cy", 3)]), store.delete(live)):
-        with pytest.raises(NotInGallery):
-            await late
-    assert await everyone(store, other) == {"ann": 1}
-    assert (await made(store)).index.snapshot.faces == 0
-
-
-async def test_pages_go_on_where_the_last_one_ended(store: Store) -> None:
-    live = await made(store)
-    names = ["ann", "Bob", "é", "日本", "zoe"]
-    written = await store.enrol(live, [face(name, i) for i, name in enumerate(names * 2)])
-    after, told = 0, []
-    while page := await store.persons(live, after=after, most=2):
-        told += [person.name for person in page]
-        after = page[-1].key
-    assert told == names
-    faces = await store.faces(live, of="", after=written[3].face, most=3)
-    assert [each.key for each in faces] == [each.face for each in written[4:7]]
-    of_one = await store.faces(live, of="é", after=0, most=10)
-    assert [each.key for each in of_one] == [written[2].face, written[7].face]
-
-
 async def test_changes_that_come_together_share_a_commit(store: Store, tmp_path: Path) -> None:
     live = await made(store)
     (tmp_path / "galleries" / f"{FILENAME}-wal").stat()
