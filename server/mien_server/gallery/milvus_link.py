@@ -107,7 +107,7 @@ class Link:
             code = getattr(error, "code", None)
             if code == _NOT_FOUND:
                 raise Gone from error
-            self._note(error, away=code == _UNREACHABLE)
+            self._note(error, away=is_away(error))
             raise GalleryUnavailable(
                 f"The galleries are in a Milvus that cannot be asked now ({_told(error)}): try again. A"
                 " change may have been made or not; with request keys it is safe to repeat."
@@ -142,6 +142,11 @@ class Link:
             self._away = _told(error)
 
 
+def is_away(error: Exception) -> bool:
+    """Whether an exception of pymilvus' says that Milvus cannot be reached at all."""
+    return getattr(error, "code", None) == _UNREACHABLE
+
+
 def within(deadline: float | None) -> float:
     """Seconds that a read may take."""
     if deadline is None:
@@ -151,7 +156,11 @@ def within(deadline: float | None) -> float:
 
 def _told(error: Exception) -> str:
     """What an error says, in one line, and not where Milvus is."""
-    text = getattr(error, "message", "") or type(error).__name__
-    if getattr(error, "code", None) == _UNREACHABLE:
+    if is_away(error):
         return "it cannot be reached"
+    code = getattr(error, "code", None)
+    # gRPC's own exceptions have a method of that name.
+    text = getattr(error, "message", "") or (
+        code().name if callable(code) else type(error).__name__
+    )
     return " ".join(str(text).split())[:200]

@@ -348,10 +348,8 @@ class MilvusStore:
                     filter=where,
                     limit=limit,
                     output_fields=["person", "person_hash", "labels"],
-                    search_params={
-                        "metric_type": "IP",
-                        "params": {"ef": max(128, 2 * limit)} if table.hnsw else {},
-                    },
+                    # FLAT has no use for it, and another server may have given it HNSW just now.
+                    search_params={"metric_type": "IP", "params": {"ef": max(128, 2 * limit)}},
                     consistency_level="Bounded",
                     timeout=within(call.deadline),
                 )

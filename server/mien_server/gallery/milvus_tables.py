@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mien_server.errors import AlreadyInGallery, GalleryUnavailable, Reason
-from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS, Gone, Link
+from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS, Gone, Link, is_away
 from mien_server.gallery.milvus_rows import (
     PREFIX,
     SALT_TABLE,
@@ -196,39 +196,48 @@ class Tables:
         for name in there:
             if not name.startswith(PREFIX):
                 continue
-            table = before.get(name) or self._open(client, name)
-            if table is None:
-                continue
-            found[table.collection.name] = table
+            table = before.get(name)
             try:
-                self.count(client, table)
+                table = self._as_it_is(client, name, table)
+                if table is not None:
+                    self.count(client, table)
             except self._link.pymilvus.MilvusException as error:
-                _log.info("collection %s is not counted: %s", table.collection.name, error)
+                if is_away(error):
+                    raise
+                # It is being loaded, deleted or given another index: that is no reason to lose the others.
+                _log.info("collection %s cannot be looked at now: %s", name, error)
+            if table is not None:
+                found[table.collection.name] = table
         mine = {name: t for name, t in (self._known or {}).items() if t.name not in before}
         self._learn({**found, **mine})  # what was made here during the look is there, too
         for table in found.values():
             if table.faces >= self._hnsw_from and not table.hnsw:
                 self._to_hnsw(client, table)
 
-    def _open(self, client: Any, name: str) -> Table | None:
+    def _as_it_is(self, client: Any, name: str, known: Table | None) -> Table | None:
+        """A collection as Milvus has it now: another server may have deleted it and made it anew."""
         told = client.describe_collection(name, timeout=READ_SECONDS)
         collection = collection_of(told.get("description", ""))
-        if collection is None:
-            return None
+        if collection is None or (known and known.collection == collection):
+            return known if collection else None
         table = Table(collection, name)
         self._serve(client, table)
         return table
 
     def _serve(self, client: Any, table: Table) -> None:
         """Gives a collection an index and loads it, where that is missing."""
-        kinds = [
-            client.describe_index(table.name, index, timeout=READ_SECONDS).get("index_type")
-            for index in client.list_indexes(table.name, timeout=READ_SECONDS)
-        ]
+        kinds = self._indexes(client, table)
         if not kinds:
             self._index(client, table, _FLAT)
-        table.hnsw = "HNSW" in kinds
+        table.hnsw = "HNSW" in kinds.values()
         client.load_collection(table.name, timeout=_LOAD_SECONDS)
+
+    def _indexes(self, client: Any, table: Table) -> dict[str, str]:
+        """The kinds of the indexes that a collection has, by their names."""
+        return {
+            index: client.describe_index(table.name, index, timeout=READ_SECONDS)["index_type"]
+            for index in client.list_indexes(table.name, timeout=READ_SECONDS)
+        }
 
     def _index(self, client: Any, table: Table, kind: Mapping[str, Any]) -> None:
         indexes = client.prepare_index_params()
@@ -238,11 +247,15 @@ class Tables:
     def _to_hnsw(self, client: Any, table: Table) -> None:
         """Exchanges the index. Milvus has to let go of the collection for that: searches are refused."""
         name = table.collection.name
-        _log.warning("collection %s gets an index of HNSW: it is away for a moment", name)
-        client.release_collection(table.name, timeout=WRITE_SECONDS)
-        for index in client.list_indexes(table.name, timeout=READ_SECONDS):
-            client.drop_index(table.name, index, timeout=WRITE_SECONDS)
-        self._index(client, table, _HNSW)
+        indexes = self._indexes(client, table)
+        if "HNSW" not in indexes.values():  # no other server has begun
+            _log.warning(
+                "collection %s gets an index of HNSW: it is away until that is built", name
+            )
+            client.release_collection(table.name, timeout=WRITE_SECONDS)
+            for index in indexes:
+                client.drop_index(table.name, index, timeout=WRITE_SECONDS)
+            self._index(client, table, _HNSW)
         client.load_collection(table.name, timeout=_LOAD_SECONDS)
         table.hnsw = True
         _log.warning("collection %s is searched by HNSW now", name)

@@ -261,3 +261,57 @@ async def test_whoever_was_told_of_a_change_sees_it(store: AnyStore) -> None:
     await asyncio.gather(*(come_and_go(number) for number in range(4)))
     size = await store.size(live)
     assert (size.persons, size.faces, size.unnamed) == (0, 0, 0)
+
+
+@pytest.mark.long
+async def test_large_collection_is_searched_by_hnsw_and_found_again(milvus: MilvusStore) -> None:
+    count, dimensions = 3000, 32
+    vectors = random_units(count, dimensions, seed=11)
+    live = await made(milvus, next(_NAMES), dimensions)
+    rows = [FaceRow(f"p{i}", {}, "", None, 1.0, vector) for i, vector in enumerate(vectors)]
+    await milvus.enrol(live, rows[:2900])
+    growing = MilvusStore(f"milvus://{milvus.link.place}", hnsw_from=2000)
+    try:
+        name = live.collection.name
+        async with asyncio.timeout(120):
+            while not growing.find(name).hnsw:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.2)
+        await growing.enrol(growing.find(name), rows[2900:])
+        queries = random_units(50, dimensions, seed=12)
+        hits = 0
+        for store in (growing, milvus):  # the other server learns of it, too
+            table = store.find(name)
+            found = await store.search(
+                table, [Query(query, 10, -1.0) for query in queries], Call(), passed=0
+            )
+            for query, each in zip(queries, found, strict=True):
+                wanted = {f"p{i}" for i, _ in best(vectors, list(range(count)), query, 10)}
+                hits += len(wanted & {match.person for match in each.matches})
+        assert hits >= 0.98 * 2 * 50 * 10
+    finally:
+        growing.close()
+
+
+@pytest.mark.long
+async def test_collection_that_another_server_made_anew_is_known_as_it_is(
+    milvus: MilvusStore,
+) -> None:
+    other = MilvusStore(f"milvus://{milvus.link.place}")
+    try:
+        old = await made(milvus, next(_NAMES))
+        name = old.collection.name
+        async with asyncio.timeout(60):
+            while name not in [each.collection.name for each in other.collections()]:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        await other.enrol(other.find(name), [face("ann", 1)])
+        await milvus.delete(milvus.find(name))
+        anew = await made(milvus, name, 2 * D)
+        async with asyncio.timeout(60):
+            while other.find(name).collection != anew.collection:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        row = face("bob", 2, dimensions=2 * D)
+        await other.enrol(other.find(name), [row])
+        assert await persons_like(milvus, anew, row.vector) == ["bob"]
+        assert await everyone(milvus, anew) == {"bob": 1}
+    finally:
+        other.close()
