@@ -18,18 +18,15 @@ MOST_HITS = 16_384
 
 _FIRST_HITS = 64
 _MORE_SAMPLES = 1024
+"""Faces of the persons found that are asked for at a time: more than `MAX_SAMPLES` of each of 100."""
 
 _Hit: TypeAlias = Mapping[str, Any]
-Ask: TypeAlias = Callable[[Sequence[Any], str, int], list[list[_Hit]]]
+Ask: TypeAlias = Callable[[Sequence[Any], str, int], Sequence[Sequence[_Hit]]]
 """Vectors, a filter and how many faces to give for each: the faces, each with `id`, `distance`, `entity`."""
 
 
 def search(queries: Sequence[Query], hashes: Hashes, ask: Ask) -> list[list[Match]]:
-    """The persons most like each query, the best first; of equals the one enrolled first.
-
-    A person's samples are all that there are up to `MAX_SAMPLES`, among the 1,024 faces of the persons found
-    that are most like the query.
-    """
+    """The persons most like each query, the best first; of equals the one enrolled first."""
     found: list[list[Match]] = []
     for _, alike in groupby(queries, key=lambda query: (query.top_k, to_text(query.labels))):
         some = list(alike)
@@ -41,7 +38,7 @@ def search(queries: Sequence[Query], hashes: Hashes, ask: Ask) -> list[list[Matc
     return found
 
 
-def _persons(query: Query, hits: list[_Hit], limit: int, where: str, ask: Ask) -> list[Match]:
+def _persons(query: Query, hits: Sequence[_Hit], limit: int, where: str, ask: Ask) -> list[Match]:
     while True:
         hits = sorted(hits, key=lambda hit: (-hit["distance"], hit["id"]))
         complete = len(hits) < limit or hits[-1]["distance"] < query.threshold
@@ -51,12 +48,16 @@ def _persons(query: Query, hits: list[_Hit], limit: int, where: str, ask: Ask) -
         limit = min(MOST_HITS, 4 * limit)
         (hits,) = ask([query.vector], where, limit)
     matches = dict(list(matches.items())[: query.top_k])
-    if not complete and matches:
-        # Further faces of these persons may be beyond those that came.
-        chosen = ", ".join(f'"{key}"' for key in matches)
+    while not complete:
+        # Further faces of these persons may be beyond those that came. Each answer completes one at least.
+        few = [key for key, match in matches.items() if len(match.samples) < MAX_SAMPLES]
+        if not few:
+            break
+        chosen = ", ".join(f'"{key}"' for key in few)
         (hits,) = ask([query.vector], f"{where} and person_hash in [{chosen}]", _MORE_SAMPLES)
         hits = sorted(hits, key=lambda hit: (-hit["distance"], hit["id"]))
-        matches = _matches(query, hits)
+        complete = len(hits) < _MORE_SAMPLES or hits[-1]["distance"] < query.threshold
+        matches |= _matches(query, hits)
     return list(matches.values())
 
 
