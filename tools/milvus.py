@@ -88,6 +88,11 @@ class Milvus:
         self.kill()
         raise RuntimeError(f"Milvus did not start; its logs are in {self.folder}/logs")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all of it."""
+        assert self._process is not None  # noqa: S101 - it runs
+        os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """Ends it at once, and all that it started."""
         if self._process is not None:

@@ -1,9 +1,11 @@
 """Servers whose galleries are in a real Milvus: several on one, and one whose Milvus goes and comes back."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -209,6 +211,36 @@ def test_milvus_killed_under_load_loses_nothing_and_disturbs_no_face_call(
     assert len(set(there.values())) == len(there)
     # Who gave up at the end, without an answer, is at most one for each writer.
     assert len(there) <= len(acknowledged) + 3
+    gallery.delete()
+
+
+def test_milvus_that_hangs_holds_up_nobody_beyond_a_deadline(
+    milvus: Milvus, clients: list[mien.Client], sample: Sample, model: mien.ModelIdentity
+) -> None:
+    gallery = clients[0].gallery(f"hang-{next(_NAMES)}")
+    gallery.create(threshold=0.5)
+    gallery.enrol(somebody(model, 1), "p1", quality_policy="accept")
+    milvus.signal(signal.SIGSTOP)
+    try:
+        photo = sample("person_a_1").read_bytes()
+
+        def ask(number: int) -> float:
+            began = time.monotonic()
+            with pytest.raises((mien.Unavailable, mien.DeadlineExceeded)):
+                gallery.identify(somebody(model, number), timeout=3)
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(40) as pool:
+            asked = [pool.submit(ask, number) for number in range(40)]
+            for _ in range(5):
+                began = time.monotonic()
+                assert len(clients[0].detect(photo).faces) == 1
+                assert time.monotonic() - began < 3
+            assert max(each.result() for each in asked) < 6
+    finally:
+        milvus.signal(signal.SIGCONT)
+    eventually(lambda: gallery.identify(somebody(model, 1)), _AWAY_SECONDS)
+    assert [match.person for match in gallery.identify(somebody(model, 1)).persons] == ["p1"]
     gallery.delete()
 
 

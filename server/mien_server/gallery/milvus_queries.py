@@ -7,23 +7,25 @@ from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS
 from mien_server.gallery.milvus_tables import Table
 from mien_server.gallery.reading import no_face
 
-_PAGE = 4096
+_PAGE, _VECTORS_PAGE = 16_384, 4096
+"""Faces that are read at a time: Milvus gives no more, and vectors of 512 numbers are 8 MB by then."""
 
 
 def scan(
     client: Any, table: Table, fields: list[str], *, where: str = "", after: int = -1
 ) -> Iterator[list[dict[str, Any]]]:
     """The faces of a collection with keys above `after`, by their keys, some at a time."""
+    page = _VECTORS_PAGE if "vector" in fields else _PAGE
     while True:
         condition = f"id > {after}" + (f" and {where}" if where else "")
         rows = client.query(
-            table.name, filter=condition, output_fields=fields, limit=_PAGE, timeout=WRITE_SECONDS
+            table.name, filter=condition, output_fields=fields, limit=page, timeout=WRITE_SECONDS
         )
         some = sorted(map(dict, rows), key=lambda row: row["id"])
         if some:
             yield some
             after = some[-1]["id"]
-        if len(some) < _PAGE:
+        if len(some) < page:
             return
 
 

@@ -7,7 +7,7 @@ told of a change finds it, from any server, a change is acknowledged only after 
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +42,9 @@ T = TypeVar("T")
 
 _UNNAMED = 'person_hash == ""'
 
+_LISTED_SECONDS = 30.0
+"""How long the pages after the first one go by what that found."""
+
 
 class MilvusStore:
     """`GalleryStore` over a Milvus. It is there although Milvus is not: calls are then `GalleryUnavailable`.
@@ -68,6 +71,7 @@ class MilvusStore:
         self._ids = Ids()
         # Changes that read before they write: two of this server's do not undo each other.
         self._changing = threading.Lock()
+        self._listed: Mapping[str, tuple[float, list[Person]]] = {}
 
     def close(self) -> None:
         """Ends the threads. What was acknowledged is in Milvus."""
@@ -240,8 +244,12 @@ class MilvusStore:
     async def persons(self, table: Table, *, after: int, most: int) -> list[Person]:
         """The persons with keys above `after`, the first enrolled first, at most `most`.
 
-        A person's key is that of the first face. Reads the person of every face.
+        A person's key is that of the first face. The first page reads the person of every face, and the
+        next ones soon after go by what that found.
         """
+        read, listed = self._listed.get(table.name, (0.0, []))
+        if after and time.monotonic() - read < _LISTED_SECONDS:
+            return [person for person in listed if person.key > after][:most]
 
         def work(client: Any) -> list[Person]:
             found: dict[str, Person] = {}
@@ -252,7 +260,9 @@ class MilvusStore:
                     count = one.faces + 1 if one else 1
                     found[row["person"]] = Person(key, row["person"], count, created)
             found.pop("", None)
-            return [person for person in found.values() if person.key > after][:most]
+            everyone = list(found.values())
+            self._listed = {table.name: (time.monotonic(), everyone)}  # of one collection at a time
+            return [person for person in everyone if person.key > after][:most]
 
         return await self._run(table, work)
 
