@@ -46,6 +46,7 @@ from mien.gallery_results import (
     NewFace,
     PersonMatch,
     QualityIssue,
+    ReembedResult,
     SampleMatch,
     SearchedGallery,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "PersonMatch",
     "Point",
     "QualityIssue",
+    "ReembedResult",
     "SampleMatch",
     "SearchedGallery",
     "ServerError",

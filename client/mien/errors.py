@@ -181,6 +181,7 @@ _BY_REASON: Mapping[str, type[MienError]] = {
     "EMBEDDING_MISMATCH": EmbeddingMismatch,
     "MODEL_NOT_READY": ModelNotReady,
     "LOW_QUALITY": LowQuality,
+    "NO_CROPS": FailedPrecondition,
     "COLLECTION_NOT_FOUND": NotInGallery,
     "PERSON_NOT_FOUND": NotInGallery,
     "ENROLLED_FACE_NOT_FOUND": NotInGallery,

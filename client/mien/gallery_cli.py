@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,6 +64,12 @@ def add_gallery_command(
         help="similarity from which on a face is a person's, from -1 to 1 (default: the model's own, which is"
         " too low for many persons)",
     )
+    create.add_argument(
+        "--keep-crops",
+        action="store_true",
+        help="keep a picture of each face on the server, so that reembed can bring the gallery to another"
+        " model",
+    )
     command("ls", _ls, "Lists the galleries.", gallery=False)
     show = command("show", _show, "Shows a gallery and its persons, or a person's faces.")
     show.add_argument("person", nargs="?", metavar="PERSON")
@@ -110,6 +117,11 @@ def add_gallery_command(
     move.add_argument("faces", nargs="+", metavar="FACE")
     move.add_argument("person", metavar="PERSON")
 
+    reembed = command(
+        "reembed", _reembed, "Brings a gallery that keeps crops to another model or version."
+    )
+    reembed.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+
     group = command(
         "group", _group, "Puts the faces without a person together by likeness; changes nothing."
     )
@@ -129,7 +141,14 @@ def add_gallery_command(
 def _create(client: Client, arguments: argparse.Namespace) -> None:
     gallery = client.gallery(arguments.gallery)
     _tell_galleries(
-        [gallery.create(embedder=arguments.embedder, threshold=arguments.threshold)], arguments
+        [
+            gallery.create(
+                embedder=arguments.embedder,
+                threshold=arguments.threshold,
+                keep_crops=arguments.keep_crops,
+            )
+        ],
+        arguments,
     )
 
 
@@ -273,6 +292,21 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
     count = len(arguments.faces)
     faces = "1 face is" if count == 1 else f"{count} faces are"
     print(f"{faces} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+
+
+def _reembed(client: Client, arguments: argparse.Namespace) -> None:
+    gallery = client.gallery(arguments.gallery)
+    while True:
+        result = gallery.reembed(embedder=arguments.embedder)
+        if result.done:
+            break
+        if not arguments.json:
+            total = result.reembedded + result.left
+            print(f"{result.reembedded} of {total} faces", file=sys.stderr)
+    if arguments.json:
+        _print_json(result.as_dict())
+    else:
+        print(f"{arguments.gallery} has {result.reembedded} faces of {result.embedder} now")
 
 
 def _group(client: Client, arguments: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from mien.gallery_results import (
     NewFace,
     PersonMatch,
     QualityIssue,
+    ReembedResult,
     SampleMatch,
     SearchedGallery,
 )
@@ -95,13 +96,14 @@ def _person_id(person: str | None, field: str) -> str:
 
 
 def create_request(
-    name: str, embedder: ModelLike | None, threshold: float | None
+    name: str, embedder: ModelLike | None, threshold: float | None, keep_crops: bool = False
 ) -> pb.CreateCollectionRequest:
     """The request of `create`."""
     return pb.CreateCollectionRequest(
         name=text(name, "name"),
         embedder=model_ref(embedder, "embedder"),
         threshold=optional_number(threshold, "threshold"),
+        keep_crops=keep_crops,
     )
 
 
@@ -117,6 +119,7 @@ def info(message: pb.Collection) -> GalleryInfo:
         memory_bytes=message.memory_bytes,
         created=_time(message),
         unnamed_faces=message.unnamed_faces,
+        keeps_crops=message.keeps_crops,
     )
 
 
@@ -322,6 +325,24 @@ def group_result(response: pb.GroupResponse) -> GroupResult:
         left_out=response.left_out,
         threshold=response.threshold,
         threshold_source=_SOURCES.get(response.threshold_source, "model"),
+    )
+
+
+def reembed_request(
+    name: str, embedder: ModelLike | None, max_faces: int | None
+) -> pb.ReembedRequest:
+    """The request of `reembed`."""
+    return pb.ReembedRequest(
+        collection=name,
+        embedder=model_ref(embedder, "embedder"),
+        max_faces=optional_count(max_faces, "max_faces") or 0,
+    )
+
+
+def reembed_result(response: pb.ReembedResponse) -> ReembedResult:
+    """The result of `reembed`."""
+    return ReembedResult(
+        identity(response.embedder), response.reembedded, response.left, response.done
     )
 
 

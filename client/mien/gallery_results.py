@@ -27,6 +27,7 @@ class GalleryInfo:
         memory_bytes: what they take in the server's memory.
         created: when it was made, in UTC.
         unnamed_faces: how many of the faces have no person.
+        keeps_crops: whether the server keeps a picture of each face, for `Gallery.reembed`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class GalleryInfo:
     memory_bytes: int
     created: datetime
     unnamed_faces: int = 0
+    keeps_crops: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, `created` in ISO 8601."""
@@ -52,6 +54,7 @@ class GalleryInfo:
             "memory_bytes": self.memory_bytes,
             "created": self.created.isoformat(),
             "unnamed_faces": self.unnamed_faces,
+            "keeps_crops": self.keeps_crops,
         }
 
 
@@ -400,4 +403,30 @@ class GroupResult:
             "left_out": self.left_out,
             "threshold": shortest(self.threshold),
             "threshold_source": self.threshold_source,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReembedResult:
+    """How far a gallery is on its way to another model.
+
+    Attributes:
+        embedder: the other model.
+        reembedded: faces that it has embedded, in all calls together.
+        left: faces that it has not.
+        done: whether it is the gallery's model now.
+    """
+
+    embedder: ModelIdentity
+    reembedded: int
+    left: int
+    done: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "embedder": self.embedder.as_dict(),
+            "reembedded": self.reembedded,
+            "left": self.left,
+            "done": self.done,
         }

@@ -140,6 +140,7 @@ CASES: dict[str, Case] = {
     "COLLECTION_EXISTS": raising(
         AlreadyInGallery(Reason.COLLECTION_EXISTS, "there already", field="name")
     ),
+    "NO_CROPS": unmet(Reason.NO_CROPS),
     "GALLERY_FULL": raising(GalleryFull("no room")),
     "GALLERY_UNAVAILABLE": raising(GalleryUnavailable("away")),
     "INTERNAL": raising(KeyError("a secret of the server")),

@@ -447,3 +447,35 @@ async def test_async_client_groups(
             await unknown.enrol(embeddings[name], None)
         (found,) = (await unknown.group()).groups
         assert len(found.face_ids) == 2
+
+
+def test_gallery_that_keeps_crops_takes_photos_and_is_reembedded(
+    galleries: LocalServer,
+    client: mien.Client,
+    gallery: mien.Gallery,
+    sample: Sample,
+    embeddings: dict[str, mien.Embedding],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keeping = client.gallery(f"{gallery.name}-crops")
+    assert keeping.create(keep_crops=True).keeps_crops
+    assert not gallery.info().keeps_crops
+    keeping.enrol(sample("person_a_1"), "a")
+    for refused in (
+        lambda: keeping.enrol(embeddings["person_b_1"], "b"),
+        gallery.reembed,
+    ):
+        with pytest.raises(mien.FailedPrecondition) as caught:
+            refused()
+        assert caught.value.reason == "NO_CROPS"
+    with pytest.raises(mien.InvalidRequest) as out_of_range:
+        keeping.reembed(max_faces=20_000)
+    assert out_of_range.value.field == "max_faces"
+    # Its own model: there is nothing to do. What another model does, test_reembedding.py has.
+    done = keeping.reembed()
+    assert (done.reembedded, done.left, done.done) == (1, 0, True)
+    assert done.embedder == keeping.info().embedder
+    command = ["gallery", "reembed", keeping.name, "--address", galleries.address, "--json"]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["done"] is True
+    assert [match.person for match in keeping.identify(sample("person_a_2")).persons] == ["a"]

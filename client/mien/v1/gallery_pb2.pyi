@@ -150,6 +150,7 @@ class Collection(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     UNNAMED_FACES_FIELD_NUMBER: _builtins.int
+    KEEPS_CROPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     dimensions: _builtins.int
@@ -166,6 +167,8 @@ class Collection(_message.Message):
     """Bytes of the server's memory that its faces take; 0 of a Milvus."""
     unnamed_faces: _builtins.int
     """Faces in it that have no person."""
+    keeps_crops: _builtins.bool
+    """Whether the crop of each face is kept: CreateCollectionRequest.keep_crops."""
     @_builtins.property
     def embedder(self) -> _face_pb2.ModelIdentity:
         """The embedding model that it is pinned to. Only embeddings of this fingerprint can be in it or be
@@ -188,10 +191,11 @@ class Collection(_message.Message):
         memory_bytes: _builtins.int = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
         unnamed_faces: _builtins.int = ...,
+        keeps_crops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "embedder", b"embedder", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold", "unnamed_faces", b"unnamed_faces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "keeps_crops", b"keeps_crops", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold", "unnamed_faces", b"unnamed_faces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -208,12 +212,18 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    KEEP_CROPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 64 of a-z, A-Z, 0-9, "-", "_" and ".", the first of them a letter or a digit. One that
     exists already is the error COLLECTION_EXISTS.
     """
     threshold: _builtins.float
     """What Collection.threshold is to be. In [-1, 1]."""
+    keep_crops: _builtins.bool
+    """Whether to keep the aligned crop, 112x112 pixels, of every face that is enrolled, so that Reembed can
+    bring the collection to another model. A crop is a picture of the face: without, mien keeps none. Such a
+    collection takes photos and crops, and refuses embeddings with NO_CROPS. Not in a Milvus.
+    """
     @_builtins.property
     def embedder(self) -> _face_pb2.ModelRef:
         """The embedding model to pin it to. Unset: the server's default."""
@@ -224,10 +234,11 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         embedder: _face_pb2.ModelRef | None = ...,
         threshold: _builtins.float | None = ...,
+        keep_crops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "keep_crops", b"keep_crops", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -1603,3 +1614,71 @@ class GroupResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GroupResponse: _TypeAlias = GroupResponse  # noqa: Y015
+
+@_typing.final
+class ReembedRequest(_message.Message):
+    """Asks to go on bringing a collection to another model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    MAX_FACES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name. One that keeps no crops is the error NO_CROPS."""
+    max_faces: _builtins.int
+    """Faces to embed in this call, at most 10,000; fewer if its time ends before. 0: 256."""
+    @_builtins.property
+    def embedder(self) -> _face_pb2.ModelRef:
+        """The model that it is to have. Unset: the server's default."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        embedder: _face_pb2.ModelRef | None = ...,
+        max_faces: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "embedder", b"embedder", "max_faces", b"max_faces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedRequest: _TypeAlias = ReembedRequest  # noqa: Y015
+
+@_typing.final
+class ReembedResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    REEMBEDDED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    reembedded: _builtins.int
+    """Faces that have been embedded by it, in all calls together."""
+    left: _builtins.int
+    """Faces that have not."""
+    done: _builtins.bool
+    """Whether the collection has the model now."""
+    @_builtins.property
+    def embedder(self) -> _face_pb2.ModelIdentity:
+        """The model that the collection is to have."""
+
+    def __init__(
+        self,
+        *,
+        embedder: _face_pb2.ModelIdentity | None = ...,
+        reembedded: _builtins.int = ...,
+        left: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "embedder", b"embedder", "left", b"left", "reembedded", b"reembedded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedResponse: _TypeAlias = ReembedResponse  # noqa: Y015

@@ -110,6 +110,11 @@ class GalleryServiceStub:
                 request_serializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
                 _registered_method=True)
+        self.Reembed = channel.unary_unary(
+                '/mien.v1.GalleryService/Reembed',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.ReembedRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.ReembedResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
@@ -221,6 +226,15 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reembed(self, request, context):
+        """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+        it is done. Until then everything goes on with the model that the collection has; the call that does the
+        last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GalleryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -293,6 +307,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.Group,
                     request_deserializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.FromString,
                     response_serializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.SerializeToString,
+            ),
+            'Reembed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reembed,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.ReembedRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.ReembedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -679,6 +698,33 @@ class GalleryService:
             '/mien.v1.GalleryService/Group',
             mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
             mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reembed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/Reembed',
+            mien_dot_v1_dot_gallery__pb2.ReembedRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.ReembedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,11 @@ class GalleryServiceStub:
     """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
     nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
     """
+    Reembed: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ReembedRequest, _gallery_pb2.ReembedResponse]
+    """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+    it is done. Until then everything goes on with the model that the collection has; the call that does the
+    last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
@@ -116,6 +121,11 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     Group: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GroupRequest, _gallery_pb2.GroupResponse]  # type: ignore[assignment]
     """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
     nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+    """
+    Reembed: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ReembedRequest, _gallery_pb2.ReembedResponse]  # type: ignore[assignment]
+    """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+    it is done. Until then everything goes on with the model that the collection has; the call that does the
+    last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -241,6 +251,17 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gallery_pb2.GroupResponse, _abc.Awaitable[_gallery_pb2.GroupResponse]]:
         """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
         nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+        """
+
+    @_abc_1.abstractmethod
+    def Reembed(
+        self,
+        request: _gallery_pb2.ReembedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.ReembedResponse, _abc.Awaitable[_gallery_pb2.ReembedResponse]]:
+        """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+        it is done. Until then everything goes on with the model that the collection has; the call that does the
+        last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -42,7 +42,7 @@ METHODS: dict[str, Role | str] = {
         _GALLERY + method: Role.ENROL
         for method in (
             *("CreateCollection", "DeleteCollection"),
-            *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson"),
+            *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson", "Reembed"),
         )
     },
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},

@@ -35,6 +35,11 @@ class Source(Protocol):
 class Target(Source, Protocol):
     """A store that is copied to."""
 
+    @property
+    def takes_crops(self) -> bool:
+        """Whether it keeps crops."""
+        ...
+
     def take_salt(self, salt: bytes) -> bool:
         """Makes its hashes those of the source, if it has none yet; whether they are now."""
         ...
@@ -85,7 +90,11 @@ def copy(
         warn("the target has request keys of its own: faces are copied without theirs")
     there = {each.name: each for each in target.collections()}
     done = []
-    for collection in source.collections():
+    for each in source.collections():
+        collection = each
+        if each.keeps_crops and not target.takes_crops:
+            warn(f"the target keeps no crops: collection {each.name!r} is copied without")
+            collection = replace(each, keeps_crops=False)
         into = there.get(collection.name) or target.make(collection)
         if _facts(into) != _facts(collection):
             raise OperatorError(

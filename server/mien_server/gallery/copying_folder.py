@@ -15,7 +15,7 @@ from mien_server.gallery.labels import from_text
 from mien_server.gallery.types import Collection, StoredFace
 from mien_server.pipeline.types import Quality
 
-_PAGE = 2048
+_PAGE = 1024
 
 
 class FolderEnd:
@@ -24,6 +24,8 @@ class FolderEnd:
     Args:
         connection: to the file, used by nobody else.
     """
+
+    takes_crops = True
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -79,12 +81,14 @@ class FolderEnd:
                 collection.dimensions,
                 collection.threshold,
                 created=collection.created,
+                keep_crops=collection.keeps_crops,
             )
 
     def read(self, collection: Collection) -> Iterator[list[StoredFace]]:
         """All faces, some at a time."""
         rows = self._connection.execute(
-            "SELECT faces.id, names.body, texts.body, quality, request, norm, faces.created, vectors.body"
+            "SELECT faces.id, names.body, texts.body, quality, request, norm, faces.created, vectors.body,"
+            " (SELECT body FROM payloads WHERE id = crop)"
             " FROM faces JOIN persons ON persons.id = person JOIN payloads AS names ON names.id = name"
             " JOIN payloads AS vectors ON vectors.id = vector"
             " LEFT JOIN payloads AS texts ON texts.id = labels"
@@ -102,8 +106,9 @@ class FolderEnd:
                     norm,
                     created,
                     np.frombuffer(vector, "<f4").astype(np.float32, copy=False),
+                    crop,
                 )
-                for key, name, labels, quality, request, norm, created, vector in some
+                for key, name, labels, quality, request, norm, created, vector, crop in some
             ]
 
     def missing(self, collection: Collection, keys: Sequence[int]) -> set[int]:

@@ -24,6 +24,8 @@ class MilvusEnd:
         OperatorError: the URL is none, or pymilvus is not installed.
     """
 
+    takes_crops = False
+
     def __init__(self, url: str, token: str) -> None:
         self._store = MilvusStore(url, token=token)
         self._waited: set[str] = set()

@@ -75,11 +75,11 @@ async def enrol(
     if policy is not QualityPolicy.ACCEPT:
         await _compare(gallery, live, faces, judged, policy, call)
     await _write(gallery, live, faces, judged)
-    return live, [enrolment for enrolment, _ in judged]
+    return live, [enrolment for enrolment, _, _ in judged]
 
 
-_Judged = tuple[Enrolment, Embedding | None]
-"""What is known of a face; and its embedding, while it is to be enrolled."""
+_Judged = tuple[Enrolment, Embedding | None, bytes | None]
+"""What is known of a face; its embedding, while it is to be enrolled; and its crop, if that is kept."""
 
 
 async def _judge(
@@ -96,16 +96,16 @@ async def _judge(
     if face.request_key:
         known = await gallery.store.of_request(live, face.request_key)
         if known:
-            return Enrolment(known.name, known.face, existing=True), None
+            return Enrolment(known.name, known.face, existing=True), None, None
     part = replace(call, stages=[])
     try:
         photo = await gallery.embed(face.subject, live, detector, selection, part, inspect=True)
     except (InvalidRequest, Unmet) as error:
         if error.field.partition(".")[0] in _OF_THE_CALL:
             raise
-        return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None
+        return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None, None
     except RowFailed as error:
-        return _refused(face, Reason.BACKEND_ERROR, f"{error} ({error.incident})", path), None
+        return _refused(face, Reason.BACKEND_ERROR, f"{error} ({error.incident})", path), None, None
     (found,) = photo.faces
     enrolment = Enrolment(face.person)
     if not isinstance(face.subject, Embedding):
@@ -115,8 +115,9 @@ async def _judge(
         enrolment.issues = problems(enrolment.quality)
     if enrolment.issues and policy is QualityPolicy.REFUSE:
         _refuse_for_issues(enrolment, path)
-        return enrolment, None
-    return enrolment, found.embedding
+        return enrolment, None, None
+    kept = found.crop.tobytes() if live.collection.keeps_crops and found.crop is not None else None
+    return enrolment, found.embedding, kept
 
 
 async def _compare(
@@ -134,7 +135,7 @@ async def _compare(
     limit = _likeness(gallery, live)
     left = [
         (number, e)
-        for number, (_, e) in enumerate(judged)
+        for number, (_, e, _) in enumerate(judged)
         if e is not None and faces[number].person
     ]
     if not left:
@@ -161,14 +162,14 @@ async def _compare(
         enrolment.issues.append(issue)
         if policy is QualityPolicy.REFUSE:
             _refuse_for_issues(enrolment, f"faces[{number}]")
-            judged[number] = (enrolment, None)
+            judged[number] = (enrolment, None, None)
 
 
 async def _write(
     gallery: Gallery, live: OpenCollection, faces: Sequence[NewFace], judged: Sequence[_Judged]
 ) -> None:
     """Enrols what is left."""
-    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    left = [(number, e) for number, (_, e, _) in enumerate(judged) if e is not None]
     if not left:
         return
     rows = [
@@ -179,6 +180,7 @@ async def _write(
             quality=judged[number][0].quality,
             norm=embedding.norm,
             vector=embedding.values,
+            crop=judged[number][2],
         )
         for number, embedding in left
     ]

@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
-from mien_server.gallery.interface import AnyStore, OpenCollection
+from mien_server.gallery.interface import AnyStore, CropStore, OpenCollection
+from mien_server.gallery.reembedding import Anew
 from mien_server.gallery.types import (
     Found,
     Grouped,
@@ -20,25 +23,33 @@ from mien_server.gallery.types import (
     Labels,
     Match,
     Query,
+    Reembedding,
     Searched,
 )
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
+from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
 from mien_server.pipeline.faces import FacePipeline, Models
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
+    AlignedFace,
     Call,
     Embedding,
     Face,
+    FacePolicy,
     FaceSelection,
     ImageSource,
     ModelIdentity,
     ModelRef,
     PhotoFaces,
+    RawPixels,
     StageTime,
 )
 from mien_server.repository.versions import Lease, ReadyModel
 from mien_server.scheduling.errors import Expired
+
+_REEMBEDDED_AT_ONCE = 8
+"""Crops that Reembed has in the pipeline: a batch, and few beside those of other callers."""
 
 
 class Gallery:
@@ -65,7 +76,12 @@ class Gallery:
         self._grouping = ThreadPoolExecutor(1, thread_name_prefix="gallery-group")
 
     async def create(
-        self, name: str, embedder: ModelRef, threshold: float | None
+        self,
+        name: str,
+        embedder: ModelRef,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
     ) -> OpenCollection:
         """Makes a collection, pinned to the embedder that serves now.
 
@@ -84,7 +100,9 @@ class Gallery:
         ):
             identity = identity_of(lease.model)
             dimensions = lease.model.config.outputs[0].dims[0]
-        made: OpenCollection = await self.store.create(name, identity, dimensions, threshold)
+        made: OpenCollection = await self.store.create(
+            name, identity, dimensions, threshold, keep_crops=keep_crops
+        )
         return made
 
     async def identify(
@@ -199,6 +217,71 @@ class Gallery:
         call.add(began, StageTime("group", time.monotonic() - began))
         return Grouped(groups, len(faces), left_out, limit, source)
 
+    async def reembed(self, name: str, embedder: ModelRef, *, most: int, call: Call) -> Reembedding:
+        """Embeds some of the crops of a collection by another model; after the last, that is its model.
+
+        What has been done is kept, also where the call's time ends before so many are.
+
+        Args:
+            name: of the collection.
+            embedder: the other model. That of the collection itself: there is nothing left to do.
+            most: faces to embed in this call, at least 1.
+
+        Raises:
+            Unmet: NO_CROPS. NotInGallery: COLLECTION_NOT_FOUND.
+            GalleryFull: there is no room for the vectors of both.
+            SchedulingError: why nothing could be computed.
+        """
+        live = self.store.find(name)
+        if not live.collection.keeps_crops:
+            raise Unmet(
+                Reason.NO_CROPS,
+                f"Collection {name!r} keeps no crops to embed anew: enrol the photos in a new collection.",
+                field="collection",
+            )
+        with (
+            at("embedder"),
+            self._models.lease(
+                embedder.name or self._default_embedder,
+                embedder.version,
+                role=EMBEDDER,
+                fingerprint="",
+            ) as lease,
+        ):
+            identity = identity_of(lease.model)
+            dimensions = lease.model.config.outputs[0].dims[0]
+        store = cast(CropStore[Any], self.store)  # no other one makes collections that keep crops
+        if identity.fingerprint == live.collection.embedder.fingerprint:
+            return Reembedding(identity, live.faces, 0, swapped=True)
+        left = await store.reembedded(live, identity.fingerprint, [])
+        slowest = 0.0
+        while left and most:
+            began = time.monotonic()
+            some = await store.to_reembed(
+                live, identity.fingerprint, min(most, _REEMBEDDED_AT_ONCE)
+            )
+            anew = await together(*(self._anew(*each, identity, call) for each in some))
+            left = await store.reembedded(live, identity.fingerprint, anew)
+            most -= len(some)
+            slowest = max(slowest, time.monotonic() - began)
+            if call.deadline is not None and time.monotonic() + 2 * slowest > call.deadline:
+                break
+        swapped = not left and await store.swap(live, identity, dimensions)
+        return Reembedding(identity, live.faces - left, left, swapped)
+
+    async def _anew(self, face: int, crop: bytes, embedder: ModelIdentity, call: Call) -> Anew:
+        """A face of a kept crop by another model."""
+        photo = await self._pipeline.embed(
+            AlignedFace(RawPixels(CROP_SIDE, CROP_SIDE, crop)),
+            detector=ModelRef(),
+            embedder=ModelRef(embedder.name, embedder.version),
+            selection=FaceSelection(FacePolicy.LARGEST),
+            call=replace(call, stages=[]),
+        )
+        embedding = photo.faces[0].embedding
+        assert embedding is not None  # noqa: S101 - that is what was asked for
+        return Anew(face, embedding.values, embedding.norm)
+
     async def embed(
         self,
         subject: ImageSource | Embedding,
@@ -218,6 +301,13 @@ class Gallery:
         """
         collection = live.collection
         if isinstance(subject, Embedding):
+            if inspect and collection.keeps_crops:
+                raise Unmet(
+                    Reason.NO_CROPS,
+                    f"Collection {collection.name!r} keeps the crops of its faces, and an embedding has none:"
+                    " enrol the photo.",
+                    field="subject.embedding",
+                )
             with at("subject.embedding"):
                 given = check_embedding(subject)
                 if given.model.fingerprint != collection.embedder.fingerprint:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mien_server.gallery.reading import Written
 from mien_server.gallery.record import FaceRow
+from mien_server.gallery.reembedding import Anew
 from mien_server.gallery.types import (
     Collection,
     CollectionSize,
@@ -74,12 +75,19 @@ class GalleryStore(Protocol[L]):
         ...
 
     async def create(
-        self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
+        self,
+        name: str,
+        embedder: ModelIdentity,
+        dimensions: int,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
     ) -> L:
         """Makes a collection.
 
         Raises:
             AlreadyInGallery: COLLECTION_EXISTS.
+            InvalidRequest: INVALID_OPTION, this store keeps no crops.
         """
         ...
 
@@ -93,6 +101,7 @@ class GalleryStore(Protocol[L]):
         Raises:
             GalleryFull: there is no room for them.
             NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+            Unmet: EMBEDDING_MISMATCH, it has got another model meanwhile.
         """
         ...
 
@@ -171,6 +180,26 @@ class GalleryStore(Protocol[L]):
         Raises:
             SchedulingError: why there is no result.
             NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+        """
+        ...
+
+
+class CropStore(GalleryStore[L], Protocol[L]):
+    """A store that keeps crops, and exchanges a collection's model."""
+
+    async def to_reembed(self, live: L, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
+        """The first faces that a model has not embedded: their keys and crops."""
+        ...
+
+    async def reembedded(self, live: L, fingerprint: str, faces: Sequence[Anew]) -> int:
+        """Keeps what another model has made of faces, durably; how many faces it has left."""
+        ...
+
+    async def swap(self, live: L, embedder: ModelIdentity, dimensions: int) -> bool:
+        """Makes another model that of a collection, if it has embedded every face; whether it did.
+
+        Raises:
+            GalleryFull: there is no room for both, which it takes for a moment.
         """
         ...
 

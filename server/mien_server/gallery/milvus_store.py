@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.errors import InvalidRequest, Reason
 from mien_server.gallery.milvus_link import WRITE_SECONDS, Gone, Link, within
 from mien_server.gallery.milvus_queries import by_request, emptied, given, query, scan, wait
 from mien_server.gallery.milvus_rows import (
@@ -106,13 +107,25 @@ class MilvusStore:
         return await self._run(table, work)
 
     async def create(
-        self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
+        self,
+        name: str,
+        embedder: ModelIdentity,
+        dimensions: int,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
     ) -> Table:
         """Makes a collection.
 
         Raises:
-            AlreadyInGallery: COLLECTION_EXISTS.
+            AlreadyInGallery: COLLECTION_EXISTS. InvalidRequest: INVALID_OPTION, it keeps no crops.
         """
+        if keep_crops:
+            raise InvalidRequest(
+                Reason.INVALID_OPTION,
+                "keep_crops: galleries in a Milvus keep no crops; those in a folder can.",
+                field="keep_crops",
+            )
         return await self.link.run(
             lambda client: self.tables.create(client, name, embedder, dimensions, threshold)
         )

@@ -55,9 +55,17 @@ class Broken(Exception):
 def collections(connection: sqlite3.Connection) -> list[Collection]:
     """All collections, by name."""
     return [
-        Collection(key, name, ModelIdentity(model, version, fingerprint), size, threshold, created)
-        for key, name, model, version, fingerprint, size, threshold, created in connection.execute(
-            "SELECT id, name, model, version, fingerprint, dimensions, threshold, created"
+        Collection(
+            key,
+            name,
+            ModelIdentity(model, version, fingerprint),
+            size,
+            threshold,
+            created,
+            bool(crops),
+        )
+        for key, name, model, version, fingerprint, size, threshold, created, crops in connection.execute(
+            "SELECT id, name, model, version, fingerprint, dimensions, threshold, created, crops"
             " FROM collections ORDER BY name"
         )
     ]

@@ -11,9 +11,9 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,19 +23,20 @@ from numpy.typing import NDArray
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
-from mien_server.gallery import reading, record
-from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database, unusable
+from mien_server.gallery import reading, record, reembedding
+from mien_server.gallery.database import FILENAME, damaged, lock, open_database, unusable
+from mien_server.gallery.file_reader import FileReader
 from mien_server.gallery.index import Index, NewRow
 from mien_server.gallery.labels import nbytes_of, to_text
-from mien_server.gallery.reading import Written, no_collection
+from mien_server.gallery.live import Live
+from mien_server.gallery.reading import Loaded, Written, no_collection
 from mien_server.gallery.record import FaceRow
+from mien_server.gallery.reembedding import Anew
 from mien_server.gallery.search import Lanes, Search
 from mien_server.gallery.types import (
     Collection,
     CollectionSize,
-    EnrolledFace,
     Found,
-    Person,
     Query,
 )
 from mien_server.gallery.writer import Writer
@@ -44,7 +45,7 @@ from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.scheduler import Scheduler, Slot
+from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import flag_of
 from mien_server.threads import Threads
 
@@ -52,43 +53,11 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_READERS = 2
-
 SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
 """How searches of different callers share a product: beyond some 32 it takes as long for each of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """A collection that is there, its faces, and the queue of searches in front of them.
-
-    Attributes:
-        index: the faces of persons, which is what searches look at.
-        unnamed: the faces without a person.
-    """
-
-    collection: Collection
-    index: Index
-    unnamed: Index
-    slot: Slot
-
-    @property
-    def faces(self) -> int:
-        """Faces in it."""
-        return self.index.snapshot.faces + self.unnamed.snapshot.faces
-
-    @property
-    def named(self) -> int:
-        """Faces of persons in it."""
-        return self.index.snapshot.faces
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that they take."""
-        return self.index.nbytes + self.unnamed.nbytes
-
-
-class Store:
+class Store(FileReader):
     """Opens the galleries of a folder, and keeps other servers out of it until `close`. Blocking.
 
     Args:
@@ -124,8 +93,7 @@ class Store:
             self._lanes = Lanes(device)
             undo.callback(self._lanes.close)
             self._live: Mapping[str, Live] = self._load(connection)
-            self._local = threading.local()
-            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+            super().__init__(self._path)
             undo.callback(self._readers.shutdown)
             self._writer = Writer(connection, threads or Threads())
             self._close = undo.pop_all().close
@@ -158,7 +126,13 @@ class Store:
         return CollectionSize(persons, faces, live.unnamed.snapshot.faces, live.nbytes)
 
     async def create(
-        self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
+        self,
+        name: str,
+        embedder: ModelIdentity,
+        dimensions: int,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
     ) -> Live:
         """Makes a collection.
 
@@ -166,7 +140,9 @@ class Store:
             AlreadyInGallery: COLLECTION_EXISTS.
         """
         await self._write(
-            lambda c: record.create_collection(c, name, embedder, dimensions, threshold),
+            lambda c: record.create_collection(
+                c, name, embedder, dimensions, threshold, keep_crops=keep_crops
+            ),
             lambda made: self._show(self._opened(made, Index(dimensions), Index(dimensions))),
         )
         return self.find(name)
@@ -176,7 +152,7 @@ class Store:
         collection = live.collection
         return await self._write(
             lambda c: record.delete_collection(c, collection),
-            lambda _: self._hide(live),
+            lambda _: self._hide(self._now(live)),
             erases=True,
         )
 
@@ -197,8 +173,9 @@ class Store:
                 for w, row, text in zip(written, rows, texts, strict=True)
                 if not w.existing
             ]
-            live.index.add([row for row in added if row.name])
-            live.unnamed.add([row for row in added if not row.name])
+            now = self._now(live)
+            now.index.add([row for row in added if row.name])
+            now.unnamed.add([row for row in added if not row.name])
 
         written, _ = await self._write(
             lambda c: record.enrol(c, live.collection, rows),
@@ -215,10 +192,10 @@ class Store:
         """
 
         def publish(moved: tuple[int, list[str]]) -> None:
-            key, name = moved[0], sys.intern(person)
-            live.index.move(faces, key, name)
-            named = live.unnamed.take(faces)
-            live.index.add([replace(row, person=key, name=name) for row in named])
+            key, name, now = moved[0], sys.intern(person), self._now(live)
+            now.index.move(faces, key, name)
+            named = now.unnamed.take(faces)
+            now.index.add([replace(row, person=key, name=name) for row in named])
 
         (_, emptied), _ = await self._write(
             lambda c: record.move_faces(c, live.collection, faces, person),
@@ -236,8 +213,9 @@ class Store:
         """
 
         def publish(_: object) -> None:
-            live.index.remove(faces)
-            live.unnamed.remove(faces)
+            now = self._now(live)
+            now.index.remove(faces)
+            now.unnamed.remove(faces)
 
         return await self._write(
             lambda c: record.delete_faces(c, live.collection, faces), publish, erases=True
@@ -251,30 +229,10 @@ class Store:
         """
         gone, erased = await self._write(
             lambda c: record.delete_person(c, live.collection, person),
-            live.index.remove,
+            lambda gone: self._now(live).index.remove(gone),
             erases=True,
         )
         return len(gone), erased
-
-    async def of_request(self, live: Live, request_key: str) -> Written | None:
-        """The face that was enrolled with a request key, if there is one."""
-        return await self._read(reading.face_of_request, live, request_key)
-
-    async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
-        """As `reading.persons`."""
-        return await self._read(reading.persons, live, after=after, most=most)
-
-    async def person(self, live: Live, name: str) -> Person:
-        """As `reading.person`."""
-        return await self._read(reading.person, live, name)
-
-    async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
-        """As `reading.faces`."""
-        return await self._read(reading.faces, live, of=of, after=after, most=most)
-
-    async def face(self, live: Live, key: int) -> EnrolledFace:
-        """As `reading.face`."""
-        return await self._read(reading.face, live, key)
 
     async def unnamed(self, live: Live, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
         """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
@@ -286,6 +244,40 @@ class Store:
             return keys[first], vectors[first], len(keys) - len(first)
 
         return await asyncio.wrap_future(self._readers.submit(run))
+
+    async def reembedded(self, live: Live, fingerprint: str, faces: Sequence[Anew]) -> int:
+        """Keeps what another model has made of faces, durably; how many faces it has left."""
+        await self._write(
+            lambda c: reembedding.put(c, live.collection, fingerprint, faces), lambda _: None
+        )
+        return await self._read(reembedding.count_left, live, fingerprint)
+
+    async def swap(self, live: Live, embedder: ModelIdentity, dimensions: int) -> bool:
+        """Makes another model that of a collection, if it has embedded every face; whether it did.
+
+        Raises:
+            GalleryFull: there is no room for both, which it takes for a moment.
+        """
+        faces = live.faces
+
+        def publish(swapped: tuple[Collection, list[Loaded]] | None) -> None:
+            if swapped is not None:
+                before = self._now(live)
+                self._show(self._filled(*swapped))
+                self._readers.submit(self._scheduler.close_slot, before.slot)
+
+        swapped, _ = await self._write(
+            lambda c: reembedding.swap(c, live.collection, embedder, dimensions),
+            publish,
+            nbytes=faces * Index(dimensions).row_bytes,
+            erases=True,
+        )
+        return swapped is not None
+
+    def _now(self, live: Live) -> Live:
+        """A collection as it is after a swap that came in between."""
+        key = live.collection.key
+        return next((each for each in self._live.values() if each.collection.key == key), live)
 
     async def search(
         self, live: Live, queries: Sequence[Query], call: Call, *, passed: int
@@ -311,9 +303,9 @@ class Store:
                 deadline=call.deadline,
             )
         except Draining:
-            name = live.collection.name
-            if self._live.get(name) is not live:
-                raise no_collection(name) from None
+            # One that has got another model meanwhile is there again at once.
+            if live.collection.name not in self._live:
+                raise no_collection(live.collection.name) from None
             raise
 
     def _load(self, connection: sqlite3.Connection) -> dict[str, Live]:
@@ -321,13 +313,8 @@ class Store:
         try:
             for collection in reading.collections(connection):
                 started = time.monotonic()
-                index, unnamed = Index(collection.dimensions), Index(collection.dimensions)
-                for part in reading.load(connection, collection):
-                    named = np.array([bool(name) for name in part.names])
-                    for into, chosen in ((index, named), (unnamed, ~named)):
-                        if chosen.any():
-                            into.add_arrays(*part.only(chosen))
-                opened = live[collection.name] = self._opened(collection, index, unnamed)
+                opened = self._filled(collection, reading.load(connection, collection))
+                live[collection.name] = opened
                 faces, seconds = opened.faces, round(time.monotonic() - started, 2)
                 facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
                 _log.info("collection loaded", extra=facts)
@@ -341,6 +328,15 @@ class Store:
                 *(used, flag_of("gallery_max_bytes"), self._max_bytes),
             )
         return live
+
+    def _filled(self, collection: Collection, parts: Iterable[Loaded]) -> Live:
+        index, unnamed = Index(collection.dimensions), Index(collection.dimensions)
+        for part in parts:
+            named = np.array([bool(name) for name in part.names])
+            for into, chosen in ((index, named), (unnamed, ~named)):
+                if chosen.any():
+                    into.add_arrays(*part.only(chosen))
+        return self._opened(collection, index, unnamed)
 
     def _opened(self, collection: Collection, index: Index, unnamed: Index) -> Live:
         # One product at a time, on all cores that are free: others gather meanwhile and share the next.
@@ -389,13 +385,3 @@ class Store:
     def _release(self, nbytes: int, _: "Future[Any] | None" = None) -> None:
         with self._guard:
             self._reserved -= nbytes
-
-    async def _read(self, read: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
-        """What a function of `record` reads, on a thread and a connection of its own."""
-
-        def run() -> T:
-            if not hasattr(self._local, "connection"):
-                self._local.connection = connect(self._path, read_only=True)
-            return read(self._local.connection, live.collection, *args, **options)
-
-        return await asyncio.wrap_future(self._readers.submit(run))

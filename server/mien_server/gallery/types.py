@@ -29,6 +29,7 @@ class Collection:
         dimensions: numbers in each embedding.
         threshold: the cosine from which on a face is a person's, in [-1, 1]; None: the embedder's.
         created: seconds since 1970.
+        keeps_crops: whether each face's crop is kept, so that it can be embedded anew.
     """
 
     key: int
@@ -37,6 +38,7 @@ class Collection:
     dimensions: int
     threshold: float | None
     created: float
+    keeps_crops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class StoredFace:
         norm: of the vector before it was brought to unit length.
         created: seconds since 1970.
         vector: [d] of unit length.
+        crop: RGB of 112x112 pixels; None: none is kept.
     """
 
     key: int
@@ -94,6 +97,7 @@ class StoredFace:
     norm: float
     created: float
     vector: ArrayF32
+    crop: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,23 @@ class FaceGroup:
 
     faces: list[int]
     similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reembedding:
+    """How far a collection is on its way to another embedder.
+
+    Attributes:
+        embedder: the other one.
+        done: faces that have been embedded by it.
+        left: faces that have not.
+        swapped: whether it is the collection's embedder now.
+    """
+
+    embedder: ModelIdentity
+    done: int
+    left: int
+    swapped: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Quality:
 class Face:
     """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
 
-    `quality` is there if it was asked for.
+    `quality`, and the crop [112, 112, 3] that the embedding is of, are there if they were asked for.
     """
 
     box: ArrayF32 | None
@@ -131,6 +131,7 @@ class Face:
     landmarks: ArrayF32 | None
     embedding: Embedding | None = None
     quality: Quality | None = None
+    crop: ImageU8 | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from mien.v1 import gallery_pb2, gallery_pb2_grpc
 from mien_server.errors import InvalidRequest, NotInGallery, Reason
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import (
+    DEFAULT_REEMBEDDED,
     DEFAULT_TOP_K,
     MAX_COLLECTIONS,
+    MAX_REEMBEDDED,
     MAX_TOP_K,
     check_count,
     check_labels,
@@ -103,6 +105,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
                 request.name,
                 model_ref(request.embedder, "embedder"),
                 request.threshold if request.HasField("threshold") else None,
+                keep_crops=request.keep_crops,
             )
             return gallery_pb2.CreateCollectionResponse(collection=await self._collection(live))
 
@@ -283,6 +286,23 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             )
         return group_response(found)
 
+    async def Reembed(  # noqa: N802 - the contract's name
+        self, request: gallery_pb2.ReembedRequest, context: Context
+    ) -> gallery_pb2.ReembedResponse:
+        """Goes on bringing a collection to another model."""
+        async with bounded_call(context, self._default_deadline) as call:
+            most = request.max_faces or DEFAULT_REEMBEDDED
+            check_count(most, MAX_REEMBEDDED, "max_faces")
+            found = await self._gallery.reembed(
+                request.collection, model_ref(request.embedder, "embedder"), most=most, call=call
+            )
+        return gallery_pb2.ReembedResponse(
+            embedder=identity_message(found.embedder),
+            reembedded=found.done,
+            left=found.left,
+            done=found.swapped,
+        )
+
     async def _collection(self, live: OpenCollection) -> gallery_pb2.Collection:
         collection, size = live.collection, await self._store.size(live)
         return gallery_pb2.Collection(
@@ -294,5 +314,6 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             faces=size.faces,
             memory_bytes=size.nbytes,
             unnamed_faces=size.unnamed,
+            keeps_crops=collection.keeps_crops,
             created=timestamp(collection.created),
         )

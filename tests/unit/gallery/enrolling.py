@@ -6,8 +6,8 @@ from typing import TypeVar
 import numpy as np
 
 from mien_server.gallery.interface import AnyStore, GalleryStore, OpenCollection
+from mien_server.gallery.live import Live
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live
 from mien_server.gallery.types import Query
 from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
 from tests.unit.gallery.vectors import random_units
