@@ -116,6 +116,32 @@ async def test_copy_of_a_folder_is_the_same(
     assert "somebody changed one of them" in capsys.readouterr().err
 
 
+async def test_crops_are_copied_where_they_can_be_kept(tmp_path: Path) -> None:
+    crop = np.random.default_rng(5).integers(0, 256, 112 * 112 * 3, np.uint8).tobytes()
+    with opened(tmp_path / "source") as store:
+        live = await store.create("kept", MODEL, D, None, keep_crops=True)
+        await store.enrol(live, [replace(row, crop=crop) for row in rows()[:3]])
+    assert run(tmp_path / "source", tmp_path / "target") == 0
+    with FolderEnd.opened(tmp_path / "target") as end:
+        collection, faces = content(end)["kept"]
+    assert collection.keeps_crops
+    assert [face.crop for face in faces] == [crop] * 3
+
+    class WithoutCrops(Breaking):
+        takes_crops = False
+
+    told: list[str] = []
+    with (
+        FolderEnd.opened(tmp_path / "source") as source,
+        FolderEnd.opened(tmp_path / "plain") as end,
+    ):
+        copy(source, WithoutCrops(end, 9), step=lambda *_: None, warn=told.append)
+        collection, faces = content(end)["kept"]
+    assert not collection.keeps_crops
+    assert [face.crop for face in faces] == [None] * 3
+    assert "'kept' is copied without" in told[0]
+
+
 class Interrupted(Exception):
     """Somebody pulled the plug."""
 

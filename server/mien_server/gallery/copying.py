@@ -125,6 +125,8 @@ def _copy(
         new = [face for face in some if face.key in wanted]
         if not same_salt:
             new = [replace(face, request=None) for face in new]
+        if not into.keeps_crops:
+            new = [replace(face, crop=None) for face in new]
         if new:
             target.write(into, new)
         looked_at += len(some)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mien_server.errors import AlreadyInGallery, GalleryFull, NotInGallery, OperatorError
+from mien_server.gallery import database, payloads
 from mien_server.gallery.database import FILENAME, connect
 from mien_server.gallery.store import Store
 from tests.unit.gallery.conftest import OpenStore
@@ -300,3 +301,35 @@ async def test_backup_while_serving_is_a_gallery(
         assert in_memory(again) == in_memory(live)
         assert await persons_like(restored, again, rows[7].vector) == ["p00007"]
     assert "collection loaded" in caplog.text
+
+
+async def test_file_of_the_first_schema_is_brought_up_to_date(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "galleries").mkdir()
+    vector = random_units(1, D)[0]
+    with monkeypatch.context() as older:
+        older.setattr(database, "_MIGRATIONS", database._MIGRATIONS[:1])
+        connection = database.open_database(tmp_path / "galleries" / FILENAME)
+    connection.execute(
+        "INSERT INTO collections (name, model, version, fingerprint, dimensions, created)"
+        " VALUES ('staff', 'sface', 1, '0123456789abcdef', ?, 5)",
+        (D,),
+    )
+    name, body = payloads.put(connection, payloads.of_text("ann")), vector.tobytes()
+    connection.execute(
+        "INSERT INTO persons (collection, hash, name, created) VALUES (1, ?, ?, 6)",
+        (payloads.hashed(connection, "ann"), name),
+    )
+    connection.execute(
+        "INSERT INTO faces (collection, person, vector, norm, created) VALUES (1, 1, ?, 9, 6)",
+        (payloads.put(connection, body),),
+    )
+    connection.close()
+    with open_store() as store:
+        live = store.find("staff")
+        assert not live.collection.keeps_crops
+        assert await persons_like(store, live, vector) == ["ann"]
+        assert await store.delete_person(live, "ann") == (1, True)
+        keeping = await store.create("keeping", live.collection.embedder, D, None, keep_crops=True)
+        assert keeping.collection.keeps_crops
