@@ -23,7 +23,7 @@ COPY client ./client
 COPY server ./server
 COPY model_repository ./model_repository
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install -c constraints.txt ".[server,tracing]"
+    pip install -c constraints.txt ".[server,tracing,grouping]"
 COPY model_repository /models
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     mien-server models install --model-repository /models

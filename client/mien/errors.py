@@ -186,6 +186,7 @@ _BY_REASON: Mapping[str, type[MienError]] = {
     "MODEL_NOT_READY": ModelNotReady,
     "LOW_QUALITY": LowQuality,
     "REQUIREMENT_UNMET": RequirementUnmet,
+    "NO_CROPS": FailedPrecondition,
     "COLLECTION_NOT_FOUND": NotInGallery,
     "PERSON_NOT_FOUND": NotInGallery,
     "ENROLLED_FACE_NOT_FOUND": NotInGallery,

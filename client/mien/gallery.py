@@ -15,8 +15,10 @@ from mien.gallery_results import (
     ExportedFace,
     GalleryInfo,
     GalleryPerson,
+    GroupResult,
     IdentifyResult,
     NewFace,
+    ReembedResult,
 )
 from mien.images import ImageLike
 from mien.messages import ModelLike, PolicyLike
@@ -53,6 +55,7 @@ class Gallery:
         *,
         embedder: ModelLike | None = None,
         threshold: float | None = None,
+        keep_crops: bool = False,
         timeout: float | None = None,
     ) -> GalleryInfo:
         """Makes the gallery, pinned to one version of an embedding model.
@@ -62,12 +65,16 @@ class Gallery:
             threshold: the similarity from which on `identify` counts a face as a person's, in [-1, 1]. If
                 unset, the model's own, which is made for comparing two faces: choose a higher one for a
                 gallery of many (see docs/galleries.md).
+            keep_crops: keep a picture of 112x112 pixels of every face, so that `reembed` can bring the
+                gallery to another model. Without, the server keeps no pictures.
             timeout: seconds; the client's own if unset.
 
         Raises:
             GalleryExists: there is one of this name.
         """
-        build = functools.partial(messages.create_request, self.name, embedder, threshold)
+        build = functools.partial(
+            messages.create_request, self.name, embedder, threshold, keep_crops
+        )
         return messages.info(self._call("CreateCollection", build, timeout).collection)
 
     def info(self, *, timeout: float | None = None) -> GalleryInfo:
@@ -78,7 +85,7 @@ class Gallery:
     def enrol(
         self,
         image: ImageLike | Embedding,
-        person: str,
+        person: str | None,
         *,
         labels: Mapping[str, str] | None = None,
         request_key: str = "",
@@ -94,7 +101,8 @@ class Gallery:
 
         Args:
             image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
-            person: whose it is, in your words; a new person begins with the first face.
+            person: whose it is, in your words; a new person begins with the first face. None: nobody's yet,
+                see `NewFace`.
             labels: what you want to know of it later, at most 16.
             request_key: makes it safe to enrol it again, see `NewFace`.
             aligned: the image is a 112x112 crop, aligned already.
@@ -325,6 +333,52 @@ class Gallery:
             person_id=person,
         )
         return tuple(self._call("MoveFaces", build, timeout).emptied_person_ids)
+
+    def group(
+        self,
+        *,
+        threshold: float | None = None,
+        min_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> GroupResult:
+        """Puts the faces without a person together by likeness, for you to name; changes nothing.
+
+        `move` gives a group to a person. Looks at the first 20,000 such faces.
+
+        Args:
+            threshold: two groups are joined while the pairs between them are at least so similar on average,
+                in [-1, 1]; by default what `identify` goes by.
+            min_faces: leaves out smaller groups; 2 by default, 1 shows single faces, too.
+            timeout: seconds; the client's own if unset. Thousands of faces take some.
+
+        Raises:
+            InvalidRequest: the threshold is so low that thousands of faces hang together.
+        """
+        build = functools.partial(messages.group_request, self.name, threshold, min_faces)
+        return messages.group_result(self._call("Group", build, timeout))
+
+    def reembed(
+        self,
+        *,
+        embedder: ModelLike | None = None,
+        max_faces: int | None = None,
+        timeout: float | None = None,
+    ) -> ReembedResult:
+        """Goes on bringing the gallery to another model or version, by the crops that it keeps.
+
+        Call it until `done`; what was done is kept. The gallery serves with its old model meanwhile, which
+        has to be served beside the new one, and exchanges all at once at the end.
+
+        Args:
+            embedder: the model that it is to have; the server's default if unset.
+            max_faces: faces to embed in this call, at most 10,000; 256 by default.
+            timeout: seconds; the client's own if unset. The call ends before, with what it could do.
+
+        Raises:
+            FailedPrecondition: the gallery was made without `keep_crops` (reason NO_CROPS).
+        """
+        build = functools.partial(messages.reembed_request, self.name, embedder, max_faces)
+        return messages.reembed_result(self._call("Reembed", build, timeout))
 
     def delete_faces(
         self, face_ids: str | Sequence[str], *, timeout: float | None = None

@@ -15,6 +15,7 @@ from mien.gallery_messages import POLICIES
 from mien.gallery_results import (
     Deleted,
     GalleryInfo,
+    GroupResult,
     IdentifyResult,
     NewFace,
 )
@@ -64,6 +65,12 @@ def add_gallery_command(
         type=float,
         help="similarity from which on a face is a person's, from -1 to 1 (default: the model's own, which is"
         " too low for many persons)",
+    )
+    create.add_argument(
+        "--keep-crops",
+        action="store_true",
+        help="keep a picture of each face on the server, so that reembed can bring the gallery to another"
+        " model",
     )
     command("ls", _ls, "Lists the galleries.", gallery=False)
     show = command("show", _show, "Shows a gallery and its persons, or a person's faces.")
@@ -122,12 +129,38 @@ def add_gallery_command(
     )
     for each in (export, importing):
         each.add_argument("file", type=Path, metavar="FILE")
+    reembed = command(
+        "reembed", _reembed, "Brings a gallery that keeps crops to another model or version."
+    )
+    reembed.add_argument("--embedder", metavar="MODEL", help='"name" or "name:version"')
+
+    group = command(
+        "group", _group, "Puts the faces without a person together by likeness; changes nothing."
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        help="mean similarity down to which faces are put together (default: the gallery's)",
+    )
+    group.add_argument(
+        "--min-faces",
+        type=cli_options.count,
+        metavar="N",
+        help="leave out smaller groups (default: 2)",
+    )
 
 
 def _create(client: Client, arguments: argparse.Namespace) -> None:
     gallery = client.gallery(arguments.gallery)
     _tell_galleries(
-        [gallery.create(embedder=arguments.embedder, threshold=arguments.threshold)], arguments
+        [
+            gallery.create(
+                embedder=arguments.embedder,
+                threshold=arguments.threshold,
+                keep_crops=arguments.keep_crops,
+            )
+        ],
+        arguments,
     )
 
 
@@ -270,7 +303,7 @@ def _deleted_line(deleted: Deleted) -> str:
     erased = (
         "erased from the server's files"
         if deleted.erased
-        else "not erased yet: somebody reads the server's files, and it tries again"
+        else "not erased from the server's files yet"
     )
     return f"deleted {faces}{gone}; {erased}"
 
@@ -290,6 +323,50 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
         return
     told = "1 face is" if len(faces) == 1 else f"{len(faces)} faces are"
     print(f"{told} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+
+
+def _reembed(client: Client, arguments: argparse.Namespace) -> None:
+    gallery = client.gallery(arguments.gallery)
+    while True:
+        result = gallery.reembed(embedder=arguments.embedder)
+        if result.done:
+            break
+        if not arguments.json:
+            total = result.reembedded + result.left
+            print(f"{result.reembedded} of {total} faces", file=sys.stderr)
+    if arguments.json:
+        _print_json(result.as_dict())
+    else:
+        print(f"{arguments.gallery} has {result.reembedded} faces of {result.embedder} now")
+
+
+def _group(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.timeout is None:
+        client.timeout = ADD_TIMEOUT
+    result = client.gallery(arguments.gallery).group(
+        threshold=arguments.threshold, min_faces=arguments.min_faces
+    )
+    if arguments.json:
+        _print_json(result.as_dict())
+    else:
+        print(_group_table(result))
+
+
+def _group_table(result: GroupResult) -> str:
+    lines = []
+    for number, group in enumerate(result.groups, 1):
+        lines.append(f"group {number}: {len(group.face_ids)} faces, {group.similarity:.3f} alike")
+        lines.append(f"  {' '.join(group.face_ids)}")
+    grouped = sum(len(group.face_ids) for group in result.groups)
+    lines.append(
+        f"{grouped} of {result.faces} faces without a person are in {len(result.groups)} groups,"
+        f" from {result.threshold:.3f} ({result.threshold_source}) on"
+    )
+    if result.left_out:
+        lines.append(
+            f"{result.left_out} more were not looked at: name or delete some of these first"
+        )
+    return "\n".join(lines)
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> int:

@@ -97,9 +97,10 @@ def _write(
     for each in gallery.export_faces():
         vector = base64.b64encode(each.embedding.values.astype("<f4").tobytes()).decode()
         face = each.face
-        known = {"face": face.face_id, "person": face.person, "labels": dict(face.labels)}
+        known = {"face": face.face_id, "person": face.person or None, "labels": dict(face.labels)}
         line({**known, "norm": each.embedding.norm, "vector": vector})
-        persons.add(_short(face.person))
+        if face.person:
+            persons.add(_short(face.person))
         faces += 1
         step()
     line({"faces": faces, "persons": len(persons), "sha256": digest.hexdigest()})
@@ -138,7 +139,8 @@ def checked(path: Path) -> Contents:
             entry = _entry(path, text, faces + 2)
             if "sha256" in entry:
                 break
-            persons.add(_short(_face(path, entry, contents, faces + 2).person))
+            if person := _face(path, entry, contents, faces + 2).person:
+                persons.add(_short(person))
             faces += 1
         if (entry.get("faces"), entry.get("persons")) != (faces, len(persons)):
             raise _bad(path, f"it has {faces} faces of {len(persons)} persons, and says otherwise")
@@ -208,7 +210,7 @@ def _face(path: Path, entry: dict[str, Any], contents: Contents, number: int) ->
         raise _bad(path, f"line {number} is no face: {error}") from error
     if values.shape != (contents.dimensions,):
         raise _bad(path, f"line {number} has a vector of {len(values)} numbers")
-    if not isinstance(person, str) or not isinstance(labels, dict):
+    if not (person is None or isinstance(person, str)) or not isinstance(labels, dict):
         raise _bad(path, f"line {number} has no person or no labels")
     return NewFace(embedding, person, labels, contents.request_key(face))
 

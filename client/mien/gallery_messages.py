@@ -16,14 +16,17 @@ from mien.gallery_results import (
     EnrolledFace,
     EnrolResult,
     ExportedFace,
+    FaceGroup,
     FaceQuality,
     GalleryInfo,
     GalleryPerson,
+    GroupResult,
     IdentifiedFace,
     IdentifyResult,
     NewFace,
     PersonMatch,
     QualityIssue,
+    ReembedResult,
     SampleMatch,
     SearchedGallery,
 )
@@ -88,14 +91,25 @@ def _labels(labels: Mapping[str, str], field: str) -> dict[str, str]:
     return {text(key, field): text(value, field) for key, value in labels.items()}
 
 
+def _person_id(person: str | None, field: str) -> str:
+    if person == "":
+        raise InvalidRequest(
+            f"{field}: it is empty: say whose face it is, or None for nobody's",
+            reason="INVALID_OPTION",
+            field=field,
+        )
+    return "" if person is None else text(person, field)
+
+
 def create_request(
-    name: str, embedder: ModelLike | None, threshold: float | None
+    name: str, embedder: ModelLike | None, threshold: float | None, keep_crops: bool = False
 ) -> pb.CreateCollectionRequest:
     """The request of `create`."""
     return pb.CreateCollectionRequest(
         name=text(name, "name"),
         embedder=model_ref(embedder, "embedder"),
         threshold=optional_number(threshold, "threshold"),
+        keep_crops=keep_crops,
     )
 
 
@@ -110,6 +124,8 @@ def info(message: pb.Collection) -> GalleryInfo:
         faces=message.faces,
         memory_bytes=message.memory_bytes,
         created=_time(message),
+        unnamed_faces=message.unnamed_faces,
+        keeps_crops=message.keeps_crops,
     )
 
 
@@ -139,7 +155,7 @@ def enrol_request(
     messages = []
     for i, face in enumerate(faces):
         subject = subject_message(face.image, face.aligned, f"faces[{i}].subject", photos)
-        person = text(face.person, f"faces[{i}].person_id")
+        person = _person_id(face.person, f"faces[{i}].person_id")
         labels = _labels(face.labels, f"faces[{i}].labels")
         key = text(face.request_key, f"faces[{i}].request_key")
         # Without one, a retry after a broken connection could enrol the face twice.
@@ -349,6 +365,44 @@ def exported_face(message: pb.ExportedFace) -> ExportedFace:
 def face_ids(given: str | Sequence[str]) -> list[str]:
     """One or several ids of faces."""
     return [given] if isinstance(given, str) else list(given)
+
+
+def group_request(name: str, threshold: float | None, min_faces: int | None) -> pb.GroupRequest:
+    """The request of `group`."""
+    return pb.GroupRequest(
+        collection=name,
+        threshold=optional_number(threshold, "threshold"),
+        min_faces=optional_count(min_faces, "min_faces"),
+    )
+
+
+def group_result(response: pb.GroupResponse) -> GroupResult:
+    """The result of `group`."""
+    return GroupResult(
+        groups=tuple(FaceGroup(tuple(g.face_ids), g.similarity) for g in response.groups),
+        faces=response.faces,
+        left_out=response.left_out,
+        threshold=response.threshold,
+        threshold_source=_SOURCES.get(response.threshold_source, "model"),
+    )
+
+
+def reembed_request(
+    name: str, embedder: ModelLike | None, max_faces: int | None
+) -> pb.ReembedRequest:
+    """The request of `reembed`."""
+    return pb.ReembedRequest(
+        collection=name,
+        embedder=model_ref(embedder, "embedder"),
+        max_faces=optional_count(max_faces, "max_faces") or 0,
+    )
+
+
+def reembed_result(response: pb.ReembedResponse) -> ReembedResult:
+    """The result of `reembed`."""
+    return ReembedResult(
+        identity(response.embedder), response.reembedded, response.left, response.done
+    )
 
 
 def deleted_faces(response: pb.DeleteFacesResponse, faces: int) -> Deleted:

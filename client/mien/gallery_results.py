@@ -26,6 +26,8 @@ class GalleryInfo:
         faces: how many faces.
         memory_bytes: what they take in the server's memory.
         created: when it was made, in UTC.
+        unnamed_faces: how many of the faces have no person.
+        keeps_crops: whether the server keeps a picture of each face, for `Gallery.reembed`.
     """
 
     name: str
@@ -36,6 +38,8 @@ class GalleryInfo:
     faces: int
     memory_bytes: int
     created: datetime
+    unnamed_faces: int = 0
+    keeps_crops: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, `created` in ISO 8601."""
@@ -49,6 +53,8 @@ class GalleryInfo:
             "faces": self.faces,
             "memory_bytes": self.memory_bytes,
             "created": self.created.isoformat(),
+            "unnamed_faces": self.unnamed_faces,
+            "keeps_crops": self.keeps_crops,
         }
 
 
@@ -58,7 +64,8 @@ class NewFace:
 
     Attributes:
         image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
-        person: whose it is, in your words: 1 to 256 bytes of UTF-8.
+        person: whose it is, in your words: 1 to 256 bytes of UTF-8. None: nobody's yet; `identify` does not
+            look at it, `Gallery.group` puts it beside faces like it, and `Gallery.move` gives it to a person.
         labels: what you want to know of it later; `identify` can look among faces with certain ones.
         request_key: makes it safe to enrol it again: a face that was enrolled with this key is answered as
             "existing". Empty: a key of its own, for the SDK's retries.
@@ -66,7 +73,7 @@ class NewFace:
     """
 
     image: ImageLike | Embedding
-    person: str
+    person: str | None
     labels: Labels = field(default_factory=dict)
     request_key: str = ""
     aligned: bool = False
@@ -310,7 +317,7 @@ class EnrolledFace:
 
     Attributes:
         face_id: 16 hexadecimal digits.
-        person: whose it is.
+        person: whose it is; "": nobody's yet.
         labels: as it was enrolled.
         quality: its figures as it was enrolled; None if that was as an embedding.
         created: when it was enrolled, in UTC.
@@ -363,3 +370,75 @@ class Deleted:
     def as_dict(self) -> dict[str, Any]:
         """`faces`, `erased` and `emptied`."""
         return {"faces": self.faces, "erased": self.erased, "emptied": list(self.emptied)}
+
+
+@dataclass(frozen=True, slots=True)
+class FaceGroup:
+    """Faces that belong together, as far as their embeddings tell.
+
+    Attributes:
+        face_ids: the first enrolled first.
+        similarity: the mean cosine of their pairs; 1 for a single face.
+    """
+
+    face_ids: tuple[str, ...]
+    similarity: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Both."""
+        return {"face_ids": list(self.face_ids), "similarity": shortest(self.similarity)}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """The faces without a person, in groups.
+
+    Attributes:
+        groups: the largest first; no face is in two of them.
+        faces: how many faces were looked at.
+        left_out: how many faces without a person were not, because there are too many for one call.
+        threshold: down to which mean similarity groups were joined.
+        threshold_source: where it came from.
+    """
+
+    groups: tuple[FaceGroup, ...]
+    faces: int
+    left_out: int
+    threshold: float
+    threshold_source: Literal["model", "request", "collection"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "groups": [group.as_dict() for group in self.groups],
+            "faces": self.faces,
+            "left_out": self.left_out,
+            "threshold": shortest(self.threshold),
+            "threshold_source": self.threshold_source,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReembedResult:
+    """How far a gallery is on its way to another model.
+
+    Attributes:
+        embedder: the other model.
+        reembedded: faces that it has embedded, in all calls together.
+        left: faces that it has not.
+        done: whether it is the gallery's model now.
+    """
+
+    embedder: ModelIdentity
+    reembedded: int
+    left: int
+    done: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "embedder": self.embedder.as_dict(),
+            "reembedded": self.reembedded,
+            "left": self.left,
+            "done": self.done,
+        }

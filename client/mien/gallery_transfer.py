@@ -59,7 +59,7 @@ def import_from_file(client: Client, arguments: argparse.Namespace) -> int:
                     tally.counts[outcome.get().outcome] += 1
                 else:
                     line = f"{path}:{outcome.index + 2}"
-                    tally.fail(Path(line), outcome.error, person=outcome.item.person)
+                    tally.fail(Path(line), outcome.error, person=outcome.item.person or "")
                 progress.step(len(tally.failed))
     except KeyboardInterrupt:
         print("mien: interrupted; the same command goes on", file=sys.stderr)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mien_server.backends.devices import CpuDevice, CudaDevice, gpu_count
 from mien_server.gallery.gallery import Gallery
-from mien_server.gallery.store import Store
+from mien_server.gallery.opening import open_store
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.types import Limits
@@ -30,7 +30,7 @@ class Engine:
         loader: loads them from the repository's folders.
         pool: the threads for work on pictures.
         pipeline: answers Detect, Embed, Verify and Analyze, to be called on one event loop.
-        gallery: keeps and finds faces, on the same loop; None: there is no folder for it.
+        gallery: keeps and finds faces, on the same loop; None: there is no place for it.
     """
 
     devices: Sequence[AnyDevice]
@@ -82,14 +82,7 @@ def build_engine(
     catalogue = Catalogue(draw)
     store = None
     try:
-        if settings.gallery_dir is not None:
-            store = Store(
-                settings.gallery_dir,
-                max_bytes=settings.gallery_max_bytes,
-                scheduler=scheduler,
-                device=cpu,
-                threads=threads,
-            )
+        store = open_store(settings, scheduler=scheduler, device=cpu, threads=threads)
         loader = Loader(
             catalogue,
             settings.model_repository,

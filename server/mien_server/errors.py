@@ -25,11 +25,13 @@ class Reason(StrEnum):
     EMBEDDING_MISMATCH = "EMBEDDING_MISMATCH"
     LOW_QUALITY = "LOW_QUALITY"
     REQUIREMENT_UNMET = "REQUIREMENT_UNMET"
+    NO_CROPS = "NO_CROPS"
     COLLECTION_NOT_FOUND = "COLLECTION_NOT_FOUND"
     COLLECTION_EXISTS = "COLLECTION_EXISTS"
     PERSON_NOT_FOUND = "PERSON_NOT_FOUND"
     ENROLLED_FACE_NOT_FOUND = "ENROLLED_FACE_NOT_FOUND"
     GALLERY_FULL = "GALLERY_FULL"
+    GALLERY_UNAVAILABLE = "GALLERY_UNAVAILABLE"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     MODEL_NOT_READY = "MODEL_NOT_READY"
     MODEL_LOAD_FAILED = "MODEL_LOAD_FAILED"
@@ -99,6 +101,18 @@ class GalleryFull(MienError):
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.GALLERY_FULL, message)
+
+
+class GalleryUnavailable(MienError):
+    """The galleries' own server cannot be asked now. UNAVAILABLE on the wire.
+
+    Attributes:
+        retry_after: seconds after which another try has a chance.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(Reason.GALLERY_UNAVAILABLE, message)
+        self.retry_after = retry_after
 
 
 class ModelNotFound(MienError):

@@ -208,6 +208,19 @@ class Settings(BaseSettings):
         ge=MIB,
     )
 
+    gallery_url: str | None = _setting(
+        None,
+        "Galleries",
+        "A Milvus that keeps the galleries instead of a folder, for several servers: milvus://host:port, or"
+        " milvus+tls://host:port, and /database where it is not the default one. It takes mien[milvus].",
+    )
+    gallery_token_file: Path | None = _setting(
+        None,
+        "Galleries",
+        "A file with what proves to that Milvus who asks: user:password, or an API key. none: it asks for"
+        " nothing.",
+    )
+
     max_message_bytes: int = _setting(
         32 * MIB, "Limits", "Bytes of the largest request and response.", ge=MIB, le=1024 * MIB
     )
@@ -472,6 +485,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{name_of('jwt_jwks')}: {source} is neither a file nor an https address"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _galleries_have_one_place(self) -> Self:
+        if self.gallery_url and self.gallery_dir:
+            raise ValueError(f"{name_of('gallery_url')}: it goes not with {name_of('gallery_dir')}")
         return self
 
     @model_validator(mode="after")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
+from mien_server.gallery.live import Live
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.store import Store
 from mien_server.gallery.types import Query
 from mien_server.pipeline.types import Call, ModelIdentity
 from mien_server.scheduling.scheduler import Scheduler

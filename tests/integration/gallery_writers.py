@@ -24,8 +24,9 @@ from mien_server.backends.devices import CpuDevice
 from mien_server.gallery import reading
 from mien_server.gallery.database import FILENAME, lock, open_database
 from mien_server.gallery.labels import from_text
+from mien_server.gallery.live import Live
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.store import Store
 from mien_server.pipeline.types import ModelIdentity
 from mien_server.scheduling.scheduler import Scheduler
 from tests.unit.gallery.vectors import random_units

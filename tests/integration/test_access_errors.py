@@ -21,6 +21,7 @@ from mien_server.access.tokens import TokenRules, Tokens
 from mien_server.errors import (
     AlreadyInGallery,
     GalleryFull,
+    GalleryUnavailable,
     InvalidRequest,
     NotInGallery,
     Reason,
@@ -47,7 +48,7 @@ RULES = TokenRules("ES256", ISSUER, AUDIENCE, "roles", {role.value: role for rol
 KNOWN = {"key": KEY, "token": token(roles=list(ALL))}
 LESSER = {"key": READ_KEY, "token": token(roles=[CallerRole.READ])}
 WRONG = {"key": KEY[:-4] + "aaaa", "token": token(roles=list(ALL), iss="https://other.example")}
-RETRIED = {"QUEUE_FULL", "CALLER_LIMIT"}
+RETRIED = {"QUEUE_FULL", "CALLER_LIMIT", "GALLERY_UNAVAILABLE"}
 
 LOAD = UNLOAD.replace("Unload", "Load")
 SHARED_MEMORY = "/inference.GRPCInferenceService/SystemSharedMemoryRegister"
@@ -142,7 +143,9 @@ CASES: dict[str, Case] = {
     "COLLECTION_EXISTS": raising(
         AlreadyInGallery(Reason.COLLECTION_EXISTS, "there already", field="name")
     ),
+    "NO_CROPS": unmet(Reason.NO_CROPS),
     "GALLERY_FULL": raising(GalleryFull("no room")),
+    "GALLERY_UNAVAILABLE": raising(GalleryUnavailable("away")),
     "INTERNAL": raising(KeyError("a secret of the server")),
 }
 """How each row that a known caller can meet comes about. The rows of credentials themselves are below."""

@@ -399,3 +399,32 @@ def test_a_photo_that_cannot_be_read_counts_as_missed(
     assert [entry["picture"] for entry in report["failures"]] == ["0--People/Bea.jpg"]
     assert main(["evaluate", "detection", *paths, "--model-repository", str(repository)]) == 0
     assert "NOT the official subsets" in capsys.readouterr().out
+
+
+def test_identification_tells_what_six_portraits_can_say(
+    evaluate: Evaluate, people: Path, tmp_path: Path
+) -> None:
+    found = evaluate("identification", people, "--det", tmp_path / "det.png", "--fpir", "0.2")
+    assert (found["persons"], found["failures"]) == (4, [])
+    # Ann and Bea have four pictures each, Cid and Dan two: a portrait and its mirror image.
+    assert found["searches"] == {"mated": 8, "strangers": 8}
+    assert found["ranks"] == {"1": None, "5": None}
+    assert [each["needed"] for each in found["fnir_at_fpir"]] == [
+        "30 persons",
+        "300 persons",
+        "3,000 persons",
+    ]
+    assert all(each["insufficient_data"] for each in found["thresholds_by_size"])
+    with Image.open(tmp_path / "det.png") as picture:
+        assert picture.size == (880, 620)
+
+
+def test_identification_report_is_readable(
+    repository: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--enrol", "2", "--model-repository", str(repository)]
+    assert main(["evaluate", "identification", str(people), *flags]) == 0
+    told = capsys.readouterr().out
+    assert "4 persons by up to 2 photos each" in told
+    assert "insufficient data: 30 searches for enrolled persons needed" in told
+    assert "thresholds by size, for a FPIR of 0.01" in told

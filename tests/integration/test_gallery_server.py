@@ -380,3 +380,102 @@ def test_folder_is_added_once_and_searched_from_a_shell(
     assert "deleted 1 face" in run("rm", "shell", "--everything")
     assert "shell" not in run("ls")
     assert "is no folder" in run("add", "refusing", tmp_path / "none", status=1)
+
+
+def test_unknown_faces_are_grouped_named_and_then_found(
+    galleries: LocalServer,
+    client: mien.Client,
+    gallery: mien.Gallery,
+    embeddings: dict[str, mien.Embedding],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["person_a_1", "impostor_1", "person_b_1", "person_a_2", "person_b_2"]
+    ids = {
+        name: result.face_id
+        for name, result in zip(
+            names,
+            gallery.enrol_faces([mien.NewFace(embeddings[name], None) for name in names]),
+            strict=True,
+        )
+    }
+    assert gallery.identify(embeddings["person_a_1"], threshold=-1).persons == ()
+    info = gallery.info()
+    assert (info.persons, info.faces, info.unnamed_faces) == (0, 5, 5)
+    assert {face.person for face in gallery.faces()} == {""}
+
+    found = gallery.group()
+    assert [group.face_ids for group in found.groups] == [
+        (ids["person_a_1"], ids["person_a_2"]),
+        (ids["person_b_1"], ids["person_b_2"]),
+    ]
+    same = client.verify(embeddings["person_a_1"], embeddings["person_a_2"]).similarity
+    assert found.groups[0].similarity == pytest.approx(same, abs=1e-5)
+    assert (found.faces, found.left_out, found.threshold_source) == (5, 0, "model")
+    assert len(gallery.group(min_faces=1).groups) == 3
+    assert gallery.group(threshold=0.999).groups == ()
+
+    command = ["gallery", "group", gallery.name, "--address", galleries.address]
+    assert cli.main(command) == 0
+    assert "4 of 5 faces without a person are in 2 groups" in capsys.readouterr().out
+    assert cli.main([*command, "--json", "--min-faces", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"] == []
+
+    assert gallery.move(found.groups[0].face_ids, "ann") == ()
+    (match,) = gallery.identify(embeddings["person_a_1"]).persons
+    assert (match.person, len(match.samples)) == ("ann", 2)
+    assert gallery.info().unnamed_faces == 3
+    for never in (gallery.person, gallery.delete_person):
+        with pytest.raises(mien.NotInGallery):
+            never("")
+    for ask, field in (
+        (lambda: gallery.group(min_faces=0), "min_faces"),
+        (lambda: gallery.group(threshold=2), "threshold"),
+        (lambda: gallery.move(ids["impostor_1"], ""), "person_id"),
+        (lambda: gallery.enrol(embeddings["impostor_1"], ""), "faces[0].person_id"),
+    ):
+        with pytest.raises(mien.InvalidRequest) as caught:
+            ask()
+        assert caught.value.field == field
+
+
+async def test_async_client_groups(
+    galleries: LocalServer, gallery: mien.Gallery, embeddings: dict[str, mien.Embedding]
+) -> None:
+    async with mien.AsyncClient(galleries.address, timeout=60) as client:
+        unknown = client.gallery(gallery.name)
+        for name in ("person_a_1", "person_a_2"):
+            await unknown.enrol(embeddings[name], None)
+        (found,) = (await unknown.group()).groups
+        assert len(found.face_ids) == 2
+
+
+def test_gallery_that_keeps_crops_takes_photos_and_is_reembedded(
+    galleries: LocalServer,
+    client: mien.Client,
+    gallery: mien.Gallery,
+    sample: Sample,
+    embeddings: dict[str, mien.Embedding],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keeping = client.gallery(f"{gallery.name}-crops")
+    assert keeping.create(keep_crops=True).keeps_crops
+    assert not gallery.info().keeps_crops
+    keeping.enrol(sample("person_a_1"), "a")
+    for refused in (
+        lambda: keeping.enrol(embeddings["person_b_1"], "b"),
+        gallery.reembed,
+    ):
+        with pytest.raises(mien.FailedPrecondition) as caught:
+            refused()
+        assert caught.value.reason == "NO_CROPS"
+    with pytest.raises(mien.InvalidRequest) as out_of_range:
+        keeping.reembed(max_faces=20_000)
+    assert out_of_range.value.field == "max_faces"
+    # Its own model: there is nothing to do. What another model does, test_reembedding.py has.
+    done = keeping.reembed()
+    assert (done.reembedded, done.left, done.done) == (1, 0, True)
+    assert done.embedder == keeping.info().embedder
+    command = ["gallery", "reembed", keeping.name, "--address", galleries.address, "--json"]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["done"] is True
+    assert [match.person for match in keeping.identify(sample("person_a_2")).persons] == ["a"]

@@ -149,6 +149,8 @@ class Collection(_message.Message):
     FACES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    UNNAMED_FACES_FIELD_NUMBER: _builtins.int
+    KEEPS_CROPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     dimensions: _builtins.int
@@ -160,9 +162,13 @@ class Collection(_message.Message):
     persons: _builtins.int
     """Persons in it. Each has at least one face."""
     faces: _builtins.int
-    """Faces in it."""
+    """Faces in it, those without a person among them."""
     memory_bytes: _builtins.int
-    """Bytes of memory that its faces take."""
+    """Bytes of the server's memory that its faces take; 0 of a Milvus."""
+    unnamed_faces: _builtins.int
+    """Faces in it that have no person."""
+    keeps_crops: _builtins.bool
+    """Whether the crop of each face is kept: CreateCollectionRequest.keep_crops."""
     @_builtins.property
     def embedder(self) -> _face_pb2.ModelIdentity:
         """The embedding model that it is pinned to. Only embeddings of this fingerprint can be in it or be
@@ -184,10 +190,12 @@ class Collection(_message.Message):
         faces: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
+        unnamed_faces: _builtins.int = ...,
+        keeps_crops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "embedder", b"embedder", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "created", b"created", "dimensions", b"dimensions", "embedder", b"embedder", "faces", b"faces", "keeps_crops", b"keeps_crops", "memory_bytes", b"memory_bytes", "name", b"name", "persons", b"persons", "threshold", b"threshold", "unnamed_faces", b"unnamed_faces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -204,12 +212,18 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    KEEP_CROPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 64 of a-z, A-Z, 0-9, "-", "_" and ".", the first of them a letter or a digit. One that
     exists already is the error COLLECTION_EXISTS.
     """
     threshold: _builtins.float
     """What Collection.threshold is to be. In [-1, 1]."""
+    keep_crops: _builtins.bool
+    """Whether to keep the aligned crop, 112x112 pixels, of every face that is enrolled, so that Reembed can
+    bring the collection to another model. A crop is a picture of the face: without, mien keeps none. Such a
+    collection takes photos and crops, and refuses embeddings with NO_CROPS. Not in a Milvus.
+    """
     @_builtins.property
     def embedder(self) -> _face_pb2.ModelRef:
         """The embedding model to pin it to. Unset: the server's default."""
@@ -220,10 +234,11 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         embedder: _face_pb2.ModelRef | None = ...,
         threshold: _builtins.float | None = ...,
+        keep_crops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "embedder", b"embedder", "keep_crops", b"keep_crops", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -376,7 +391,8 @@ class DeleteCollectionResponse(_message.Message):
     """Faces that went with it."""
     erased: _builtins.bool
     """Whether no file of the gallery has a byte of it any more. False while somebody else, such as a backup,
-    reads the files: the server then erases the rest as soon as it can.
+    reads the files: the server then erases the rest as soon as it can. Always false of a Milvus, which
+    erases its files by itself, later.
     """
     def __init__(
         self,
@@ -423,8 +439,9 @@ class NewFace(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_KEY_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
-    """Whose it is, in the caller's words: 1 to 256 bytes of UTF-8 without control characters. A person
-    begins with the first face.
+    """Whose it is, in the caller's words: at most 256 bytes of UTF-8 without control characters. A person
+    begins with the first face. Empty: nobody's yet. Identify does not look at such a face; Group puts those
+    together that are alike, and MoveFaces gives them to a person.
     """
     request_key: _builtins.str
     """Makes it safe to send the face again: at most 128 bytes. A face of the collection that was enrolled
@@ -847,7 +864,7 @@ class SearchedCollection(_message.Message):
     collection: _builtins.str
     """Its name."""
     faces: _builtins.int
-    """Faces in it when it was looked in."""
+    """Faces of persons in it when it was looked in."""
     threshold: _builtins.float
     """The threshold that was used, in [-1, 1]."""
     threshold_source: _face_pb2.ThresholdSource.ValueType
@@ -1092,7 +1109,7 @@ class EnrolledFace(_message.Message):
     face_id: _builtins.str
     """16 lower-case hexadecimal digits. No face gets one that another had."""
     person_id: _builtins.str
-    """Whose it is."""
+    """Whose it is. Empty: nobody's yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As enrolled."""
@@ -1336,7 +1353,7 @@ class MoveFacesRequest(_message.Message):
     collection: _builtins.str
     """The collection's name."""
     person_id: _builtins.str
-    """Whose they are, as in NewFace. The person may be new."""
+    """Whose they are, as in NewFace, and not empty. The person may be new."""
     @_builtins.property
     def face_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The faces: 1 to 1000."""
@@ -1487,3 +1504,180 @@ class DeletePersonResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeletePersonResponse: _TypeAlias = DeletePersonResponse  # noqa: Y015
+
+@_typing.final
+class GroupRequest(_message.Message):
+    """Asks which faces without a person belong together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MIN_FACES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name."""
+    threshold: _builtins.float
+    """Two groups are joined while the pairs between them are at least so similar on average. In [-1, 1].
+    Unset: as for Identify.
+    """
+    min_faces: _builtins.int
+    """Smaller groups are left out: at least 1. Unset: 2."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        min_faces: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces", "_threshold", b"_threshold", "min_faces", b"min_faces", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces", "_threshold", b"_threshold", "collection", b"collection", "min_faces", b"min_faces", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_faces: _TypeAlias = _typing.Literal["min_faces"]  # noqa: Y015
+    _WhichOneofArgType__min_faces: _TypeAlias = _typing.Literal["_min_faces", b"_min_faces"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_faces) -> _WhichOneofReturnType__min_faces | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___GroupRequest: _TypeAlias = GroupRequest  # noqa: Y015
+
+@_typing.final
+class FaceGroup(_message.Message):
+    """Faces that belong together, as far as their embeddings tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACE_IDS_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    similarity: _builtins.float
+    """The mean similarity of their pairs, in [-1, 1]; 1 for a single face."""
+    @_builtins.property
+    def face_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The first enrolled first."""
+
+    def __init__(
+        self,
+        *,
+        face_ids: _abc.Iterable[_builtins.str] | None = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["face_ids", b"face_ids", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaceGroup: _TypeAlias = FaceGroup  # noqa: Y015
+
+@_typing.final
+class GroupResponse(_message.Message):
+    """The faces without a person, in groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FACES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    THRESHOLD_SOURCE_FIELD_NUMBER: _builtins.int
+    faces: _builtins.int
+    """Faces that were looked at: the first 20,000 without a person."""
+    left_out: _builtins.int
+    """Faces without a person that were not, because there are more. Name or delete some, and ask again."""
+    threshold: _builtins.float
+    """The threshold that was used, in [-1, 1]."""
+    threshold_source: _face_pb2.ThresholdSource.ValueType
+    """Where the threshold came from."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___FaceGroup]:
+        """The largest first; of equals, the one enrolled first. No face is in two of them. The same faces give the
+        same groups.
+        """
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___FaceGroup] | None = ...,
+        faces: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        threshold_source: _face_pb2.ThresholdSource.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faces", b"faces", "groups", b"groups", "left_out", b"left_out", "threshold", b"threshold", "threshold_source", b"threshold_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupResponse: _TypeAlias = GroupResponse  # noqa: Y015
+
+@_typing.final
+class ReembedRequest(_message.Message):
+    """Asks to go on bringing a collection to another model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    MAX_FACES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name. One that keeps no crops is the error NO_CROPS."""
+    max_faces: _builtins.int
+    """Faces to embed in this call, at most 10,000; fewer if its time ends before. 0: 256."""
+    @_builtins.property
+    def embedder(self) -> _face_pb2.ModelRef:
+        """The model that it is to have. Unset: the server's default."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        embedder: _face_pb2.ModelRef | None = ...,
+        max_faces: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "embedder", b"embedder", "max_faces", b"max_faces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedRequest: _TypeAlias = ReembedRequest  # noqa: Y015
+
+@_typing.final
+class ReembedResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDER_FIELD_NUMBER: _builtins.int
+    REEMBEDDED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    reembedded: _builtins.int
+    """Faces that have been embedded by it, in all calls together."""
+    left: _builtins.int
+    """Faces that have not."""
+    done: _builtins.bool
+    """Whether the collection has the model now."""
+    @_builtins.property
+    def embedder(self) -> _face_pb2.ModelIdentity:
+        """The model that the collection is to have."""
+
+    def __init__(
+        self,
+        *,
+        embedder: _face_pb2.ModelIdentity | None = ...,
+        reembedded: _builtins.int = ...,
+        left: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedder", b"embedder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "embedder", b"embedder", "left", b"left", "reembedded", b"reembedded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReembedResponse: _TypeAlias = ReembedResponse  # noqa: Y015

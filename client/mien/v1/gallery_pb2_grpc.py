@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GalleryServiceStub:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -110,11 +110,21 @@ class GalleryServiceStub:
                 request_serializer=mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.FromString,
                 _registered_method=True)
+        self.Group = channel.unary_unary(
+                '/mien.v1.GalleryService/Group',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
+                _registered_method=True)
+        self.Reembed = channel.unary_unary(
+                '/mien.v1.GalleryService/Reembed',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.ReembedRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.ReembedResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -221,6 +231,23 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Group(self, request, context):
+        """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+        nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reembed(self, request, context):
+        """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+        it is done. Until then everything goes on with the model that the collection has; the call that does the
+        last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GalleryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -294,6 +321,16 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     request_deserializer=mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.FromString,
                     response_serializer=mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.SerializeToString,
             ),
+            'Group': grpc.unary_unary_rpc_method_handler(
+                    servicer.Group,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.GroupRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.GroupResponse.SerializeToString,
+            ),
+            'Reembed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reembed,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.ReembedRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.ReembedResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'mien.v1.GalleryService', rpc_method_handlers)
@@ -303,8 +340,8 @@ def add_GalleryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GalleryService:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -679,6 +716,60 @@ class GalleryService:
             '/mien.v1.GalleryService/DeletePerson',
             mien_dot_v1_dot_gallery__pb2.DeletePersonRequest.SerializeToString,
             mien_dot_v1_dot_gallery__pb2.DeletePersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Group(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/Group',
+            mien_dot_v1_dot_gallery__pb2.GroupRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.GroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reembed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/Reembed',
+            mien_dot_v1_dot_gallery__pb2.ReembedRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.ReembedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,8 +29,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GalleryServiceStub:
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -73,11 +73,20 @@ class GalleryServiceStub:
     """Deletes faces. All of them, or none. A person without faces is gone, too."""
     DeletePerson: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.DeletePersonRequest, _gallery_pb2.DeletePersonResponse]
     """Deletes a person with all faces."""
+    Group: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GroupRequest, _gallery_pb2.GroupResponse]
+    """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+    nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+    """
+    Reembed: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ReembedRequest, _gallery_pb2.ReembedResponse]
+    """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+    it is done. Until then everything goes on with the model that the collection has; the call that does the
+    last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+    """
 
 @_typing.type_check_only
 class GalleryServiceAsyncStub(GalleryServiceStub):
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -117,10 +126,19 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """Deletes faces. All of them, or none. A person without faces is gone, too."""
     DeletePerson: _aio.UnaryUnaryMultiCallable[_gallery_pb2.DeletePersonRequest, _gallery_pb2.DeletePersonResponse]  # type: ignore[assignment]
     """Deletes a person with all faces."""
+    Group: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GroupRequest, _gallery_pb2.GroupResponse]  # type: ignore[assignment]
+    """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+    nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+    """
+    Reembed: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ReembedRequest, _gallery_pb2.ReembedResponse]  # type: ignore[assignment]
+    """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+    it is done. Until then everything goes on with the model that the collection has; the call that does the
+    last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+    """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps faces in collections and finds them again. A server without `--gallery-dir` answers every method
-    with UNIMPLEMENTED.
+    """Keeps faces in collections and finds them again. A server without `--gallery-dir` and
+    `--gallery-url` answers every method with UNIMPLEMENTED.
 
     A collection is pinned to the fingerprint of one embedding model. What was acknowledged is on disk, and
     every search that begins after it sees it. What Delete has acknowledged with `erased` is in no file of
@@ -242,5 +260,26 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.DeletePersonResponse, _abc.Awaitable[_gallery_pb2.DeletePersonResponse]]:
         """Deletes a person with all faces."""
+
+    @_abc_1.abstractmethod
+    def Group(
+        self,
+        request: _gallery_pb2.GroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.GroupResponse, _abc.Awaitable[_gallery_pb2.GroupResponse]]:
+        """The faces of a collection that have no person, put together by likeness, for somebody to name. Changes
+        nothing: MoveFaces names a group. A server without SciPy answers UNIMPLEMENTED.
+        """
+
+    @_abc_1.abstractmethod
+    def Reembed(
+        self,
+        request: _gallery_pb2.ReembedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.ReembedResponse, _abc.Awaitable[_gallery_pb2.ReembedResponse]]:
+        """Brings a collection that keeps crops to another model or version, a part at a time: call it again until
+        it is done. Until then everything goes on with the model that the collection has; the call that does the
+        last part exchanges the model and all embeddings at once. Work that was done is kept when a call ends.
+        """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

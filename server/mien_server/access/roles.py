@@ -35,14 +35,14 @@ METHODS: dict[str, CallerRole | str] = {
         _GALLERY + method: CallerRole.READ
         for method in (
             *("ListCollections", "GetCollection"),
-            *("ListPersons", "GetPerson", "ListFaces", "GetFace"),
+            *("ListPersons", "GetPerson", "ListFaces", "GetFace", "Group"),
         )
     },
     **{
         _GALLERY + method: CallerRole.ENROL
         for method in (
             *("CreateCollection", "DeleteCollection"),
-            *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson"),
+            *("Enrol", "MoveFaces", "DeleteFaces", "DeletePerson", "Reembed"),
         )
     },
     # It hands out what faces can be recognised by, anywhere.

@@ -21,8 +21,10 @@ from mien_server.errors import OperatorError
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
+    from mien_server.evaluation.identification import Identification
     from mien_server.evaluation.loaded import LoadedModels
     from mien_server.evaluation.pairs import Pairs
+    from mien_server.evaluation.persons import Persons
     from mien_server.evaluation.verification import Verification
     from mien_server.models.interface import AnyRole
     from mien_server.pipeline.types import ModelRef
@@ -34,7 +36,7 @@ _MOST_PAIRS = 0.0
 def add_to(commands: Commands) -> None:
     """Adds `evaluate` and its commands."""
     evaluate = add_group(commands, "evaluate", "measure models on labelled photos")
-    for add in (_add_verification, _add_detection):
+    for add in (_add_verification, _add_identification, _add_detection):
         add_settings(add(evaluate), "model_repository", "max_image_pixels", "cpu_cores")
 
 
@@ -78,6 +80,38 @@ def _add_verification(evaluate: Commands) -> argparse.ArgumentParser:
         help="write the version's own thresholds.json, by which it is judged from then on: the threshold"
         " that keeps FAR, or without FAR the one with the most pairs right",
     )
+    add_json(parser)
+    return parser
+
+
+def _add_identification(evaluate: Commands) -> argparse.ArgumentParser:
+    parser = add_command(
+        evaluate,
+        "identification",
+        _identification,
+        help="rank 1, FNIR at FPIR and thresholds by gallery size, on a folder of persons",
+        description="Enrol the first photo of each person of a folder as a gallery would, look for the others"
+        " and for strangers, and tell which threshold a gallery of which size needs.",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="a folder of photos for each person"
+    )
+    parser.add_argument(
+        "--enrol", type=_count, default=1, metavar="N", help="photos of each to enrol [1]"
+    )
+    parser.add_argument(
+        "--fpir",
+        type=_far,
+        default=0.01,
+        metavar="RATE",
+        help="of the thresholds by size: the share of strangers who may be taken for somebody [0.01]",
+    )
+    parser.add_argument(
+        "--aligned", action="store_true", help="the pictures are crops of 112x112 already"
+    )
+    _add_model(parser, "embedder")
+    _add_model(parser, "detector")
+    parser.add_argument("--det", type=Path, metavar="PNG", help="draw FNIR over FPIR")
     add_json(parser)
     return parser
 
@@ -165,6 +199,71 @@ def _verification(
     return 0
 
 
+def _identification(
+    folder: Path,
+    enrol: int,
+    fpir: float,
+    aligned: bool,
+    embedder: "ModelRef | None",
+    detector: "ModelRef | None",
+    det: Path | None,
+    as_json: bool,
+    **flags: object,
+) -> int:
+    settings = load_settings(flags)
+    if det is not None:
+        _check_writable(det, "--det")
+    from mien_server.evaluation.identification import identify_persons
+    from mien_server.evaluation.identification_reports import (
+        identification_document,
+        identification_text,
+    )
+    from mien_server.evaluation.loaded import load_models
+    from mien_server.evaluation.persons import read_persons
+    from mien_server.models.roles import DETECTOR, EMBEDDER
+    from mien_server.pipeline.types import ModelRef
+
+    data = read_persons(folder)
+    wanted: dict[AnyRole, ModelRef] = {EMBEDDER: embedder or ModelRef(settings.default_embedder)}
+    if not aligned:
+        wanted[DETECTOR] = detector or ModelRef(settings.default_detector)
+    with load_models(settings, wanted) as running:
+        found = identify_persons(running, data, aligned=aligned, enrolled=enrol, fpir=fpir)
+    try:
+        if det is not None:
+            _draw_det(det, running, data, found)
+    finally:
+        say(
+            json_text(identification_document(running, data, found))
+            if as_json
+            else identification_text(running, data, found)
+        )
+    return 0
+
+
+def _draw_det(
+    path: Path, running: "LoadedModels", data: "Persons", found: "Identification"
+) -> None:
+    from mien_server.evaluation.det_picture import det_picture
+    from mien_server.evaluation.identification_reports import gallery_text
+    from mien_server.evaluation.reports import verification_title
+
+    if found.det is None:
+        raise OperatorError("there is no DET: no person has a photo beside those that are enrolled")
+    picture = det_picture(
+        found.det,
+        found.points,
+        sure_from=3 / found.persons,
+        title=verification_title(running),
+        subtitle=gallery_text(data, found),
+    )
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise OperatorError(f"the DET cannot be written: {error}") from error
+    print(f"the DET is in {path}", file=sys.stderr)
+
+
 def _detection(
     labels: Path,
     images: Path,
@@ -205,13 +304,19 @@ def _ref(text: str) -> "ModelRef":
     return ModelRef(name, int(version or 0))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on")
+    return int(text)
+
+
 def _far(text: str) -> float:
     try:
         far = float(text)
     except ValueError:
         far = math.nan
     if not 0 < far < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a false accept rate between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a rate between 0 and 1")
     return far
 
 

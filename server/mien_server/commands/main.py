@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mien_server.commands import evaluate, health, keys, models, serve, tune
+from mien_server.commands import evaluate, gallery, health, keys, models, serve, tune
 from mien_server.errors import OperatorError
 from mien_server.settings import SettingsError
 
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"mien-server {metadata.version('mien')}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in (serve, models, evaluate, tune, keys, health):
+    for group in (serve, models, evaluate, tune, gallery, keys, health):
         group.add_to(commands)
     return parser

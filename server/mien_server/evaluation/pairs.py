@@ -19,7 +19,7 @@ FOLDS = 10
 """How many parts cross-validation has, as in LFW's protocol."""
 
 _SUFFIXES: dict[str, PairsFormat] = {".txt": "lfw", ".bin": "bin", ".csv": "csv"}
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LABELS = {
     **dict.fromkeys(("1", "true", "yes", "same"), True),
     **dict.fromkeys(("0", "false", "no", "different"), False),
@@ -155,7 +155,7 @@ def _lfw_picture(path: Path, line: int, folder: Path, name: str, number: str) ->
     if not number.isdecimal():
         raise DatasetError(f"{path}:{line}: {number!r} is no number of a picture")
     stem = folder / name / f"{name}_{int(number):04d}"
-    for suffix in _PICTURE_SUFFIXES:
+    for suffix in PICTURE_SUFFIXES:
         if (file := stem.with_name(stem.name + suffix)).is_file():
             return file
     raise DatasetError(

@@ -78,7 +78,7 @@ def verification_document(
 ) -> dict[str, Any]:
     """An evaluation of verification as JSON's values; null where the data are insufficient."""
     return {
-        **_models(loaded),
+        **models_document(loaded),
         "pairs": {
             "source": pairs.source,
             "genuine": found.genuine,
@@ -107,7 +107,7 @@ def verification_document(
             }
             for each in found.operations
         ],
-        "failures": _failures(found.failures),
+        "failures": failures_document(found.failures),
     }
 
 
@@ -131,7 +131,7 @@ def verification_text(loaded: LoadedModels, pairs: Pairs, found: Verification) -
             lines.append(f"{each.far:>8g}   {why}")
         else:
             lines.append(f"{each.far:>8g}{each.tar:>9.4f}{each.threshold:>12.4f}")
-    return "\n".join([*lines, *_failures_text(found.failures)])
+    return "\n".join([*lines, *failures_text(found.failures)])
 
 
 def verification_title(loaded: LoadedModels) -> str:
@@ -155,7 +155,7 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
 def detection_document(loaded: LoadedModels, data: WiderFace, found: Detection) -> dict[str, Any]:
     """An evaluation of detection as JSON's values."""
     return {
-        **_models(loaded),
+        **models_document(loaded),
         "source": data.source,
         "photos": found.photos,
         "official_subsets": data.official,
@@ -163,7 +163,7 @@ def detection_document(loaded: LoadedModels, data: WiderFace, found: Detection) 
             name: result.average_precision for name, result in found.subsets.items()
         },
         "faces": {name: result.faces for name, result in found.subsets.items()},
-        "failures": _failures(found.failures),
+        "failures": failures_document(found.failures),
     }
 
 
@@ -180,14 +180,15 @@ def detection_text(loaded: LoadedModels, data: WiderFace, found: Detection) -> s
         lines.append(f"{name:8}{precision:>8}{result.faces:>10,}")
     if not data.official:
         lines += ["", "NOT the official subsets, and not to be compared with published figures"]
-    return "\n".join([*lines, *_failures_text(found.failures)])
+    return "\n".join([*lines, *failures_text(found.failures)])
 
 
 def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-def _models(loaded: LoadedModels) -> dict[str, Any]:
+def models_document(loaded: LoadedModels) -> dict[str, Any]:
+    """The models of an evaluation, by role."""
     return {_ROLES[role]: _identity(model) for role, model in loaded.models.items()}
 
 
@@ -215,11 +216,13 @@ def _percent(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.mean:.2f} % ± {100 * accuracy.std:.2f} %"
 
 
-def _failures(failures: Sequence[Failure]) -> list[dict[str, str]]:
+def failures_document(failures: Sequence[Failure]) -> list[dict[str, str]]:
+    """The pictures without an answer, and why."""
     return [{"picture": each.picture, "reason": each.reason} for each in failures]
 
 
-def _failures_text(failures: Sequence[Failure]) -> list[str]:
+def failures_text(failures: Sequence[Failure]) -> list[str]:
+    """The first pictures without an answer, in lines."""
     if not failures:
         return []
     lines = ["", f"{_counted(len(failures), 'picture')} failed"]

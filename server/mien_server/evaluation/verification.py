@@ -80,7 +80,7 @@ def verify_pairs(loaded: LoadedModels, pairs: Pairs, *, aligned: bool) -> Verifi
     Raises:
         EvaluationError: after leaving out pictures that fail, one of the two kinds of pairs is missing.
     """
-    vectors, failures = _embed(loaded, pairs.pictures, aligned=aligned)
+    vectors, failures = embed_pictures(loaded, pairs.pictures, aligned=aligned)
     similarity = np.array(
         [
             np.nan if (a := vectors[i]) is None or (b := vectors[j]) is None else cosine(a, b)
@@ -112,9 +112,10 @@ def verify_pairs(loaded: LoadedModels, pairs: Pairs, *, aligned: bool) -> Verifi
     )
 
 
-def _embed(
+def embed_pictures(
     loaded: LoadedModels, pictures: Sequence[Picture], *, aligned: bool
 ) -> tuple[list[NDArray[np.float32] | None], list[Failure]]:
+    """The embedding of each picture's largest face, [d] of unit length; None where there is none, and why."""
     # The defaults of the pipeline are the models of the evaluation; a version is named.
     refs = {role: ModelRef(model.name, model.version) for role, model in loaded.models.items()}
     selection = FaceSelection(FacePolicy.LARGEST)

@@ -61,6 +61,16 @@ _MIGRATIONS = (
     CREATE INDEX faces_of_person ON faces (person);
     CREATE UNIQUE INDEX requests ON faces (collection, request) WHERE request IS NOT NULL;
     """,
+    """
+    ALTER TABLE collections ADD COLUMN crops INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE faces ADD COLUMN crop INTEGER REFERENCES payloads;
+    CREATE TABLE reembedded (
+        face INTEGER PRIMARY KEY REFERENCES faces,
+        fingerprint TEXT NOT NULL,
+        vector INTEGER NOT NULL REFERENCES payloads,
+        norm REAL NOT NULL
+    ) STRICT;
+    """,
 )
 """What makes each version of the schema from the one before; user_version counts them."""
 

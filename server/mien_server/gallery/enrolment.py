@@ -14,8 +14,8 @@ from mien_server.gallery.checks import (
     check_request_key,
 )
 from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.interface import OpenCollection
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live
 from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy, Query
 from mien_server.pipeline.quality import Issue, Problem, problems
 from mien_server.pipeline.running import together
@@ -37,7 +37,7 @@ async def enrol(
     selection: FaceSelection,
     policy: QualityPolicy,
     call: Call,
-) -> tuple[Live, list[Enrolment]]:
+) -> tuple[OpenCollection, list[Enrolment]]:
     """Enrols faces in a collection. One that is refused keeps no other one out.
 
     Args:
@@ -62,7 +62,8 @@ async def enrol(
         )
     for number, face in enumerate(faces):
         with at(f"faces[{number}]"):
-            check_person(face.person)
+            if face.person:
+                check_person(face.person)
             check_labels(face.labels)
             check_request_key(face.request_key)
     judged = await together(
@@ -74,16 +75,16 @@ async def enrol(
     if policy is not QualityPolicy.ACCEPT:
         await _compare(gallery, live, faces, judged, policy, call)
     await _write(gallery, live, faces, judged)
-    return live, [enrolment for enrolment, _ in judged]
+    return live, [enrolment for enrolment, _, _ in judged]
 
 
-_Judged = tuple[Enrolment, Embedding | None]
-"""What is known of a face; and its embedding, while it is to be enrolled."""
+_Judged = tuple[Enrolment, Embedding | None, bytes | None]
+"""What is known of a face; its embedding, while it is to be enrolled; and its crop, if that is kept."""
 
 
 async def _judge(
     gallery: Gallery,
-    live: Live,
+    live: OpenCollection,
     face: NewFace,
     path: str,
     detector: ModelRef,
@@ -95,16 +96,16 @@ async def _judge(
     if face.request_key:
         known = await gallery.store.of_request(live, face.request_key)
         if known:
-            return Enrolment(known.name, known.face, existing=True), None
+            return Enrolment(known.name, known.face, existing=True), None, None
     part = replace(call, stages=[])
     try:
         photo = await gallery.embed(face.subject, live, detector, selection, part, inspect=True)
     except (InvalidRequest, Unmet) as error:
         if error.field.partition(".")[0] in _OF_THE_CALL:
             raise
-        return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None
+        return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None, None
     except RowFailed as error:
-        return _refused(face, Reason.BACKEND_ERROR, f"{error} ({error.incident})", path), None
+        return _refused(face, Reason.BACKEND_ERROR, f"{error} ({error.incident})", path), None, None
     (found,) = photo.faces
     enrolment = Enrolment(face.person)
     if not isinstance(face.subject, Embedding):
@@ -114,21 +115,29 @@ async def _judge(
         enrolment.issues = problems(enrolment.quality)
     if enrolment.issues and policy is QualityPolicy.REFUSE:
         _refuse_for_issues(enrolment, path)
-        return enrolment, None
-    return enrolment, found.embedding
+        return enrolment, None, None
+    kept = found.crop.tobytes() if live.collection.keeps_crops and found.crop is not None else None
+    return enrolment, found.embedding, kept
 
 
 async def _compare(
     gallery: Gallery,
-    live: Live,
+    live: OpenCollection,
     faces: Sequence[NewFace],
     judged: list[_Judged],
     policy: QualityPolicy,
     call: Call,
 ) -> None:
-    """Notes which faces are very much like one of another person, enrolled or before it in the call."""
+    """Notes which faces are very much like one of another person, enrolled or before it in the call.
+
+    Those without a person are anybody's.
+    """
     limit = _likeness(gallery, live)
-    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    left = [
+        (number, e)
+        for number, (_, e, _) in enumerate(judged)
+        if e is not None and faces[number].person
+    ]
     if not left:
         return
     # The person's own faces may be the most similar ones, so the second person counts, too.
@@ -153,14 +162,14 @@ async def _compare(
         enrolment.issues.append(issue)
         if policy is QualityPolicy.REFUSE:
             _refuse_for_issues(enrolment, f"faces[{number}]")
-            judged[number] = (enrolment, None)
+            judged[number] = (enrolment, None, None)
 
 
 async def _write(
-    gallery: Gallery, live: Live, faces: Sequence[NewFace], judged: Sequence[_Judged]
+    gallery: Gallery, live: OpenCollection, faces: Sequence[NewFace], judged: Sequence[_Judged]
 ) -> None:
     """Enrols what is left."""
-    left = [(number, e) for number, (_, e) in enumerate(judged) if e is not None]
+    left = [(number, e) for number, (_, e, _) in enumerate(judged) if e is not None]
     if not left:
         return
     rows = [
@@ -171,6 +180,7 @@ async def _write(
             quality=judged[number][0].quality,
             norm=embedding.norm,
             vector=embedding.values,
+            crop=judged[number][2],
         )
         for number, embedding in left
     ]
@@ -180,7 +190,7 @@ async def _write(
         enrolment.existing = written.existing
 
 
-def _likeness(gallery: Gallery, live: Live) -> float:
+def _likeness(gallery: Gallery, live: OpenCollection) -> float:
     """From which cosine on two faces are so alike that they can hardly be of two persons.
 
     Half way from the threshold of a match to the same picture: strangers of a large gallery match, but not

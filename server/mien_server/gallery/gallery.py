@@ -1,35 +1,55 @@
 """Identify, and what is asked of a gallery beside it: photos and embeddings in, persons out."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
+from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.interface import AnyStore, CropStore, OpenCollection
+from mien_server.gallery.reembedding import Anew
 from mien_server.gallery.types import (
     Found,
+    Grouped,
     Identification,
     IdentifiedFace,
     Labels,
     Match,
     Query,
+    Reembedding,
     Searched,
 )
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
+from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
 from mien_server.pipeline.faces import FacePipeline, Models
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
+    AlignedFace,
     Call,
     Embedding,
     Face,
+    FacePolicy,
     FaceSelection,
     ImageSource,
     ModelIdentity,
     ModelRef,
     PhotoFaces,
+    RawPixels,
+    StageTime,
 )
 from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.scheduling.errors import Expired
+
+_REEMBEDDED_AT_ONCE = 8
+"""Crops that Reembed has in the pipeline: a batch, and few beside those of other callers."""
 
 
 class Gallery:
@@ -46,14 +66,23 @@ class Gallery:
     """
 
     def __init__(
-        self, store: Store, models: Models, pipeline: FacePipeline, *, default_embedder: str
+        self, store: AnyStore, models: Models, pipeline: FacePipeline, *, default_embedder: str
     ) -> None:
         self.store = store
         self._models = models
         self._pipeline = pipeline
         self._default_embedder = default_embedder
+        # One grouping at a time: beside it, cores are for calls that take milliseconds.
+        self._grouping = ThreadPoolExecutor(1, thread_name_prefix="gallery-group")
 
-    async def create(self, name: str, embedder: ModelRef, threshold: float | None) -> Live:
+    async def create(
+        self,
+        name: str,
+        embedder: ModelRef,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
+    ) -> OpenCollection:
         """Makes a collection, pinned to the embedder that serves now.
 
         Raises:
@@ -71,7 +100,10 @@ class Gallery:
         ):
             identity = identity_of(lease.model)
             dimensions = lease.model.config.outputs[0].dims[0]
-        return await self.store.create(name, identity, dimensions, threshold)
+        made: OpenCollection = await self.store.create(
+            name, identity, dimensions, threshold, keep_crops=keep_crops
+        )
+        return made
 
     async def identify(
         self,
@@ -99,7 +131,7 @@ class Gallery:
             NotInGallery: COLLECTION_NOT_FOUND.
         """
         check_threshold(threshold)
-        searched = []
+        searched: list[OpenCollection] = []
         for number, name in enumerate(names):
             try:
                 searched.append(self.store.find(name))
@@ -138,7 +170,7 @@ class Gallery:
             searched=[
                 Searched(
                     live.collection.name,
-                    of_live[0].faces if of_live else live.index.snapshot.faces,
+                    of_live[0].faces if of_live else live.named,
                     limit,
                     source,
                 )
@@ -150,10 +182,110 @@ class Gallery:
             height=photo.height,
         )
 
+    async def group(self, name: str, *, threshold: float | None, least: int, call: Call) -> Grouped:
+        """The faces of a collection that have no person, put together by likeness.
+
+        Args:
+            name: of the collection.
+            threshold: down to which mean cosine groups are joined; None: as for Identify.
+            least: faces that a group must have, at least 1.
+
+        Raises:
+            InvalidRequest: INVALID_OPTION, the threshold is out of range or too low.
+            NotInGallery: COLLECTION_NOT_FOUND. Expired: the call's time was not enough.
+        """
+        check_threshold(threshold)
+        live = self.store.find(name)
+        limit, source = self._threshold(live, threshold)
+        faces, vectors, left_out = await self.store.unnamed(live, grouping.MAX_FACES)
+        abandoned = threading.Event()
+
+        def check() -> None:
+            if abandoned.is_set():
+                raise Expired("nobody waits for the groups any more")
+            if call.deadline is not None and time.monotonic() > call.deadline:
+                raise Expired(
+                    f"The call's time was not enough to group {len(faces):,} faces: give it more."
+                )
+
+        began = time.monotonic()
+        work = partial(grouping.group, faces, vectors, threshold=limit, least=least, check=check)
+        try:
+            groups = await asyncio.wrap_future(self._grouping.submit(work))
+        finally:
+            abandoned.set()
+        call.add(began, StageTime("group", time.monotonic() - began))
+        return Grouped(groups, len(faces), left_out, limit, source)
+
+    async def reembed(self, name: str, embedder: ModelRef, *, most: int, call: Call) -> Reembedding:
+        """Embeds some of the crops of a collection by another model; after the last, that is its model.
+
+        What has been done is kept, also where the call's time ends before so many are.
+
+        Args:
+            name: of the collection.
+            embedder: the other model. That of the collection itself: there is nothing left to do.
+            most: faces to embed in this call, at least 1.
+
+        Raises:
+            Unmet: NO_CROPS. NotInGallery: COLLECTION_NOT_FOUND.
+            GalleryFull: there is no room for the vectors of both.
+            SchedulingError: why nothing could be computed.
+        """
+        live = self.store.find(name)
+        if not live.collection.keeps_crops:
+            raise Unmet(
+                Reason.NO_CROPS,
+                f"Collection {name!r} keeps no crops to embed anew: enrol the photos in a new collection.",
+                field="collection",
+            )
+        with (
+            at("embedder"),
+            self._models.lease(
+                embedder.name or self._default_embedder,
+                embedder.version,
+                role=EMBEDDER,
+                fingerprint="",
+            ) as lease,
+        ):
+            identity = identity_of(lease.model)
+            dimensions = lease.model.config.outputs[0].dims[0]
+        store = cast(CropStore[Any], self.store)  # no other one makes collections that keep crops
+        if identity.fingerprint == live.collection.embedder.fingerprint:
+            return Reembedding(identity, live.faces, 0, swapped=True)
+        left = await store.reembedded(live, identity.fingerprint, [])
+        slowest = 0.0
+        while left and most:
+            began = time.monotonic()
+            some = await store.to_reembed(
+                live, identity.fingerprint, min(most, _REEMBEDDED_AT_ONCE)
+            )
+            anew = await together(*(self._anew(*each, identity, call) for each in some))
+            left = await store.reembedded(live, identity.fingerprint, anew)
+            most -= len(some)
+            slowest = max(slowest, time.monotonic() - began)
+            if call.deadline is not None and time.monotonic() + 2 * slowest > call.deadline:
+                break
+        swapped = not left and await store.swap(live, identity, dimensions)
+        return Reembedding(identity, live.faces - left, left, swapped)
+
+    async def _anew(self, face: int, crop: bytes, embedder: ModelIdentity, call: Call) -> Anew:
+        """A face of a kept crop by another model."""
+        photo = await self._pipeline.embed(
+            AlignedFace(RawPixels(CROP_SIDE, CROP_SIDE, crop)),
+            detector=ModelRef(),
+            embedder=ModelRef(embedder.name, embedder.version),
+            selection=FaceSelection(FacePolicy.LARGEST),
+            call=replace(call, stages=[]),
+        )
+        embedding = photo.faces[0].embedding
+        assert embedding is not None  # noqa: S101 - that is what was asked for
+        return Anew(face, embedding.values, embedding.norm)
+
     async def embed(
         self,
         subject: ImageSource | Embedding,
-        live: Live,
+        live: OpenCollection,
         detector: ModelRef,
         selection: FaceSelection,
         call: Call,
@@ -169,6 +301,13 @@ class Gallery:
         """
         collection = live.collection
         if isinstance(subject, Embedding):
+            if inspect and collection.keeps_crops:
+                raise Unmet(
+                    Reason.NO_CROPS,
+                    f"Collection {collection.name!r} keeps the crops of its faces, and an embedding has none:"
+                    " enrol the photo.",
+                    field="subject.embedding",
+                )
             with at("subject.embedding"):
                 given = check_embedding(subject)
                 if given.model.fingerprint != collection.embedder.fingerprint:
@@ -196,7 +335,7 @@ class Gallery:
                     error.field = f"subject.{error.field}"
                 raise
 
-    def model_threshold(self, live: Live) -> float | None:
+    def model_threshold(self, live: OpenCollection) -> float | None:
         """The match threshold of a collection's embedder, if it has one.
 
         Raises:
@@ -205,12 +344,12 @@ class Gallery:
         with self._pinned(live) as lease:
             return _match_threshold(lease.model)
 
-    def _pinned(self, live: Live) -> AbstractContextManager[Lease]:
+    def _pinned(self, live: OpenCollection) -> AbstractContextManager[Lease]:
         """The embedder of a collection, or what serves under its name instead."""
         embedder = live.collection.embedder
         return self._models.lease(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
 
-    def _threshold(self, live: Live, asked: float | None) -> tuple[float, str]:
+    def _threshold(self, live: OpenCollection, asked: float | None) -> tuple[float, str]:
         """The threshold that holds for a collection, and where it comes from."""
         if asked is not None:
             return asked, "request"
@@ -228,7 +367,7 @@ class Gallery:
 
     async def _search(
         self,
-        live: Live,
+        live: OpenCollection,
         faces: Sequence[Face],
         top_k: int,
         threshold: float,
@@ -244,7 +383,9 @@ class Gallery:
         return await self.store.search(live, queries, call, passed=passed)
 
 
-def _best(searched: Sequence[Live], found: Sequence[Found], top_k: int) -> list[tuple[str, Match]]:
+def _best(
+    searched: Sequence[OpenCollection], found: Sequence[Found], top_k: int
+) -> list[tuple[str, Match]]:
     """The best persons of all collections."""
     matches = [
         (live.collection.name, match)

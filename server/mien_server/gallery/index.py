@@ -100,6 +100,15 @@ class Snapshot:
         """The persons' keys of all rows."""
         return np.concatenate([block.persons[: block.length] for block in self.blocks])
 
+    def all_faces(self, dimensions: int) -> tuple[NDArray[np.int64], ArrayF32]:
+        """The keys [n] and vectors [n, d] of all faces, in no order that counts."""
+        keys, vectors = [np.empty(0, np.int64)], [np.empty((0, dimensions), np.float32)]
+        for block in self.blocks:
+            kept = np.flatnonzero(block.faces[: block.length] != _GONE)
+            keys.append(block.faces[kept])
+            vectors.append(block.vectors[kept])
+        return np.concatenate(keys), np.concatenate(vectors)
+
     @property
     def rows(self) -> int:
         """Rows of all blocks together, deleted ones among them."""
@@ -200,6 +209,21 @@ class Index:
             elif thinned.live:
                 blocks.append(_without_gone(thinned))
         self._publish(_merged(blocks, self._full_rows))
+
+    def take(self, faces: Sequence[int]) -> list[NewRow]:
+        """Takes out those of the faces with these keys that are here, and gives them."""
+        wanted = np.array(faces, np.int64)
+        taken = []
+        for block in self._snapshot.blocks:
+            for row in np.flatnonzero(np.isin(block.faces[: block.length], wanted)).tolist():
+                text = self._labels.texts[block.labels[row]] or ""
+                face, person = int(block.faces[row]), int(block.persons[row])
+                taken.append(
+                    NewRow(face, person, block.names[row], text, block.vectors[row].copy())
+                )
+        if taken:
+            self.remove([row.face for row in taken])
+        return taken
 
     def move(self, faces: Sequence[int], person: int, name: str) -> None:
         """Gives the faces with these keys to another person."""

@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,15 @@ class Loaded:
     labels: list[str]
     vectors: ArrayF32
 
+    def only(
+        self, chosen: NDArray[np.bool_]
+    ) -> tuple[ArrayF32, NDArray[np.int64], NDArray[np.int64], list[str], list[str]]:
+        """Those of the faces that are chosen [n], as `Index.add_arrays` takes them."""
+        if chosen.all():
+            return self.vectors, self.faces, self.persons, self.names, self.labels
+        names, labels = (list(compress(each, chosen)) for each in (self.names, self.labels))
+        return self.vectors[chosen], self.faces[chosen], self.persons[chosen], names, labels
+
 
 class Broken(Exception):
     """Rows of the file that no mien can have written."""
@@ -45,17 +55,28 @@ class Broken(Exception):
 def collections(connection: sqlite3.Connection) -> list[Collection]:
     """All collections, by name."""
     return [
-        Collection(key, name, ModelIdentity(model, version, fingerprint), size, threshold, created)
-        for key, name, model, version, fingerprint, size, threshold, created in connection.execute(
-            "SELECT id, name, model, version, fingerprint, dimensions, threshold, created"
+        Collection(
+            key,
+            name,
+            ModelIdentity(model, version, fingerprint),
+            size,
+            threshold,
+            created,
+            bool(crops),
+        )
+        for key, name, model, version, fingerprint, size, threshold, created, crops in connection.execute(
+            "SELECT id, name, model, version, fingerprint, dimensions, threshold, created, crops"
             " FROM collections ORDER BY name"
         )
     ]
 
 
 def counts(connection: sqlite3.Connection, collection: Collection) -> tuple[int, int]:
-    """Persons and faces of a collection."""
-    return _count(connection, "persons", collection), _count(connection, "faces", collection)
+    """Persons and faces of a collection. Those without a person are of one who does not count."""
+    persons = _count(connection, "persons", collection)
+    if find_person(connection, collection, "") is not None:
+        persons -= 1
+    return persons, _count(connection, "faces", collection)
 
 
 def _count(connection: sqlite3.Connection, table: str, collection: Collection) -> int:
@@ -80,7 +101,7 @@ def face_of_request(
 
 
 def find_person(connection: sqlite3.Connection, collection: Collection, name: str) -> int | None:
-    """The key of a person, if there is one of this name."""
+    """The key of a person, if there is one of this name. Faces without a person are of one called ""."""
     found = connection.execute(
         "SELECT id FROM persons WHERE collection = ? AND hash = ?",
         (collection.key, payloads.hashed(connection, name)),
@@ -99,8 +120,8 @@ def persons(
 ) -> list[Person]:
     """The persons with keys above `after`, the first enrolled first, at most `most`."""
     rows = connection.execute(
-        f"{_PERSON} WHERE collection = ? AND persons.id > ? ORDER BY persons.id LIMIT ?",
-        (collection.key, after, most),
+        f"{_PERSON} WHERE collection = ? AND hash <> ? AND persons.id > ? ORDER BY persons.id LIMIT ?",
+        (collection.key, payloads.hashed(connection, ""), after, most),
     )
     return [_told_person(*row) for row in rows.fetchall()]
 
@@ -115,7 +136,7 @@ def person(connection: sqlite3.Connection, collection: Collection, name: str) ->
         f"{_PERSON} WHERE collection = ? AND hash = ?",
         (collection.key, payloads.hashed(connection, name)),
     ).fetchone()
-    if not row:
+    if not row or not name:
         raise no_person(collection, name)
     return _told_person(*row)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mien_server.errors import AlreadyInGallery, Reason
+from mien_server.errors import AlreadyInGallery, Reason, Unmet
 from mien_server.gallery import payloads
 from mien_server.gallery.labels import to_text
 from mien_server.gallery.reading import (
@@ -17,13 +17,13 @@ from mien_server.gallery.reading import (
     no_face,
     no_person,
 )
-from mien_server.gallery.types import Collection, Labels
+from mien_server.gallery.types import Collection, Labels, StoredFace
 from mien_server.pipeline.types import ArrayF32, ModelIdentity, Quality
 
 
 @dataclass(frozen=True, slots=True)
 class FaceRow:
-    """A face to write: `vector` [d] of unit length, `norm` before that."""
+    """A face to write: `vector` [d] of unit length, `norm` before that; `person` "" for nobody yet."""
 
     person: str
     labels: Labels
@@ -31,6 +31,7 @@ class FaceRow:
     quality: Quality | None
     norm: float
     vector: ArrayF32
+    crop: bytes | None = None
 
 
 # Collections.
@@ -42,14 +43,17 @@ def create_collection(
     embedder: ModelIdentity,
     dimensions: int,
     threshold: float | None,
+    *,
+    created: float | None = None,
+    keep_crops: bool = False,
 ) -> Collection:
-    """A new collection.
+    """A new collection, made now, or of another store when it was `created` there.
 
     Raises:
         AlreadyInGallery: COLLECTION_EXISTS.
     """
     row = (name, embedder.name, embedder.version, embedder.fingerprint, dimensions, threshold)
-    created = time.time()
+    created = time.time() if created is None else created
     if connection.execute("SELECT 1 FROM collections WHERE name = ?", (name,)).fetchone():
         raise AlreadyInGallery(
             Reason.COLLECTION_EXISTS,
@@ -57,33 +61,34 @@ def create_collection(
             field="name",
         )
     key = connection.execute(
-        "INSERT INTO collections (name, model, version, fingerprint, dimensions, threshold, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (*row, created),
+        "INSERT INTO collections (name, model, version, fingerprint, dimensions, threshold, created, crops)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, created, keep_crops),
     ).lastrowid
     assert key is not None  # noqa: S101 - an INSERT has one
-    return Collection(key, name, embedder, dimensions, threshold, created)
+    return Collection(key, name, embedder, dimensions, threshold, created, keep_crops)
 
 
 def delete_collection(connection: sqlite3.Connection, collection: Collection) -> int:
     """Deletes a collection with all that is in it; the number of its faces."""
     _check(connection, collection)
-    faces = connection.execute(
-        "DELETE FROM faces WHERE collection = ? RETURNING vector, labels", (collection.key,)
-    ).fetchall()
+    faces = _drop_faces(connection, "collection = ?", collection.key)
     names = connection.execute(
         "DELETE FROM persons WHERE collection = ? RETURNING name", (collection.key,)
     ).fetchall()
     connection.execute("DELETE FROM collections WHERE id = ?", (collection.key,))
-    _drop_payloads(connection, [*faces, *names])
+    drop_payloads(connection, names)
     return len(faces)
 
 
-def _check(connection: sqlite3.Connection, collection: Collection) -> None:
-    """Refuses a collection that was deleted while the call was under way."""
-    found = connection.execute("SELECT 1 FROM collections WHERE id = ?", (collection.key,))
-    if not found.fetchone():
+def _check(connection: sqlite3.Connection, collection: Collection) -> str:
+    """Refuses a collection that was deleted while the call was under way; its model's fingerprint now."""
+    found = connection.execute(
+        "SELECT fingerprint FROM collections WHERE id = ?", (collection.key,)
+    ).fetchone()
+    if not found:
         raise no_collection(collection.name)
+    return str(found[0])
 
 
 # Faces and persons.
@@ -96,8 +101,15 @@ def enrol(
 
     Raises:
         NotInGallery: COLLECTION_NOT_FOUND, it was deleted meanwhile.
+        Unmet: EMBEDDING_MISMATCH, it has got another model meanwhile.
     """
-    _check(connection, collection)
+    if _check(connection, collection) != collection.embedder.fingerprint:
+        raise Unmet(
+            Reason.EMBEDDING_MISMATCH,
+            f"Collection {collection.name!r} has got another model while these faces were embedded: enrol"
+            " them once more.",
+            field="collection",
+        )
     now = time.time()
     return [_enrol(connection, collection, row, now) for row in rows]
 
@@ -109,24 +121,42 @@ def _enrol(
         existing = face_of_request(connection, collection, row.request_key)
         if existing:
             return existing
-    person = _person(connection, collection, row.person, now)
-    labels = to_text(row.labels)
-    face = connection.execute(
-        "INSERT INTO faces (collection, person, vector, labels, request, quality, norm, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    request = payloads.hashed(connection, row.request_key) if row.request_key else None
+    who, labels, quality = row.person, row.labels, row.quality
+    face = StoredFace(0, who, labels, quality, request, row.norm, now, row.vector, row.crop)
+    key, person = insert_face(connection, collection, face)
+    return Written(key, person, row.person, existing=False)
+
+
+def insert_face(
+    connection: sqlite3.Connection, collection: Collection, face: StoredFace
+) -> tuple[int, int]:
+    """Adds a face as it is, with a key of its own where that is 0: its key and its person's.
+
+    Raises:
+        sqlite3.IntegrityError: there is one of this key.
+    """
+    person = _person(connection, collection, face.person, face.created)
+    labels = to_text(face.labels)
+    key = connection.execute(
+        "INSERT INTO faces"
+        " (id, collection, person, vector, labels, request, quality, norm, created, crop)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
+            face.key or None,
             collection.key,
             person,
-            payloads.put(connection, row.vector.astype("<f4").tobytes()),
+            payloads.put(connection, face.vector.astype("<f4").tobytes()),
             payloads.put(connection, payloads.of_text(labels)) if labels else None,
-            payloads.hashed(connection, row.request_key) if row.request_key else None,
-            json.dumps(asdict(row.quality)) if row.quality else None,
-            row.norm,
-            now,
+            face.request,
+            json.dumps(asdict(face.quality)) if face.quality else None,
+            face.norm,
+            face.created,
+            payloads.put(connection, face.crop) if face.crop else None,
         ),
     ).lastrowid
-    assert face is not None  # noqa: S101 - an INSERT has one
-    return Written(face, person, row.person, existing=False)
+    assert key is not None  # noqa: S101 - an INSERT has one
+    return key, person
 
 
 def _person(connection: sqlite3.Connection, collection: Collection, name: str, now: float) -> int:
@@ -178,10 +208,7 @@ def delete_faces(
     _check(connection, collection)
     before = _persons_of(connection, collection, faces)
     for face in faces:
-        gone = connection.execute(
-            "DELETE FROM faces WHERE id = ? RETURNING vector, labels", (face,)
-        ).fetchall()
-        _drop_payloads(connection, gone)
+        _drop_faces(connection, "id = ?", face)
     return _drop_empty(connection, before)
 
 
@@ -193,17 +220,30 @@ def delete_person(connection: sqlite3.Connection, collection: Collection, name: 
     """
     _check(connection, collection)
     person = find_person(connection, collection, name)
-    if person is None:
+    if person is None or not name:
         raise no_person(collection, name)
-    gone = connection.execute(
-        "DELETE FROM faces WHERE person = ? RETURNING id, vector, labels", (person,)
-    ).fetchall()
-    _drop_payloads(connection, [(vector, labels) for _, vector, labels in gone])
+    gone = _drop_faces(connection, "person = ?", person)
     _drop_empty(connection, {person})
-    return [face for face, _, _ in gone]
+    return gone
 
 
-def _drop_payloads(connection: sqlite3.Connection, rows: Sequence[tuple[int | None, ...]]) -> None:
+def _drop_faces(connection: sqlite3.Connection, condition: str, value: int) -> list[int]:
+    """Deletes the faces of a condition and all that is kept of them; their keys."""
+    anew = connection.execute(
+        f"DELETE FROM reembedded WHERE face IN (SELECT id FROM faces WHERE {condition})"  # noqa: S608
+        " RETURNING vector",
+        (value,),
+    ).fetchall()
+    gone = connection.execute(
+        f"DELETE FROM faces WHERE {condition} RETURNING id, vector, labels, crop",  # noqa: S608
+        (value,),
+    ).fetchall()
+    drop_payloads(connection, [*anew, *(row[1:] for row in gone)])
+    return [row[0] for row in gone]
+
+
+def drop_payloads(connection: sqlite3.Connection, rows: Sequence[tuple[int | None, ...]]) -> None:
+    """Overwrites the payloads of these numbers."""
     numbers = (number for row in rows for number in row if number is not None)
     payloads.drop(connection, numbers)
 
@@ -241,5 +281,5 @@ def _drop_empty(connection: sqlite3.Connection, persons: set[int]) -> list[str]:
                 "SELECT body FROM payloads WHERE id = ?", (name,)
             ).fetchone()
             names.append(payloads.to_text(body))
-        _drop_payloads(connection, gone)
-    return names
+        drop_payloads(connection, gone)
+    return [name for name in names if name]

@@ -11,38 +11,41 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import GalleryFull
-from mien_server.gallery import reading, record
-from mien_server.gallery.database import FILENAME, connect, damaged, lock, open_database, unusable
+from mien_server.gallery import reading, record, reembedding
+from mien_server.gallery.database import FILENAME, damaged, lock, open_database, unusable
+from mien_server.gallery.file_reader import FileReader
 from mien_server.gallery.index import Index, NewRow
 from mien_server.gallery.labels import nbytes_of, to_text
-from mien_server.gallery.reading import Written, no_collection
+from mien_server.gallery.live import Live
+from mien_server.gallery.reading import Loaded, Written, no_collection
 from mien_server.gallery.record import FaceRow
+from mien_server.gallery.reembedding import Anew
 from mien_server.gallery.search import Lanes, Search
 from mien_server.gallery.types import (
     Collection,
     CollectionSize,
-    EnrolledFace,
-    ExportedFace,
     Found,
-    Person,
     Query,
 )
 from mien_server.gallery.writer import Writer
 from mien_server.pipeline.running import run_in_slot
-from mien_server.pipeline.types import Call, ModelIdentity
+from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.interface import PlacedInstance
-from mien_server.scheduling.scheduler import Scheduler, Slot
+from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import flag_of
 from mien_server.threads import Threads
 
@@ -50,22 +53,11 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_READERS = 2
-
 SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
 """How searches of different callers share a product: beyond some 32 it takes as long for each of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """A collection that is there, its faces, and the queue of searches in front of them."""
-
-    collection: Collection
-    index: Index
-    slot: Slot
-
-
-class Store:
+class Store(FileReader):
     """Opens the galleries of a folder, and keeps other servers out of it until `close`. Blocking.
 
     Args:
@@ -101,8 +93,7 @@ class Store:
             self._lanes = Lanes(device)
             undo.callback(self._lanes.close)
             self._live: Mapping[str, Live] = self._load(connection)
-            self._local = threading.local()
-            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+            super().__init__(self._path)
             undo.callback(self._readers.shutdown)
             self._writer = Writer(connection, threads or Threads())
             self._close = undo.pop_all().close
@@ -132,10 +123,16 @@ class Store:
     async def size(self, live: Live) -> CollectionSize:
         """How much is in a collection."""
         persons, faces = await self._read(reading.counts, live)
-        return CollectionSize(persons, faces, live.index.nbytes)
+        return CollectionSize(persons, faces, live.unnamed.snapshot.faces, live.nbytes)
 
     async def create(
-        self, name: str, embedder: ModelIdentity, dimensions: int, threshold: float | None
+        self,
+        name: str,
+        embedder: ModelIdentity,
+        dimensions: int,
+        threshold: float | None,
+        *,
+        keep_crops: bool = False,
     ) -> Live:
         """Makes a collection.
 
@@ -143,8 +140,10 @@ class Store:
             AlreadyInGallery: COLLECTION_EXISTS.
         """
         await self._write(
-            lambda c: record.create_collection(c, name, embedder, dimensions, threshold),
-            lambda made: self._show(self._opened(made, Index(dimensions))),
+            lambda c: record.create_collection(
+                c, name, embedder, dimensions, threshold, keep_crops=keep_crops
+            ),
+            lambda made: self._show(self._opened(made, Index(dimensions), Index(dimensions))),
         )
         return self.find(name)
 
@@ -153,7 +152,7 @@ class Store:
         collection = live.collection
         return await self._write(
             lambda c: record.delete_collection(c, collection),
-            lambda _: self._hide(live),
+            lambda _: self._hide(self._now(live)),
             erases=True,
         )
 
@@ -169,13 +168,14 @@ class Store:
         texts = [to_text(row.labels) for row in rows]
 
         def publish(written: Sequence[Written]) -> None:
-            live.index.add(
-                [
-                    NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
-                    for w, row, text in zip(written, rows, texts, strict=True)
-                    if not w.existing
-                ]
-            )
+            added = [
+                NewRow(w.face, w.person, sys.intern(w.name), text, row.vector)
+                for w, row, text in zip(written, rows, texts, strict=True)
+                if not w.existing
+            ]
+            now = self._now(live)
+            now.index.add([row for row in added if row.name])
+            now.unnamed.add([row for row in added if not row.name])
 
         written, _ = await self._write(
             lambda c: record.enrol(c, live.collection, rows),
@@ -190,9 +190,16 @@ class Store:
         Raises:
             NotInGallery: as `record.move_faces` says.
         """
+
+        def publish(moved: tuple[int, list[str]]) -> None:
+            key, name, now = moved[0], sys.intern(person), self._now(live)
+            now.index.move(faces, key, name)
+            named = now.unnamed.take(faces)
+            now.index.add([replace(row, person=key, name=name) for row in named])
+
         (_, emptied), _ = await self._write(
             lambda c: record.move_faces(c, live.collection, faces, person),
-            lambda moved: live.index.move(faces, moved[0], sys.intern(person)),
+            publish,
             # The file has the names of those who are gone.
             erases=True,
         )
@@ -204,10 +211,14 @@ class Store:
         Raises:
             NotInGallery: as `record.delete_faces` says.
         """
+
+        def publish(_: object) -> None:
+            now = self._now(live)
+            now.index.remove(faces)
+            now.unnamed.remove(faces)
+
         return await self._write(
-            lambda c: record.delete_faces(c, live.collection, faces),
-            lambda _: live.index.remove(faces),
-            erases=True,
+            lambda c: record.delete_faces(c, live.collection, faces), publish, erases=True
         )
 
     async def delete_person(self, live: Live, person: str) -> tuple[int, bool]:
@@ -218,34 +229,55 @@ class Store:
         """
         gone, erased = await self._write(
             lambda c: record.delete_person(c, live.collection, person),
-            live.index.remove,
+            lambda gone: self._now(live).index.remove(gone),
             erases=True,
         )
         return len(gone), erased
 
-    async def of_request(self, live: Live, request_key: str) -> Written | None:
-        """The face that was enrolled with a request key, if there is one."""
-        return await self._read(reading.face_of_request, live, request_key)
+    async def unnamed(self, live: Live, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
+        """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
+        snapshot = live.unnamed.snapshot
 
-    async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
-        """As `reading.persons`."""
-        return await self._read(reading.persons, live, after=after, most=most)
+        def run() -> tuple[NDArray[np.int64], ArrayF32, int]:
+            keys, vectors = snapshot.all_faces(live.collection.dimensions)
+            first = np.argsort(keys)[:most]
+            return keys[first], vectors[first], len(keys) - len(first)
 
-    async def person(self, live: Live, name: str) -> Person:
-        """As `reading.person`."""
-        return await self._read(reading.person, live, name)
+        return await asyncio.wrap_future(self._readers.submit(run))
 
-    async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
-        """As `reading.faces`."""
-        return await self._read(reading.faces, live, of=of, after=after, most=most)
+    async def reembedded(self, live: Live, fingerprint: str, faces: Sequence[Anew]) -> int:
+        """Keeps what another model has made of faces, durably; how many faces it has left."""
+        await self._write(
+            lambda c: reembedding.put(c, live.collection, fingerprint, faces), lambda _: None
+        )
+        return await self._read(reembedding.count_left, live, fingerprint)
 
-    async def face(self, live: Live, key: int) -> EnrolledFace:
-        """As `reading.face`."""
-        return await self._read(reading.face, live, key)
+    async def swap(self, live: Live, embedder: ModelIdentity, dimensions: int) -> bool:
+        """Makes another model that of a collection, if it has embedded every face; whether it did.
 
-    async def exported(self, live: Live, *, after: int, most: int) -> list[ExportedFace]:
-        """As `reading.exported`."""
-        return await self._read(reading.exported, live, after=after, most=most)
+        Raises:
+            GalleryFull: there is no room for both, which it takes for a moment.
+        """
+        faces = live.faces
+
+        def publish(swapped: tuple[Collection, list[Loaded]] | None) -> None:
+            if swapped is not None:
+                before = self._now(live)
+                self._show(self._filled(*swapped))
+                self._readers.submit(self._scheduler.close_slot, before.slot)
+
+        swapped, _ = await self._write(
+            lambda c: reembedding.swap(c, live.collection, embedder, dimensions),
+            publish,
+            nbytes=faces * Index(dimensions).row_bytes,
+            erases=True,
+        )
+        return swapped is not None
+
+    def _now(self, live: Live) -> Live:
+        """A collection as it is after a swap that came in between."""
+        key = live.collection.key
+        return next((each for each in self._live.values() if each.collection.key == key), live)
 
     async def search(
         self, live: Live, queries: Sequence[Query], call: Call, *, passed: int
@@ -271,9 +303,9 @@ class Store:
                 deadline=call.deadline,
             )
         except Draining:
-            name = live.collection.name
-            if self._live.get(name) is not live:
-                raise no_collection(name) from None
+            # One that has got another model meanwhile is there again at once.
+            if live.collection.name not in self._live:
+                raise no_collection(live.collection.name) from None
             raise
 
     def _load(self, connection: sqlite3.Connection) -> dict[str, Live]:
@@ -281,31 +313,36 @@ class Store:
         try:
             for collection in reading.collections(connection):
                 started = time.monotonic()
-                index = Index(collection.dimensions)
-                for part in reading.load(connection, collection):
-                    index.add_arrays(
-                        part.vectors, part.faces, part.persons, part.names, part.labels
-                    )
-                live[collection.name] = self._opened(collection, index)
-                faces, seconds = index.snapshot.faces, round(time.monotonic() - started, 2)
+                opened = self._filled(collection, reading.load(connection, collection))
+                live[collection.name] = opened
+                faces, seconds = opened.faces, round(time.monotonic() - started, 2)
                 facts = {"collection": collection.name, "faces": faces, "seconds": seconds}
                 _log.info("collection loaded", extra=facts)
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
         except (reading.Broken, ValueError, KeyError) as error:
             raise damaged(self._path, str(error)) from error
-        if (used := sum(each.index.nbytes for each in live.values())) > self._max_bytes:
+        if (used := sum(each.nbytes for each in live.values())) > self._max_bytes:
             _log.warning(
                 "the galleries take %d bytes, more than %s allows (%d): no face can be enrolled",
                 *(used, flag_of("gallery_max_bytes"), self._max_bytes),
             )
         return live
 
-    def _opened(self, collection: Collection, index: Index) -> Live:
+    def _filled(self, collection: Collection, parts: Iterable[Loaded]) -> Live:
+        index, unnamed = Index(collection.dimensions), Index(collection.dimensions)
+        for part in parts:
+            named = np.array([bool(name) for name in part.names])
+            for into, chosen in ((index, named), (unnamed, ~named)):
+                if chosen.any():
+                    into.add_arrays(*part.only(chosen))
+        return self._opened(collection, index, unnamed)
+
+    def _opened(self, collection: Collection, index: Index, unnamed: Index) -> Live:
         # One product at a time, on all cores that are free: others gather meanwhile and share the next.
         placed = [PlacedInstance(Search(index, self._lanes), self._device.name)]
         slot = self._scheduler.open_slot(f"collection {collection.name}", 1, SEARCHES, placed)
-        return Live(collection, index, slot)
+        return Live(collection, index, unnamed, slot)
 
     def _show(self, live: Live) -> None:
         self._live = {**self._live, live.collection.name: live}
@@ -336,7 +373,7 @@ class Store:
 
     def _reserve(self, nbytes: int) -> None:
         with self._guard:
-            used = sum(live.index.nbytes for live in self._live.values())
+            used = sum(live.nbytes for live in self._live.values())
             if nbytes and used + self._reserved + nbytes > self._max_bytes:
                 raise GalleryFull(
                     f"The galleries take {used:,} bytes of memory, and these faces {nbytes:,} more, which"
@@ -348,13 +385,3 @@ class Store:
     def _release(self, nbytes: int, _: "Future[Any] | None" = None) -> None:
         with self._guard:
             self._reserved -= nbytes
-
-    async def _read(self, read: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
-        """What a function of `record` reads, on a thread and a connection of its own."""
-
-        def run() -> T:
-            if not hasattr(self._local, "connection"):
-                self._local.connection = connect(self._path, read_only=True)
-            return read(self._local.connection, live.collection, *args, **options)
-
-        return await asyncio.wrap_future(self._readers.submit(run))

@@ -29,6 +29,7 @@ class Collection:
         dimensions: numbers in each embedding.
         threshold: the cosine from which on a face is a person's, in [-1, 1]; None: the embedder's.
         created: seconds since 1970.
+        keeps_crops: whether each face's crop is kept, so that it can be embedded anew.
     """
 
     key: int
@@ -37,14 +38,16 @@ class Collection:
     dimensions: int
     threshold: float | None
     created: float
+    keeps_crops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSize:
-    """How much is in a collection; `nbytes` of memory."""
+    """How much is in a collection: `unnamed` of the faces have no person; `nbytes` of memory."""
 
     persons: int
     faces: int
+    unnamed: int
     nbytes: int
 
 
@@ -60,7 +63,10 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class EnrolledFace:
-    """A face of a collection, without its vector; `created` in seconds since 1970."""
+    """A face of a collection, without its vector; `created` in seconds since 1970.
+
+    `person` is "" for one that has none.
+    """
 
     key: int
     person: str
@@ -78,8 +84,33 @@ class ExportedFace:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFace:
+    """A face as a store keeps it.
+
+    Attributes:
+        key: ascending with the time of enrolment.
+        person: "" for nobody yet.
+        request: the salted hash of the request key; None: there was none.
+        norm: of the vector before it was brought to unit length.
+        created: seconds since 1970.
+        vector: [d] of unit length.
+        crop: RGB of 112x112 pixels; None: none is kept.
+    """
+
+    key: int
+    person: str
+    labels: Labels
+    quality: Quality | None
+    request: bytes | None
+    norm: float
+    created: float
+    vector: ArrayF32
+    crop: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewFace:
-    """A face that a caller wants enrolled. `request_key` may be ""."""
+    """A face that a caller wants enrolled. `person` may be "", for nobody yet, and `request_key`, too."""
 
     subject: ImageSource | Embedding
     person: str
@@ -163,6 +194,55 @@ class Found:
 
     matches: list[Match]
     faces: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaceGroup:
+    """Faces that belong together.
+
+    Attributes:
+        faces: their keys, the first enrolled first.
+        similarity: the mean cosine of their pairs, in [-1, 1].
+    """
+
+    faces: list[int]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reembedding:
+    """How far a collection is on its way to another embedder.
+
+    Attributes:
+        embedder: the other one.
+        done: faces that have been embedded by it.
+        left: faces that have not.
+        swapped: whether it is the collection's embedder now.
+    """
+
+    embedder: ModelIdentity
+    done: int
+    left: int
+    swapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The answer of Group.
+
+    Attributes:
+        groups: the largest first.
+        looked_at: how many faces without a person were looked at.
+        left_out: how many were not, since there are too many for one call.
+        threshold: the mean cosine down to which faces were put together.
+        threshold_from: "request", "collection" or "model".
+    """
+
+    groups: list[FaceGroup]
+    looked_at: int
+    left_out: int
+    threshold: float
+    threshold_from: str
 
 
 @dataclass(frozen=True, slots=True)

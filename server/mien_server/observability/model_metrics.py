@@ -14,7 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.statistics import InferenceTotals, VersionStatistics
 from mien_server.repository.versions import State, VersionStatus
@@ -77,7 +77,7 @@ class ModelMetrics(Collector):
         galleries: likewise; None: none.
     """
 
-    def __init__(self, models: Catalogue, galleries: Store | None = None) -> None:
+    def __init__(self, models: Catalogue, galleries: AnyStore | None = None) -> None:
         self._models = models
         self._galleries = galleries
 
@@ -102,14 +102,14 @@ def _labels(figures: VersionStatistics) -> list[str]:
     return [figures.name, str(figures.version)]
 
 
-def _galleries(collections: Sequence[Live]) -> Iterator[Metric]:
+def _galleries(collections: Sequence[OpenCollection]) -> Iterator[Metric]:
     faces = GaugeMetricFamily("mien_gallery_faces", "Faces enrolled.", labels=("collection",))
     nbytes = GaugeMetricFamily(
         "mien_gallery_bytes", "Bytes of memory that they take.", labels=("collection",)
     )
     for each in collections:
-        faces.add_metric([each.collection.name], each.index.snapshot.faces)
-        nbytes.add_metric([each.collection.name], each.index.nbytes)
+        faces.add_metric([each.collection.name], each.faces)
+        nbytes.add_metric([each.collection.name], each.nbytes)
     yield from (faces, nbytes)
 
 

@@ -59,7 +59,7 @@ async def embed_image(
     Args:
         detector: a photo needs one.
         selection: checked by `check_selection`.
-        inspect: whether to tell the faces' quality, too.
+        inspect: whether to tell the faces' quality and their crops, too.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
@@ -85,7 +85,7 @@ async def _embed_crop(
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
     (embedding,) = await embed_crops([pixels], embedder, call, passed=0)
     quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
-    face = Face(None, 0.0, None, embedding, quality)
+    face = Face(None, 0.0, None, embedding, quality, crop=pixels if inspect else None)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
 
 
@@ -124,8 +124,10 @@ async def _embed_photo(
     embeddings = await embed_crops(crops, embedder, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, embedding, quality)
-            for i, embedding, quality in zip(chosen, embeddings, qualities, strict=True)
+            face_of(faces, i, embedding, quality, crop=crop if inspect else None)
+            for i, embedding, quality, crop in zip(
+                chosen, embeddings, qualities, crops, strict=True
+            )
         ],
         width,
         height,
@@ -164,8 +166,9 @@ def face_of(
     embedding: Embedding | None = None,
     quality: Quality | None = None,
     analyses: Sequence[Analysis] = (),
+    crop: ImageU8 | None = None,
 ) -> Face:
-    """One of the faces found, with its embedding, its quality and its analyses if it has them."""
+    """One of the faces found, with its embedding, quality, analyses and crop if it has them."""
     return Face(
         found.boxes[index].astype(np.float32),
         float(found.scores[index]),
@@ -173,6 +176,7 @@ def face_of(
         embedding,
         quality,
         analyses,
+        crop,
     )
 
 

@@ -145,7 +145,8 @@ class Analysis:
 class Face:
     """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
 
-    `quality` and `analyses` are there if they were asked for.
+    `quality` and `analyses`, and the crop [112, 112, 3] that the embedding is of, are there if they were
+    asked for.
     """
 
     box: ArrayF32 | None
@@ -154,6 +155,7 @@ class Face:
     embedding: Embedding | None = None
     quality: Quality | None = None
     analyses: Sequence[Analysis] = ()
+    crop: ImageU8 | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """mien.v1.GalleryService: a request's message in, the gallery's answer out."""
 
-from dataclasses import replace
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from mien.v1 import face_pb2, gallery_pb2, gallery_pb2_grpc
+from mien.v1 import gallery_pb2, gallery_pb2_grpc
 from mien_server.errors import InvalidRequest, NotInGallery, Reason
+from mien_server.gallery import grouping
 from mien_server.gallery.checks import (
+    DEFAULT_REEMBEDDED,
     DEFAULT_TOP_K,
     MAX_COLLECTIONS,
+    MAX_REEMBEDDED,
     MAX_TOP_K,
     check_count,
     check_labels,
@@ -19,30 +18,28 @@ from mien_server.gallery.checks import (
 )
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
+from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.reading import face_id
-from mien_server.gallery.store import Live, Store
 from mien_server.gallery.types import (
-    EnrolledFace,
-    Enrolment,
-    Identification,
-    IdentifiedFace,
-    Match,
     NewFace,
-    Person,
     QualityPolicy,
 )
-from mien_server.pipeline.quality import Issue
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.faces import (
     embedding_message,
-    face_message,
     face_selection,
     identity_message,
     model_ref,
-    optional_identity,
-    quality_message,
     subject_source,
+)
+from mien_server.rpc.gallery_answers import (
+    enrol_response,
+    enrolled_message,
+    group_response,
+    identify_response,
+    person_message,
+    timestamp,
 )
 from mien_server.rpc.status import Unimplemented
 from mien_server.settings import name_of
@@ -53,117 +50,6 @@ _POLICIES = {
     gallery_pb2.QUALITY_POLICY_WARN: QualityPolicy.WARN,
     gallery_pb2.QUALITY_POLICY_ACCEPT: QualityPolicy.ACCEPT,
 }
-
-_SOURCES = {
-    "request": face_pb2.THRESHOLD_SOURCE_REQUEST,
-    "collection": face_pb2.THRESHOLD_SOURCE_COLLECTION,
-    "model": face_pb2.THRESHOLD_SOURCE_MODEL,
-}
-
-
-def enrol_response(live: Live, enrolments: list[Enrolment]) -> gallery_pb2.EnrolResponse:
-    """The answer of Enrol."""
-    return gallery_pb2.EnrolResponse(
-        results=[_enrol_result(enrolment) for enrolment in enrolments],
-        embedder=identity_message(live.collection.embedder),
-    )
-
-
-def _enrol_result(enrolment: Enrolment) -> gallery_pb2.EnrolResult:
-    outcome = gallery_pb2.ENROL_OUTCOME_REFUSED
-    if enrolment.key:
-        outcome = (
-            gallery_pb2.ENROL_OUTCOME_EXISTING
-            if enrolment.existing
-            else gallery_pb2.ENROL_OUTCOME_ENROLLED
-        )
-    face = enrolment.face
-    return gallery_pb2.EnrolResult(
-        outcome=outcome,
-        face_id=face_id(enrolment.key) if enrolment.key else "",
-        person_id=enrolment.person,
-        face=None if face is None else face_message(replace(face, embedding=None), enrolment.size),
-        quality=quality_message(enrolment.quality),
-        issues=[_issue(issue) for issue in enrolment.issues],
-        reason=enrolment.reason or "",
-        message=enrolment.message,
-        field=enrolment.field,
-    )
-
-
-def _issue(issue: Issue) -> gallery_pb2.QualityIssue:
-    return gallery_pb2.QualityIssue(
-        problem=gallery_pb2.QualityProblem.Value(f"QUALITY_PROBLEM_{issue.problem}"),
-        value=issue.value,
-        limit=issue.limit,
-        person_id=issue.person,
-    )
-
-
-def identify_response(answer: Identification) -> gallery_pb2.IdentifyResponse:
-    """The answer of Identify."""
-    size = (answer.width, answer.height)
-    return gallery_pb2.IdentifyResponse(
-        faces=[_identified(face, size) for face in answer.faces],
-        searched=[
-            gallery_pb2.SearchedCollection(
-                collection=each.collection,
-                faces=each.faces,
-                threshold=each.threshold,
-                threshold_source=_SOURCES[each.threshold_from],
-            )
-            for each in answer.searched
-        ],
-        detector=optional_identity(answer.detector),
-        embedder=identity_message(answer.embedder),
-        image_width=answer.width,
-        image_height=answer.height,
-    )
-
-
-def _identified(found: IdentifiedFace, size: tuple[int, int]) -> gallery_pb2.IdentifiedFace:
-    face = None
-    if found.face is not None:
-        boxed = found.face.box is not None
-        face = face_message(replace(found.face, embedding=None), size if boxed else None)
-    persons = [_person_match(collection, match) for collection, match in found.matches]
-    return gallery_pb2.IdentifiedFace(face=face, persons=persons)
-
-
-def _person_match(collection: str, match: Match) -> gallery_pb2.PersonMatch:
-    return gallery_pb2.PersonMatch(
-        collection=collection,
-        person_id=match.person,
-        similarity=match.similarity,
-        samples=[
-            gallery_pb2.SampleMatch(
-                face_id=face_id(sample.key), similarity=sample.similarity, labels=sample.labels
-            )
-            for sample in match.samples
-        ],
-    )
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromMicroseconds(round(1e6 * seconds))
-    return stamp
-
-
-def _person(person: Person) -> gallery_pb2.Person:
-    return gallery_pb2.Person(
-        person_id=person.name, faces=person.faces, created=_timestamp(person.created)
-    )
-
-
-def _enrolled(face: EnrolledFace) -> gallery_pb2.EnrolledFace:
-    return gallery_pb2.EnrolledFace(
-        face_id=face_id(face.key),
-        person_id=face.person,
-        labels=face.labels,
-        quality=quality_message(face.quality),
-        created=_timestamp(face.created),
-    )
 
 
 def _after(page_token: str) -> int:
@@ -203,12 +89,12 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         if self._given is None:
             raise Unimplemented(
                 "This server has no galleries: its operator can give it a folder for them, with"
-                f" {name_of('gallery_dir')}."
+                f" {name_of('gallery_dir')}, or a Milvus, with {name_of('gallery_url')}."
             )
         return self._given
 
     @property
-    def _store(self) -> Store:
+    def _store(self) -> AnyStore:
         return self._gallery.store
 
     async def CreateCollection(  # noqa: N802 - the contract's name
@@ -220,6 +106,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
                 request.name,
                 model_ref(request.embedder, "embedder"),
                 request.threshold if request.HasField("threshold") else None,
+                keep_crops=request.keep_crops,
             )
             return gallery_pb2.CreateCollectionResponse(collection=await self._collection(live))
 
@@ -315,7 +202,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             after = _after(request.page_token)
             page = await self._store.persons(live, after=after, most=size + 1)
         more = face_id(page[size - 1].key) if len(page) > size else ""
-        persons = [_person(person) for person in page[:size]]
+        persons = [person_message(person) for person in page[:size]]
         return gallery_pb2.ListPersonsResponse(persons=persons, next_page_token=more)
 
     async def GetPerson(  # noqa: N802 - the contract's name
@@ -325,7 +212,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         async with bounded_call(context, self._default_deadline):
             live = self._store.find(request.collection)
             found = await self._store.person(live, request.person_id)
-        return gallery_pb2.GetPersonResponse(person=_person(found))
+        return gallery_pb2.GetPersonResponse(person=person_message(found))
 
     async def ListFaces(  # noqa: N802 - the contract's name
         self, request: gallery_pb2.ListFacesRequest, context: Context
@@ -337,7 +224,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             after = _after(request.page_token)
             page = await self._store.faces(live, of=request.person_id, after=after, most=size + 1)
         more = face_id(page[size - 1].key) if len(page) > size else ""
-        faces = [_enrolled(face) for face in page[:size]]
+        faces = [enrolled_message(face) for face in page[:size]]
         return gallery_pb2.ListFacesResponse(faces=faces, next_page_token=more)
 
     async def GetFace(  # noqa: N802 - the contract's name
@@ -347,7 +234,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         async with bounded_call(context, self._default_deadline):
             live = self._store.find(request.collection)
             found = await self._store.face(live, face_key(request.face_id, request.collection))
-        return gallery_pb2.GetFaceResponse(face=_enrolled(found))
+        return gallery_pb2.GetFaceResponse(face=enrolled_message(found))
 
     async def ExportFaces(  # noqa: N802 - the contract's name
         self, request: gallery_pb2.ExportFacesRequest, context: Context
@@ -361,7 +248,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         more = face_id(page[size - 1].face.key) if len(page) > size else ""
         faces = [
             gallery_pb2.ExportedFace(
-                face=_enrolled(each.face), embedding=embedding_message(each.embedding)
+                face=enrolled_message(each.face), embedding=embedding_message(each.embedding)
             )
             for each in page[:size]
         ]
@@ -397,7 +284,45 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             faces, erased = await self._store.delete_person(live, request.person_id)
         return gallery_pb2.DeletePersonResponse(deleted_faces=faces, erased=erased)
 
-    async def _collection(self, live: Live) -> gallery_pb2.Collection:
+    async def Group(  # noqa: N802 - the contract's name
+        self, request: gallery_pb2.GroupRequest, context: Context
+    ) -> gallery_pb2.GroupResponse:
+        """Which faces without a person belong together."""
+        async with bounded_call(context, self._default_deadline) as call:
+            gallery = self._gallery
+            if not grouping.available():
+                raise Unimplemented(
+                    "This server cannot group faces: its operator can install what does, with"
+                    " pip install 'mien[grouping]'."
+                )
+            least = request.min_faces if request.HasField("min_faces") else 2
+            check_count(least, grouping.MAX_FACES, "min_faces")
+            found = await gallery.group(
+                request.collection,
+                threshold=request.threshold if request.HasField("threshold") else None,
+                least=least,
+                call=call,
+            )
+        return group_response(found)
+
+    async def Reembed(  # noqa: N802 - the contract's name
+        self, request: gallery_pb2.ReembedRequest, context: Context
+    ) -> gallery_pb2.ReembedResponse:
+        """Goes on bringing a collection to another model."""
+        async with bounded_call(context, self._default_deadline) as call:
+            most = request.max_faces or DEFAULT_REEMBEDDED
+            check_count(most, MAX_REEMBEDDED, "max_faces")
+            found = await self._gallery.reembed(
+                request.collection, model_ref(request.embedder, "embedder"), most=most, call=call
+            )
+        return gallery_pb2.ReembedResponse(
+            embedder=identity_message(found.embedder),
+            reembedded=found.done,
+            left=found.left,
+            done=found.swapped,
+        )
+
+    async def _collection(self, live: OpenCollection) -> gallery_pb2.Collection:
         collection, size = live.collection, await self._store.size(live)
         return gallery_pb2.Collection(
             name=collection.name,
@@ -407,5 +332,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             persons=size.persons,
             faces=size.faces,
             memory_bytes=size.nbytes,
-            created=_timestamp(collection.created),
+            unnamed_faces=size.unnamed,
+            keeps_crops=collection.keeps_crops,
+            created=timestamp(collection.created),
         )

@@ -12,6 +12,7 @@ from mien_server.errors import (
     AlreadyInGallery,
     CallerLimit,
     GalleryFull,
+    GalleryUnavailable,
     InvalidRequest,
     MienError,
     ModelNotFound,
@@ -48,6 +49,7 @@ _CODES: dict[type[MienError], grpc.StatusCode] = {
     NotInGallery: grpc.StatusCode.NOT_FOUND,
     AlreadyInGallery: grpc.StatusCode.ALREADY_EXISTS,
     GalleryFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    GalleryUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -132,7 +134,9 @@ def fault_of(error: Exception) -> Fault:
                 error.reason,
                 error.message,
                 field=error.field,
-                retry_after=error.retry_after if isinstance(error, CallerLimit) else None,
+                retry_after=error.retry_after
+                if isinstance(error, CallerLimit | GalleryUnavailable)
+                else None,
                 lasting=lasting,
             )
         case Unimplemented():

@@ -1,11 +1,13 @@
 """Short ways to fill and to ask a store."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from mien_server.gallery.interface import AnyStore, GalleryStore, OpenCollection
+from mien_server.gallery.live import Live
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.store import Live, Store
 from mien_server.gallery.types import Query
 from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
 from tests.unit.gallery.vectors import random_units
@@ -14,7 +16,10 @@ MODEL = ModelIdentity("sface", 1, "0123456789abcdef")
 D = 16
 
 
-async def made(store: Store, name: str = "staff", dimensions: int = D) -> Live:
+L = TypeVar("L", bound=OpenCollection)
+
+
+async def made(store: GalleryStore[L], name: str = "staff", dimensions: int = D) -> L:
     return await store.create(name, MODEL, dimensions, None)
 
 
@@ -31,13 +36,13 @@ def face(
 
 
 async def persons_like(
-    store: Store, live: Live, vector: ArrayF32, threshold: float = 0.999
+    store: AnyStore, live: OpenCollection, vector: ArrayF32, threshold: float = 0.999
 ) -> list[str]:
     (found,) = await store.search(live, [Query(vector, 100, threshold)], Call(), passed=0)
     return [match.person for match in found.matches]
 
 
-async def everyone(store: Store, live: Live) -> dict[str, int]:
+async def everyone(store: AnyStore, live: OpenCollection) -> dict[str, int]:
     """Persons with their numbers of faces."""
     return {p.name: p.faces for p in await store.persons(live, after=0, most=100_000)}
 

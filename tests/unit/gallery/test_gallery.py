@@ -183,3 +183,30 @@ async def test_fault_of_the_whole_call_is_no_fault_of_a_face(gallery: Gallery) -
         )
     assert caught.value.field == "detector"
     assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+async def test_groups_are_of_those_without_a_person_and_by_the_collections_threshold(
+    gallery: Gallery,
+) -> None:
+    await gallery.create("staff", ModelRef(), 0.6)
+    nearly = unit(1, 0.05, 0, 0, 0, 0)
+    like_nobody = unit(0, 0, 0, 0, 0, 1)
+    faces = [face(given(v), "") for v in (ANN, BOB, nearly, like_nobody)]
+    results = await enrolled(gallery, face(given(ANN), "ann"), *faces, policy=QualityPolicy.REFUSE)
+    assert all(each.key and not each.issues for each in results)  # the unknown are nobody's twins
+    found = await gallery.group("staff", threshold=None, least=2, call=Call())
+    assert [each.faces for each in found.groups] == [[results[1].key, results[3].key]]
+    assert (found.looked_at, found.left_out) == (4, 0)
+    assert (found.threshold, found.threshold_from) == (0.6, "collection")
+    alone = await gallery.group("staff", threshold=1.0, least=1, call=Call())
+    assert [len(each.faces) for each in alone.groups] == [1, 1, 1, 1]
+    assert alone.threshold_from == "request"
+
+
+async def test_grouping_ends_with_the_time_of_its_call(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), 0.6)
+    await enrolled(gallery, face(given(ANN), ""), face(given(BOB), ""))
+    late = Call(deadline=time.monotonic() - 1)
+    with pytest.raises(SchedulingError, match="group 2 faces"):
+        await gallery.group("staff", threshold=None, least=2, call=late)
+    assert len((await gallery.group("staff", threshold=-1.0, least=1, call=Call())).groups) == 1

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mien_server.errors import AlreadyInGallery, GalleryFull, NotInGallery, OperatorError
+from mien_server.gallery import database, payloads
 from mien_server.gallery.database import FILENAME, connect
 from mien_server.gallery.store import Store
 from tests.unit.gallery.conftest import OpenStore
@@ -67,65 +68,6 @@ async def test_request_key_enrols_once(open_store: OpenStore) -> None:
         await store.delete_faces(live, [first.face])
         (new,) = await store.enrol(live, [face("ann", 1, key="a")])
         assert not new.existing
-
-
-async def test_persons_begin_and_end_with_their_faces(store: Store) -> None:
-    live = await made(store)
-    a, b, c = await store.enrol(live, [face("ann", 1), face("ann", 2), face("bob", 3)])
-    assert await store.delete_faces(live, [a.face]) == ([], True)
-    assert await store.move(live, [b.face], "bob") == ["ann"]
-    assert await everyone(store, live) == {"bob": 2}
-    assert await store.delete_faces(live, [b.face, c.face]) == (["bob"], True)
-    assert await everyone(store, live) == {}
-    with pytest.raises(NotInGallery, match="no person 'bob'"):
-        await store.delete_person(live, "bob")
-
-
-async def test_change_with_an_unknown_face_changes_nothing(store: Store) -> None:
-    live, other = await made(store), await made(store, "other")
-    (a,) = await store.enrol(live, [face("ann", 1)])
-    (b,) = await store.enrol(other, [face("bob", 2)])
-    for stranger in (b.face, 10**6):
-        with pytest.raises(NotInGallery) as caught:
-            await store.delete_faces(live, [a.face, stranger])
-        assert caught.value.field == "face_ids[1]"
-        with pytest.raises(NotInGallery):
-            await store.move(live, [a.face, stranger], "cy")
-        with pytest.raises(NotInGallery):
-            await store.face(live, stranger)
-    assert await everyone(store, live) == {"ann": 1}
-    assert await persons_like(store, live, face("ann", 1).vector) == ["ann"]
-
-
-async def test_collections_are_apart_and_go_with_everything(store: Store) -> None:
-    live, other = await made(store), await made(store, "other")
-    await store.enrol(live, [face("ann", 1), face("bob", 2)])
-    await store.enrol(other, [face("ann", 1)])
-    with pytest.raises(AlreadyInGallery):
-        await made(store)
-    assert await store.delete(live) == (2, True)
-    with pytest.raises(NotInGallery):
-        store.find("staff")
-    for late in (store.enrol(live, [face("cy", 3)]), store.delete(live)):
-        with pytest.raises(NotInGallery):
-            await late
-    assert await everyone(store, other) == {"ann": 1}
-    assert (await made(store)).index.snapshot.faces == 0
-
-
-async def test_pages_go_on_where_the_last_one_ended(store: Store) -> None:
-    live = await made(store)
-    names = ["ann", "Bob", "é", "日本", "zoe"]
-    written = await store.enrol(live, [face(name, i) for i, name in enumerate(names * 2)])
-    after, told = 0, []
-    while page := await store.persons(live, after=after, most=2):
-        told += [person.name for person in page]
-        after = page[-1].key
-    assert told == names
-    faces = await store.faces(live, of="", after=written[3].face, most=3)
-    assert [each.key for each in faces] == [each.face for each in written[4:7]]
-    of_one = await store.faces(live, of="é", after=0, most=10)
-    assert [each.key for each in of_one] == [written[2].face, written[7].face]
 
 
 async def test_changes_that_come_together_share_a_commit(store: Store, tmp_path: Path) -> None:
@@ -359,3 +301,35 @@ async def test_backup_while_serving_is_a_gallery(
         assert in_memory(again) == in_memory(live)
         assert await persons_like(restored, again, rows[7].vector) == ["p00007"]
     assert "collection loaded" in caplog.text
+
+
+async def test_file_of_the_first_schema_is_brought_up_to_date(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "galleries").mkdir()
+    vector = random_units(1, D)[0]
+    with monkeypatch.context() as older:
+        older.setattr(database, "_MIGRATIONS", database._MIGRATIONS[:1])
+        connection = database.open_database(tmp_path / "galleries" / FILENAME)
+    connection.execute(
+        "INSERT INTO collections (name, model, version, fingerprint, dimensions, created)"
+        " VALUES ('staff', 'sface', 1, '0123456789abcdef', ?, 5)",
+        (D,),
+    )
+    name, body = payloads.put(connection, payloads.of_text("ann")), vector.tobytes()
+    connection.execute(
+        "INSERT INTO persons (collection, hash, name, created) VALUES (1, ?, ?, 6)",
+        (payloads.hashed(connection, "ann"), name),
+    )
+    connection.execute(
+        "INSERT INTO faces (collection, person, vector, norm, created) VALUES (1, 1, ?, 9, 6)",
+        (payloads.put(connection, body),),
+    )
+    connection.close()
+    with open_store() as store:
+        live = store.find("staff")
+        assert not live.collection.keeps_crops
+        assert await persons_like(store, live, vector) == ["ann"]
+        assert await store.delete_person(live, "ann") == (1, True)
+        keeping = await store.create("keeping", live.collection.embedder, D, None, keep_crops=True)
+        assert keeping.collection.keeps_crops

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mien_server.errors import NotInGallery
-from mien_server.gallery.store import Live, Store
+from mien_server.gallery.live import Live
+from mien_server.gallery.store import Store
 from mien_server.gallery.types import Query
 from mien_server.pipeline.types import Call
 from mien_server.scheduling.errors import Draining, Expired

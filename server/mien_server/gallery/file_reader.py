@@ -1,0 +1,69 @@
+"""Reading the galleries' file while one thread writes to it: on threads and connections of its own."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mien_server.gallery import reading, reembedding
+from mien_server.gallery.database import connect
+from mien_server.gallery.live import Live
+from mien_server.gallery.reading import Written
+from mien_server.gallery.types import EnrolledFace, ExportedFace, Person
+
+T = TypeVar("T")
+
+_READERS = 2
+
+
+class FileReader:
+    """What is read of persons and faces. Whoever has one shuts `_readers` down.
+
+    Args:
+        path: the file, which is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path
+        self._local = threading.local()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+
+    async def of_request(self, live: Live, request_key: str) -> Written | None:
+        """The face that was enrolled with a request key, if there is one."""
+        return await self._read(reading.face_of_request, live, request_key)
+
+    async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
+        """As `reading.persons`."""
+        return await self._read(reading.persons, live, after=after, most=most)
+
+    async def person(self, live: Live, name: str) -> Person:
+        """As `reading.person`."""
+        return await self._read(reading.person, live, name)
+
+    async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
+        """As `reading.faces`."""
+        return await self._read(reading.faces, live, of=of, after=after, most=most)
+
+    async def exported(self, live: Live, *, after: int, most: int) -> list[ExportedFace]:
+        """As `reading.exported`."""
+        return await self._read(reading.exported, live, after=after, most=most)
+
+    async def face(self, live: Live, key: int) -> EnrolledFace:
+        """As `reading.face`."""
+        return await self._read(reading.face, live, key)
+
+    async def to_reembed(self, live: Live, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
+        """As `reembedding.left`."""
+        return await self._read(reembedding.left, live, fingerprint, most)
+
+    async def _read(self, read: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
+        """What a function of `record` reads, on a thread and a connection of its own."""
+
+        def run() -> T:
+            if not hasattr(self._local, "connection"):
+                self._local.connection = connect(self._file, read_only=True)
+            return read(self._local.connection, live.collection, *args, **options)
+
+        return await asyncio.wrap_future(self._readers.submit(run))
