@@ -21,7 +21,7 @@ from mien_server.errors import OperatorError
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
-    from mien_server.evaluation.identification import Identification
+    from mien_server.evaluation.identification import OpenSetResult
     from mien_server.evaluation.loaded import LoadedModels
     from mien_server.evaluation.pairs import Pairs
     from mien_server.evaluation.persons import Persons
@@ -241,9 +241,7 @@ def _identification(
     return 0
 
 
-def _draw_det(
-    path: Path, running: "LoadedModels", data: "Persons", found: "Identification"
-) -> None:
+def _draw_det(path: Path, running: "LoadedModels", data: "Persons", found: "OpenSetResult") -> None:
     from mien_server.evaluation.det_picture import det_picture
     from mien_server.evaluation.identification_reports import gallery_text
     from mien_server.evaluation.reports import verification_title

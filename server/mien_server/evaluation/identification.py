@@ -28,7 +28,7 @@ _MOST_SIMILARITIES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Identification:
+class OpenSetResult:
     """What an evaluation found.
 
     Attributes:
@@ -56,7 +56,7 @@ class Identification:
 
 def identify_persons(
     loaded: LoadedModels, data: Persons, *, aligned: bool, enrolled: int, fpir: float
-) -> Identification:
+) -> OpenSetResult:
     """Enrols the first photos of every person, and looks for the persons of the others.
 
     Args:
@@ -76,7 +76,7 @@ def identify_persons(
     by_person = [[v for v in (next(rest) for _ in each) if v is not None] for each in data.pictures]
     searches = search(by_person, enrolled)
     size = searches.others.shape[1]
-    return Identification(
+    return OpenSetResult(
         persons=size + 1,
         enrolled=enrolled,
         mated=len(searches.mated),

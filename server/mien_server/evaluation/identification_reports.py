@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mien_server.evaluation.identification import Identification
+from mien_server.evaluation.identification import OpenSetResult
 from mien_server.evaluation.loaded import LoadedModels
 from mien_server.evaluation.open_set import MATED_NEEDED, GalleryPoint
 from mien_server.evaluation.persons import Persons
@@ -15,7 +15,7 @@ from mien_server.evaluation.reports import (
 
 
 def identification_document(
-    loaded: LoadedModels, data: Persons, found: Identification
+    loaded: LoadedModels, data: Persons, found: OpenSetResult
 ) -> dict[str, Any]:
     """An evaluation of identification as JSON's values; null where the data are insufficient."""
     return {
@@ -46,7 +46,7 @@ def _document(each: GalleryPoint) -> dict[str, Any]:
     }
 
 
-def identification_text(loaded: LoadedModels, data: Persons, found: Identification) -> str:
+def identification_text(loaded: LoadedModels, data: Persons, found: OpenSetResult) -> str:
     """An evaluation of identification as a table."""
     lines = [verification_title(loaded), f"gallery     {gallery_text(data, found)}"]
     lines.append(
@@ -66,7 +66,7 @@ def identification_text(loaded: LoadedModels, data: Persons, found: Identificati
     return "\n".join([*lines, *failures_text(found.failures)])
 
 
-def gallery_text(data: Persons, found: Identification) -> str:
+def gallery_text(data: Persons, found: OpenSetResult) -> str:
     """Who is enrolled."""
     photos = "one photo" if found.enrolled == 1 else f"up to {found.enrolled} photos"
     return f"{found.persons:,} persons by {photos} each, {data.source}"

@@ -53,7 +53,7 @@ _TOO_HIGH = (Problem.BRIGHT, Problem.TURNED, Problem.CUT_OFF, Problem.SEVERAL_FA
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QualityLimits:
     """What each figure has to be, at least or at most, to identify a person by the face later.
 
     Of the sample portraits, degraded until one figure meets its limit, SFace's embedding keeps a cosine of
@@ -72,7 +72,7 @@ class Limits:
     min_score: float = 0.8
 
 
-LIMITS = Limits()
+LIMITS = QualityLimits()
 
 # The face without hair and background, in pixels of the crop.
 _INNER = (slice(28, 104), slice(22, 90))
@@ -172,7 +172,7 @@ def _cut_off(landmarks: ArrayF32, width: int, height: int) -> float:
     return float(1.0 - inside.mean())
 
 
-def problems(quality: Quality, limits: Limits = LIMITS) -> list[Issue]:
+def problems(quality: Quality, limits: QualityLimits = LIMITS) -> list[Issue]:
     """What is wrong with a face, by its figures; those that are unknown are nothing to complain of."""
     too_low: Sequence[tuple[Problem, float | None, float]] = (
         (Problem.SMALL, quality.size, limits.min_size),
