@@ -1,8 +1,8 @@
 """`python -m tests.soak`: a server under load for long, while everything about it is changed; `make soak`.
 
-It ends with 1 if a good call was lost, another one ended as none may, the memory at rest drifted by more
-than 2 % after the first sixth (if it lasts more than 10 minutes), threads or descriptors grew, or the server
-logged a traceback or ended. In out/soak/ are a picture, the tables and the server's log.
+It ends with 1 if a good call was lost, another one ended as none may, the memory of a rest after the first
+sixth was more than 2 % from what it mostly was (if it lasts more than 10 minutes), threads or descriptors
+grew, or the server logged a traceback or ended. In out/soak/ are a picture, the tables and the server's log.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def tables(found: Soak) -> str:
         (f"{each.minutes:.1f}", f"{each.mib:.0f}", each.threads, each.descriptors)
         for each in found.rests
     ]
-    later = [each.mib for each in found.rests[SETTLED:]] or [0.0]
+    later = [each.mib for each in found.rests[SETTLED - 1 :]] or [0.0]
     parts = [
         table(("minutes", "MiB at rest", "threads", "descriptors"), rests),
         f"MiB at rest after the first sixth: {min(later):.0f} to {max(later):.0f}",

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from mien.v1 import face_pb2
-from tests.fuzz.inputs import FACES, SAMPLE, message_call, once_failed, photo_call
+from tests.fuzz.inputs import FACES, SAMPLE, crowd, message_call, once_failed, photo_call
 from tests.fuzz.run import UNEXPECTED, table
 from tools.local_access import bearer
 
@@ -40,6 +40,7 @@ GOOD: tuple[tuple[str, bytes], ...] = tuple(
         ),
     )
 )
+CROWD = crowd()
 _KINDS = (("good", 70), ("damaged", 18), ("given up", 8), ("stranger", 4))
 
 
@@ -97,12 +98,14 @@ class Callers:
                 task.add_done_callback(self._going.discard)
 
     async def burst(self) -> None:
-        """Every good call, several at once and several times: what a model that has been replaced takes to
-        answer, it has taken after that, so that moments of rest can be compared."""
+        """Every good call, several at once and several times, and as many faces as a batch may hold: what a
+        model that has been replaced takes to answer, it has taken after that, so that moments of rest can be
+        compared."""
         for at_once in (1, 4, 8, 8):
             for first in range(0, 2 * at_once, at_once):
                 calls = (GOOD[(first + n) % len(GOOD)] for n in range(at_once))
                 await asyncio.gather(*(self._send("good", *call) for call in calls))
+        await asyncio.gather(*(self._send("good", FACES + "Embed", CROWD) for _ in range(4)))
 
     async def pause(self) -> None:
         """Lets the calls in progress end, and no others begin."""

@@ -31,8 +31,7 @@ SETTLED = 2
 """After how many of them, a sixth of the time, nothing may grow any more."""
 
 GROWTH = 0.02
-"""By what share the memory at rest may differ between the two halves of the time after that, by medians.
-Single rests differ more: a model just replaced takes less than one that has answered for long."""
+"""By what share the memory of each rest from then on may differ from their median."""
 
 MOST_REFUSED = 0.01
 """Share of the good calls that may be refused because the queues are full, as on a machine that is shared."""
@@ -100,12 +99,11 @@ class Soak:
         if refused > MOST_REFUSED * (refused + self.tallied.answers["good: OK"]):
             found.append(f"{refused} good calls were refused at the door")
         first, later = self.rests[SETTLED - 1], self.rests[SETTLED:]
-        half = len(later) // 2
-        was, became = (
-            statistics.median(each.mib for each in part) for part in (later[:half], later[half:])
-        )
-        if self.rests[-1].minutes > STEADY_MINUTES and abs(became / was - 1) > GROWTH:
-            found.append(f"memory: {was:.0f} MiB in the first half, {became:.0f} in the second")
+        held = [each.mib for each in (first, *later)]
+        usual = statistics.median(held)
+        worst = max(held, key=lambda mib: abs(mib / usual - 1))
+        if self.rests[-1].minutes > STEADY_MINUTES and abs(worst / usual - 1) > GROWTH:
+            found.append(f"memory: {usual:.0f} MiB at most rests, {worst:.0f} at one")
         for name in ("threads", "descriptors"):
             begun, most = getattr(first, name), max(getattr(each, name) for each in later)
             if most > begun + SLACK:
