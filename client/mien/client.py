@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
@@ -107,6 +107,8 @@ class BaseClient:
         )
 
     def _error(self, error: grpc.RpcError, method: str, timeout: float) -> MienError:
+        if self._closed and cast(grpc.Call, error).code() is grpc.StatusCode.CANCELLED:
+            return Cancelled(CLOSED_MEANWHILE, method=method)
         return from_rpc_error(
             error,
             method=method,

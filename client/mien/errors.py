@@ -127,7 +127,10 @@ class ModelNotFound(MienError):
 
 
 class Unavailable(MienError):
-    """The server cannot be reached, or is shutting down. The SDK has already tried again."""
+    """The server cannot be reached, or is shutting down.
+
+    The SDK has already tried again, unless the server had begun with the call (reason SERVER_STOPPED).
+    """
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
@@ -220,7 +223,7 @@ def from_rpc_error(
     May wait for up to some 2 seconds to find out why a server cannot be reached.
 
     Args:
-        error: what gRPC raised.
+        error: what gRPC raised. That the call was cancelled is taken for the server's doing.
         method: the method called.
         address: the server's.
         timeout: what the call had, in seconds.
@@ -279,6 +282,13 @@ def _without_reason(
         case grpc.StatusCode.UNAVAILABLE:
             reason, message = explanation(text, address=address, encrypted=encrypted)
             return Unavailable(message, reason=reason, method=method)
+        case grpc.StatusCode.CANCELLED:  # not by this side, which would have been told otherwise
+            return Unavailable(
+                f"the server at {address} broke the call off, as one does that stops. Try again.",
+                code=code,
+                reason="SERVER_STOPPED",
+                method=method,
+            )
         case grpc.StatusCode.UNIMPLEMENTED:
             return WrongServer(
                 f"the server at {address} is no mien server, or an older one ({text}). Check the"

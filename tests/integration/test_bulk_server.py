@@ -428,6 +428,7 @@ def test_all_of_a_person_is_moved(
             run("gallery", "mv", gallery.name, *wrong)
 
 
+@pytest.mark.long  # a server of its own; each side's part is shown without the other in the unit tests
 def test_server_with_room_for_two_calls_embeds_all_photos(
     launch_server: LaunchServer, sample: Sample
 ) -> None:

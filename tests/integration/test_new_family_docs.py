@@ -4,10 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import mien
 from tests.conftest import ROOT
@@ -49,6 +52,18 @@ def run(command: str, folder: Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
+def test_the_network_of_the_page_is_what_its_config_says() -> None:
+    config = FILES["models/tiny/config.pbtxt"]
+    entry = tomllib.loads(FILES["mien-tiny/pyproject.toml"])["project"]["entry-points"]
+    module: dict[str, Any] = {}
+    exec(FILES["mien-tiny/mien_tiny.py"], module)  # noqa: S102 - the page's own
+    (family,) = module[entry["mien.families"]["tiny"].partition(":")[2]]
+    output = family.network()(torch.zeros(2, 3, 112, 112))
+    assert f"dims: [ {output.shape[1]} ]" in config
+    assert f'"architecture", value: {{ string_value: "{family.name}" }}' in config
+
+
+@pytest.mark.long  # each of its commands is a process of its own
 def test_from_an_empty_module_to_an_answer(
     environment: dict[str, str],
     model_repository_path: Path,

@@ -71,6 +71,7 @@ def test_the_page_has_what_is_walked_here() -> None:
     assert len(STEPS) == 4
 
 
+@pytest.mark.long  # each of its commands is a process of its own
 def test_the_upgrade(
     launch_server: LaunchServer, repository: Path, tmp_path: Path, sample: Callable[[str], Path]
 ) -> None:

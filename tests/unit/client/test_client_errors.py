@@ -101,6 +101,15 @@ def test_an_overloaded_server_says_when_to_come_back(call: Call, peer: Any) -> N
     assert len(peer.received) == 1
 
 
+def test_call_that_a_server_breaks_off_was_not_cancelled_by_the_caller(
+    call: Call, peer: Any
+) -> None:
+    peer.aborts(Code.CANCELLED, "CANCELLED")
+    with pytest.raises(mien.Unavailable, match="stops") as caught:
+        call("detect", b"photo")
+    assert (caught.value.code, caught.value.reason) == (Code.CANCELLED, "SERVER_STOPPED")
+
+
 def test_an_overloaded_server_that_does_not_say_when(call: Call, peer: Any) -> None:
     peer.aborts(Code.RESOURCE_EXHAUSTED, "the proxy's quota is used up")
     with pytest.raises(mien.Overloaded, match="quota") as caught:

@@ -63,9 +63,11 @@ def test_next_version_is_one_more_than_the_highest(
     repository: Path, bring: Import, embedder: Path
 ) -> None:
     assert [bring("mbf", embedder)[0][0].version for _ in range(2)] == [1, 2]
+    config = (repository / "mbf" / "config.pbtxt").read_bytes()
     assert bring("mbf", embedder, version=7)[0][0].version == 7
     assert bring("mbf", embedder)[0][0].version == 8
     assert names_in(repository / "mbf") == LEFT | {"1", "2", "7", "8"}
+    assert (repository / "mbf" / "config.pbtxt").read_bytes() == config
 
 
 def test_version_that_exists_is_never_replaced(
@@ -119,11 +121,11 @@ def test_what_is_no_repository_or_no_file_is_refused(
         import_weights(repository, "retinaface", tmp_path / "pipe")
 
 
-def test_repository_that_is_not_there_is_made(tmp_path: Path, checkpoint: Path) -> None:
+def test_repository_that_is_not_there_is_made(tmp_path: Path, embedder: Path) -> None:
     root = tmp_path / "srv" / "models"
-    (done,) = import_weights(root, "retinaface", checkpoint)
-    verify_version(done.folder, root, "model.safetensors")
-    assert names_in(root / "retinaface") == LEFT | {"1"}
+    (done,) = import_weights(root, "mbf", embedder)
+    verify_version(done.folder, root, "model.onnx")
+    assert names_in(root / "mbf") == LEFT | {"1"}
 
 
 def test_repository_that_was_made_for_nothing_is_taken_back(tmp_path: Path, embedder: Path) -> None:
@@ -139,7 +141,7 @@ def test_repository_that_was_made_for_nothing_is_taken_back(tmp_path: Path, embe
 
 
 def test_manifest_says_where_the_weights_come_from_and_who_may_use_them(
-    bring: Import, checkpoint: Path
+    bring: Import, checkpoint: Path, embedder: Path
 ) -> None:
     (plain,), said = bring("retinaface", checkpoint)
     manifest = read_manifest(plain.folder)
@@ -148,9 +150,9 @@ def test_manifest_says_where_the_weights_come_from_and_who_may_use_them(
     assert f"licence: {manifest.license}" in said
     assert manifest.importer.endswith(" models import")
 
-    (told,), said = bring("retinaface", checkpoint, license_="MIT", source="trained by us")
+    (told,), said = bring("mbf", embedder, license_="MIT", source="trained by us")
     manifest = read_manifest(told.folder)
-    assert manifest.source.startswith("trained by us; mobilenet0.25_Final.pth sha256 ")
+    assert manifest.source.startswith("trained by us; mbf.onnx sha256 ")
     assert manifest.license == "MIT"
     assert "licence: MIT" in said
 
@@ -167,9 +169,6 @@ def test_new_model_gets_a_configuration_that_the_server_can_read(
     assert f"{repository / 'mine' / 'config.pbtxt'} is new: read it through" in said
     verify_version(done.folder, repository, "model.safetensors")
     assert names_in(repository / "mine") == LEFT | {"1"}
-    before = (repository / "mine" / "config.pbtxt").read_bytes()
-    bring("mine", checkpoint)
-    assert (repository / "mine" / "config.pbtxt").read_bytes() == before
 
 
 def test_failed_write_of_a_new_model_leaves_no_trace(
@@ -226,7 +225,9 @@ def test_without_a_name_the_only_model_of_that_network_is_meant(
     assert done.model == "retinaface"
     with pytest.raises(ImportRefused, match=r"no model fits architecture 'scrfd'.*name the model"):
         bring(None, scrfd(tmp_path / "det.onnx"))
-    bring("second", checkpoint)
+    shutil.copytree(repository / "retinaface", repository / "second")
+    config = repository / "second" / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "retinaface"', ""))
     with pytest.raises(ImportRefused, match=r"2 models fit \(retinaface, second\)"):
         bring(None, checkpoint)
 
