@@ -44,18 +44,8 @@ def main() -> int:
 
 def build_wheel(folder: Path, source: Path = ROOT) -> Path:
     """The wheel of mien, in a folder."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        folder,
-        source,
-    ]
-    subprocess.run(pip, check=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*pip, folder, source], check=True)
     (wheel,) = folder.glob("mien-*.whl")
     return wheel
 
@@ -69,10 +59,8 @@ def make_environment(folder: Path) -> Path:
 def install(python: Path, wheel: Path, requirement: str) -> None:
     """Installs the wheel, perhaps with extras (`mien[server]`), in the versions that mien is tested with."""
     extras = requirement.removeprefix("mien")
-    constraints = ["-c", ROOT / "constraints.txt"]
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", *constraints, f"{wheel}{extras}"], check=True
-    )
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, f"{wheel}{extras}"], check=True)
 
 
 def sizes(python: Path) -> dict[str, int]:
