@@ -59,7 +59,7 @@ def make_environment(folder: Path) -> Path:
 def install(python: Path, wheel: Path, requirement: str) -> None:
     """Installs the wheel, perhaps with extras (`mien[server]`), in the versions that mien is tested with."""
     extras = requirement.removeprefix("mien")
-    pip = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "-c", f"{ROOT}/constraints.txt"]
     subprocess.run([*pip, f"{wheel}{extras}"], check=True)
 
 
