@@ -9,6 +9,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import save
@@ -76,7 +77,9 @@ def write_version(
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Writes a safetensors file that others than its owner may read, unlike safetensors' `save_file`."""
-    path.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+    # `save` would write those that lie otherwise in memory as they lie there.
+    contiguous = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
+    path.write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
 @contextlib.contextmanager
