@@ -3,12 +3,12 @@
 #   docker build -t mien .
 #
 # The package index is your pip's: hand a pip.conf in with --secret id=pip.conf,src=... where you need one.
-# TORCH_INDEX_URL picks the build of PyTorch by the index it comes from, for CUDA or for a smaller image
-# without it; docs/operations.md shows both.
+# PyTorch is in it only if TORCH_SPEC names it; TORCH_INDEX_URL picks its build by the index that it comes from.
+# docs/operations.md says who needs it.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
-ARG TORCH_SPEC=torch
+ARG TORCH_SPEC=
 ARG TORCH_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -17,13 +17,14 @@ ENV PATH=/opt/mien/bin:$PATH
 COPY constraints.txt ./
 # Without its dependencies, which follow from the usual index: PyTorch's own indices have few other packages.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    [ -z "$TORCH_SPEC" ] || \
     pip install --no-deps -c constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$TORCH_SPEC"
 COPY pyproject.toml README.md LICENSE ./
 COPY client ./client
 COPY server ./server
 COPY model_repository ./model_repository
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install -c constraints.txt ".[server,tracing,grouping]"
+    pip install -c constraints.txt ".[server,tracing,grouping${TORCH_SPEC:+,gpu}]"
 COPY model_repository /models
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     mien-server models install --model-repository /models

@@ -30,7 +30,8 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions, EmbedderRow
-from mien_server.weights.write.graph import export, write_graph
+from mien_server.weights.write.export import export
+from mien_server.weights.write.graph import write_graph
 from mien_server.weights.write.quantise_graph import quantise_graph
 
 NETWORKS = ["sface", "iresnet50", "retinaface_mobilenet0.25"]

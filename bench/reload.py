@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from tritonclient.grpc import InferenceServerClient
 
 import mien

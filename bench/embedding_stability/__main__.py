@@ -40,7 +40,7 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DetectorRow, EmbedderRow
-from mien_server.weights.write.graph import export
+from mien_server.weights.write.export import export
 from mien_server.weights.write.quantise_graph import quantise_graph
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from mien_server.backends.weights_file import GRAPH
 from mien_server.engine import build_engine

@@ -163,6 +163,44 @@ def test_compose_s_server_has_settings_that_hold_and_the_memory_for_them() -> No
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_kubernetes_server_has_settings_that_hold_and_the_memory_for_them() -> None:
+    deployment, service = yaml.safe_load_all(
+        (DEPLOY / "kubernetes" / "mien.yaml").read_text("utf-8")
+    )
+    pod = deployment["spec"]["template"]["spec"]
+    (server,), (keys,) = pod["containers"], pod["initContainers"]
+    given = {each["name"].removeprefix("MIEN_").lower(): each["value"] for each in server["env"]}
+    settings = load_settings(given)
+    assert pod["terminationGracePeriodSeconds"] > (
+        settings.lame_duck_secs + settings.exit_timeout_secs
+    )
+    limit = int(server["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    assert sum(worst_case(settings, connections=10_000).values()) + (400 << 20) < limit
+    assert server["image"] == keys["image"]
+
+    ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+    assert ports == {"grpc": settings.grpc_port, "metrics": settings.metrics_port}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == ports.keys()
+    probes = [server[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
+    assert [(probe["path"], probe["port"]) for probe in probes] == [
+        *(("/readyz", "metrics"), ("/readyz", "metrics"), ("/healthz", "metrics"))
+    ]
+
+    mounts = {each["name"]: each["mountPath"] for each in server["volumeMounts"]}
+    written = {each["name"]: each["mountPath"] for each in keys["volumeMounts"]}
+    assert mounts.keys() | written.keys() == {volume["name"] for volume in pod["volumes"]}
+    assert (str(settings.tls_cert), str(settings.tls_key)) == ("/tls/tls.crt", "/tls/tls.key")
+    assert mounts["tls"] == "/tls"
+    assert keys["command"] == [
+        *("install", "-m", "600"),
+        f"{written['secret']}/keys.json",
+        str(settings.keys_file),
+    ]
+    assert mounts["keys"] == written["keys"] == "/keys"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels == deployment["spec"]["selector"]["matchLabels"]
+
+
 def test_provisioning_is_yaml() -> None:
     files = sorted((DEPLOY / "grafana" / "provisioning").rglob("*.yaml"))
     assert [yaml.safe_load(file.read_text())["apiVersion"] for file in files] == [1, 1]

@@ -229,7 +229,6 @@ from mien_server.weights.fetch.packages import fetch
 from mien_server.weights import install as module
 from mien_server.weights.progress import Progress
 from mien_server.repository import reference
-from mien_server.weights.write import graph
 
 repository, cache = Path(sys.argv[1]), Path(sys.argv[2])
 model = repository / "retinaface"
@@ -261,8 +260,7 @@ def kept(compute, file):
         return pickle.loads(file.read_bytes())
     return same
 
-for place, name in ((graph, "export"), (reference, "make_golden")):
-    setattr(place, name, kept(getattr(place, name), repository.parent / name))
+reference.make_golden = kept(reference.make_golden, repository.parent / "make_golden")
 if not (pid := os.fork()):
     module.install(repository, ["retinaface"], Progress(io.StringIO()), cache=cache)
     os._exit(0)

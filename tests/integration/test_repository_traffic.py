@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from mien_server.pipeline.mirroring import MOST_WAITING
 from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef

@@ -1,12 +1,12 @@
 """Reads a version's weights: strictly, and never executing anything that the file contains."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, deserialize
 from torch import Tensor, nn
 
-from mien_server.backends.weights_file import LoadError, first_names, read_weights
+from mien_server.backends.weights_file import Layout, LoadError, first_names, read_tensors
 from mien_server.models.interface import AnyFamily, NoNetwork
 
 _DTYPES = {
@@ -16,7 +16,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-"""Types of a safetensors file that are read. Quantised weights would need their scales."""
+"""Types of a safetensors file that are read."""
 
 
 def load_network(family: AnyFamily, path: Path) -> nn.Module:
@@ -58,54 +58,18 @@ def check_finite(network: nn.Module, explanation: str) -> None:
         raise LoadError(f"NaN or infinity in {first_names(bad)}: {explanation}")
 
 
+def layout_of(state: Mapping[str, Tensor]) -> Layout:
+    """What a file must hold to have exactly the tensors of a state_dict."""
+    return {key: (tuple(t.shape), t.dtype.is_floating_point) for key, t in state.items()}
+
+
 def _read(path: Path, expected: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:
-    try:
-        parts = dict(deserialize(read_weights(path)))  # type: ignore[no-untyped-call]
-    except (OSError, SafetensorError) as error:
-        raise LoadError(
-            f"{path} cannot be read as safetensors ({error}): import the checkpoint again"
-        ) from error
-    found = {key: (part["shape"], part["dtype"]) for key, part in parts.items()}
-    if problems := differences(found, expected):
-        raise LoadError(
-            f"{path} does not hold the weights of architecture {architecture!r}"
-            f" ({'; '.join(problems)}): check `architecture` in config.pbtxt, or import the"
-            " checkpoint again"
-        )
-    # Each tensor has its bytes for itself, and only those of another type are in memory twice.
+    parts = read_tensors(path, layout_of(expected), architecture)
+    types = {key: _DTYPES[part["dtype"]] for key, part in parts.items()}
+    # Only those of another type are in memory twice.
     return {
-        key: torch.frombuffer(parts.pop(key)["data"], dtype=_DTYPES[found[key][1]])
+        key: torch.frombuffer(parts.pop(key)["data"], dtype=types[key])
         .reshape(tensor.shape)
         .to(tensor.dtype)
         for key, tensor in expected.items()
     }
-
-
-def differences(found: dict[str, tuple[list[int], str]], expected: dict[str, Tensor]) -> list[str]:
-    """What distinguishes a checkpoint from a network: one sentence per kind, with counts and names.
-
-    Args:
-        found: shape and safetensors' name of the type ("F32") of each tensor, by key.
-        expected: the network's own state_dict.
-    """
-    common = [key for key in expected if key in found]
-    kinds = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "misshaped": [
-            f"{key} is {found[key][0]}, must be {list(expected[key].shape)}"
-            for key in common
-            if found[key][0] != list(expected[key].shape)
-        ],
-        "of another type": [
-            f"{key} is {found[key][1]}"
-            for key in common
-            if not _stands_for(found[key][1], expected[key].dtype)
-        ],
-    }
-    return [f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds.items() if names]
-
-
-def _stands_for(name: str, wanted: torch.dtype) -> bool:
-    dtype = _DTYPES.get(name)
-    return dtype is not None and dtype.is_floating_point == wanted.is_floating_point

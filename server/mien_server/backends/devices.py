@@ -9,14 +9,18 @@ the cores. OMP_WAIT_POLICY=PASSIVE cost two executors of two threads each about 
 core-second (SFace's shape, bf16, batch 4), GOMP_SPINCOUNT=10000 changed nothing. Eager networks never start
 PyTorch's inter-op pool, so its size does not matter. `bench/cpu_threads.py` repeats the comparison.
 
-PyTorch takes seconds to import and is imported only where a model or a GPU needs it.
+PyTorch takes seconds to import and is imported only where a model or a GPU needs it. A server whose models
+all run in OpenVINO and onnxruntime on the processor needs none.
 """
 
 import ctypes
+import logging
 import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,13 @@ if TYPE_CHECKING:
     import torch
 
 from mien_server.errors import OperatorError
+
+NO_PYTORCH = (
+    "PyTorch is not installed, which this needs: pip install 'mien[torch]', or 'mien[gpu]' for GPUs;"
+    " docs/operations.md says of which index"
+)
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceError(OperatorError):
@@ -117,15 +128,31 @@ def device_names(kind: str, gpus: Sequence[int] = ()) -> list[str]:
 
 
 def gpu_count() -> int:
-    """How many GPUs PyTorch can use. It is not imported to find that there is no NVIDIA driver."""
+    """How many GPUs PyTorch can use. It is not imported to find that there is no NVIDIA driver.
+
+    Without PyTorch there are none; where there is a driver nevertheless, the log says so once.
+    """
     if "torch" not in sys.modules:
         try:
             ctypes.CDLL("libcuda.so.1")
         except OSError:
             return 0
+        if not has_pytorch():
+            _say_that_gpus_are_idle()
+            return 0
     import torch
 
     return torch.cuda.device_count()
+
+
+def has_pytorch() -> bool:
+    """Whether PyTorch is installed. It is not imported for that."""
+    return "torch" in sys.modules or find_spec("torch") is not None
+
+
+@cache
+def _say_that_gpus_are_idle() -> None:
+    _log.warning("there is an NVIDIA driver, and its GPUs are not used: %s", NO_PYTORCH)
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:
@@ -194,6 +221,8 @@ def _words(path: Path, default: list[str]) -> list[str]:
 
 def gpu_remedy() -> str:
     """What PyTorch sees where a GPU is missing, and what to do about it."""
+    if not has_pytorch():
+        return f"{NO_PYTORCH}. Or set kind: KIND_CPU"
     import torch
 
     count = torch.cuda.device_count()

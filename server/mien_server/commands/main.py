@@ -29,6 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OperatorError as error:
         print(f"mien-server: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        from mien_server.backends.devices import NO_PYTORCH
+
+        print(f"mien-server: {NO_PYTORCH}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mien_server.backends import memory
-from mien_server.backends.devices import CpuDevice
+from mien_server.backends.devices import NO_PYTORCH, CpuDevice, has_pytorch
 from mien_server.backends.instance import LoadedInstance
 from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import LoadError
 from mien_server.models.families import find_family
 from mien_server.repository.config.model import Backend, ModelConfig
 from mien_server.repository.placement import AnyDevice
@@ -72,6 +73,8 @@ def _loader(backend: Backend) -> Callable[..., LoadedInstance]:
     """What loads for a backend. Each takes time and memory to import, which only its own models need."""
     match backend:
         case "pytorch":
+            if not has_pytorch():
+                raise LoadError(f"backend pytorch cannot run it: {NO_PYTORCH}")
             late = "torch" not in sys.modules
             from mien_server.backends.pytorch import load
 

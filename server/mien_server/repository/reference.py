@@ -1,10 +1,20 @@
-"""Makes the golden file of a version: what its weights answer in float32 on the processor."""
+"""Makes the golden file of a version: what its weights answer in float32 on the processor.
 
+Something else than what will run them says so: PyTorch for mien's own networks, and where there is none
+onnxruntime, by the graph that OpenVINO gets.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mien_server.backends.devices import CpuDevice
+import onnx
+
+from mien_server.backends.devices import CpuDevice, has_pytorch
 from mien_server.backends.precision import Precision
+from mien_server.backends.weights_file import GRAPH
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.golden import make_golden, write_golden_file
 from mien_server.repository.instances import load_instance
@@ -27,12 +37,11 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
         LoadError: the weights cannot be loaded.
         WarmupError: they do not compute what the configuration says.
     """
-    # An ONNX graph computes in what it was exported in, and in nothing else.
-    precision: Precision = "fp32" if config.backend == "pytorch" else "auto"
-    # By the backend that others are to agree with.
-    instance = load_instance(
-        config, folder, CpuDevice(), precision=precision, backend=config.backend
-    )
+    with _reference(config, folder) as (by, weights):
+        # An ONNX graph computes in what it was exported in, and in nothing else.
+        precision: Precision = "fp32" if by.backend == "pytorch" else "auto"
+        # By the backend that others are to agree with.
+        instance = load_instance(by, weights, CpuDevice(), precision=precision, backend=by.backend)
     try:
         warm_up(replace(config, warmup=()), 0, instance, lambda: None)
         if instance.precision != "fp32":
@@ -44,3 +53,15 @@ def write_golden(config: ModelConfig, folder: Path) -> str:
         return config.role.no_reference
     write_golden_file(folder, golden)
     return ""
+
+
+@contextmanager
+def _reference(config: ModelConfig, folder: Path) -> Iterator[tuple[ModelConfig, Path]]:
+    """The configuration and the folder that the reference is loaded from."""
+    if config.backend != "pytorch" or has_pytorch() or not (folder / GRAPH).is_file():
+        yield config, folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = replace(config, backend="onnxruntime", default_model_filename="model.onnx")
+        onnx.save(onnx.load(folder / GRAPH), Path(scratch) / whole.default_model_filename)
+        yield whole, Path(scratch)

@@ -382,4 +382,4 @@ def _write(kind: Recognised, path: Path) -> None:
     if isinstance(kind.weights, Path):
         shutil.copyfile(kind.weights, path)
     else:
-        write_tensors(path, kind.weights)
+        write_tensors(path, {key: tensor.numpy() for key, tensor in kind.weights.items()})

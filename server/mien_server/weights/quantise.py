@@ -34,7 +34,7 @@ from mien_server.repository.golden import (
 from mien_server.repository.instances import load_instance
 from mien_server.repository.manifest import verify_version
 from mien_server.weights.progress import Progress
-from mien_server.weights.write.graph import export
+from mien_server.weights.write.export import export
 from mien_server.weights.write.quantise_graph import quantise_graph
 from mien_server.weights.write.version_folder import turn, write_version
 

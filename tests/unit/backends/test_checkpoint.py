@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mien_server.backends import checkpoint
+from mien_server.backends import weights_file
 from mien_server.backends.checkpoint import check_finite, load_network
 from mien_server.backends.weights_file import LoadError
 from mien_server.models.families import find_family
@@ -55,14 +55,14 @@ def test_a_file_cut_short_while_it_is_read_harms_nobody(
     state: dict[str, Tensor], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(state, path)
-    differences = checkpoint.differences
+    differences = weights_file.differences
 
     def cut_short(*arguments: Any) -> list[str]:
         assert str(path) not in Path("/proc/self/maps").read_text(), "reading on would be SIGBUS"
         os.truncate(path, 0)
         return differences(*arguments)
 
-    monkeypatch.setattr(checkpoint, "differences", cut_short)
+    monkeypatch.setattr(weights_file, "differences", cut_short)
     for key, tensor in load_network(SFACE, path).state_dict().items():
         assert torch.equal(tensor, state[key]), key
 

