@@ -74,7 +74,7 @@ class User:
         ):
             try:
                 for _ in range(200):
-                    health = [self.python.with_name("mien-server"), "health"]
+                    health = [str(self.python.with_name("mien-server")), "health"]
                     if not subprocess.run(health, env=self.environment, check=False).returncode:
                         break
                     assert server.poll() is None, log.read_text()
