@@ -23,6 +23,7 @@ from mien.gallery_transfer import export_to_file, import_from_file
 from mien.many_photos import draw_names
 from mien.messages import FacePolicy
 from mien.photo_folders import people_in
+from mien.printable import printable
 from mien.progress import PARTLY, Progress, Tally
 from mien.tables import aligned
 
@@ -277,7 +278,7 @@ def _search_table(result: IdentifyResult) -> str:
         lines += ["no face in the photo", ""]
     for each in result.searched:
         lines.append(
-            f"among {each.faces} faces of {each.gallery}, from {each.threshold:.3f}"
+            f"among {each.faces} faces of {printable(each.gallery)}, from {each.threshold:.3f}"
             f" ({each.threshold_source}) on"
         )
     return "\n".join(lines)
@@ -299,7 +300,7 @@ def _rm(client: Client, arguments: argparse.Namespace) -> None:
 
 def _deleted_line(deleted: Deleted) -> str:
     faces = "1 face" if deleted.faces == 1 else f"{deleted.faces} faces"
-    gone = f"; gone: {', '.join(deleted.emptied)}" if deleted.emptied else ""
+    gone = f"; gone: {_names(deleted.emptied)}" if deleted.emptied else ""
     erased = (
         "erased from the server's files"
         if deleted.erased
@@ -322,7 +323,8 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
         _print_json({"emptied": emptied})
         return
     told = "1 face is" if len(faces) == 1 else f"{len(faces)} faces are"
-    print(f"{told} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+    gone = f"; gone: {_names(emptied)}" if emptied else ""
+    print(f"{told} {printable(arguments.person)}'s{gone}")
 
 
 def _reembed(client: Client, arguments: argparse.Namespace) -> None:
@@ -377,7 +379,7 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
     tally = Tally()
     enrolled = gallery.enrol_many(
         (
-            NewFace(path, person, {"file": _cut(path.name)}, aligned=arguments.aligned)
+            NewFace(path, person, {"file": _file_label(path.name)}, aligned=arguments.aligned)
             for person, path in photos
         ),
         quality_policy=arguments.quality,
@@ -417,9 +419,14 @@ def _tell_added(tally: Tally, arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def _cut(text: str) -> str:
-    """As much of a text as a label holds."""
-    return text.encode(errors="surrogateescape")[:LABEL_BYTES].decode(errors="ignore")
+def _file_label(name: str) -> str:
+    """A file's name as a label can hold it."""
+    plain = printable(name).encode(errors="replace")
+    return plain[:LABEL_BYTES].decode(errors="ignore")
+
+
+def _names(persons: Sequence[str]) -> str:
+    return printable(", ".join(persons))
 
 
 def _label(text: str) -> tuple[str, str]:
