@@ -14,6 +14,9 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mien import gallery_messages as messages
 from mien.bulk import CONCURRENCY, Outcome, checked_concurrency, grouped_async, in_tasks
 from mien.errors import MienError
@@ -319,6 +322,17 @@ class AsyncGallery:
         """One face."""
         build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
         return messages.enrolled_face((await self._call("GetFace", build, timeout)).face)
+
+    async def crop(self, face_id: str, *, timeout: float | None = None) -> NDArray[np.uint8]:
+        """The picture that a gallery with `keep_crops` has of a face: [112, 112, 3] RGB, aligned.
+
+        Where the server knows its callers, this needs the role `admin`.
+
+        Raises:
+            FailedPrecondition: the gallery keeps no crops (reason NO_CROPS).
+        """
+        build = functools.partial(pb.GetCropRequest, collection=self.name, face_id=face_id)
+        return messages.crop((await self._call("GetCrop", build, timeout)).crop)
 
     async def move(
         self,

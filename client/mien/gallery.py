@@ -4,6 +4,9 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mien import gallery_messages as messages
 from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
 from mien.errors import MienError
@@ -312,6 +315,17 @@ class Gallery:
         """One face."""
         build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
         return messages.enrolled_face(self._call("GetFace", build, timeout).face)
+
+    def crop(self, face_id: str, *, timeout: float | None = None) -> NDArray[np.uint8]:
+        """The picture that a gallery with `keep_crops` has of a face: [112, 112, 3] RGB, aligned.
+
+        Where the server knows its callers, this needs the role `admin`.
+
+        Raises:
+            FailedPrecondition: the gallery keeps no crops (reason NO_CROPS).
+        """
+        build = functools.partial(pb.GetCropRequest, collection=self.name, face_id=face_id)
+        return messages.crop(self._call("GetCrop", build, timeout).crop)
 
     def move(
         self, face_ids: str | Sequence[str], person: str, *, timeout: float | None = None

@@ -12,6 +12,7 @@ from mien import cli_options
 from mien.client import Client
 from mien.errors import FailedPrecondition, InvalidRequest
 from mien.gallery_messages import POLICIES
+from mien.gallery_picture import draw_names
 from mien.gallery_results import (
     Deleted,
     GalleryInfo,
@@ -20,7 +21,6 @@ from mien.gallery_results import (
     NewFace,
 )
 from mien.gallery_transfer import export_to_file, import_from_file
-from mien.many_photos import draw_names
 from mien.messages import FacePolicy
 from mien.photo_folders import people_in
 from mien.printable import printable
@@ -96,7 +96,8 @@ def add_gallery_command(
         "--out",
         type=Path,
         metavar="PICTURE",
-        help=f"write the photo with boxes, names and similarities ({', '.join(cli_options.PICTURES)})",
+        help="write the photo with boxes, names and similarities, and the enrolled faces beside them, where the"
+        f" gallery keeps crops ({', '.join(cli_options.PICTURES)})",
     )
     search.add_argument("--top", type=cli_options.count, metavar="K", help="persons (default: 5)")
     search.add_argument(
@@ -233,7 +234,8 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
         from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
 
     photo = arguments.read(arguments.photo)
-    result = client.gallery(arguments.gallery).identify(
+    gallery = client.gallery(arguments.gallery)
+    result = gallery.identify(
         photo,
         policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
         top_k=arguments.top,
@@ -246,7 +248,7 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
     else:
         print(_search_table(result))
     if out is not None:
-        draw_names(photo, result, out)
+        draw_names(photo, result, gallery, out)
         if not arguments.json:
             print(f"picture   {out}")
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from mien.channel import MAX_MESSAGE_BYTES
 from mien.errors import InvalidRequest, MienError, refused
@@ -396,6 +397,12 @@ def reembed_request(
         embedder=model_ref(embedder, "embedder"),
         max_faces=optional_count(max_faces, "max_faces") or 0,
     )
+
+
+def crop(message: face_pb2.Pixels) -> NDArray[np.uint8]:
+    """The picture of a face: [height, width, 3] RGB."""
+    pixels = np.frombuffer(message.data, np.uint8)
+    return pixels.reshape(message.height, message.width, 3)
 
 
 def reembed_result(response: pb.ReembedResponse) -> ReembedResult:
