@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mien import enrol_messages
 from mien import gallery_messages as messages
 from mien.bulk import CONCURRENCY, Outcome, checked_concurrency, grouped_async, in_tasks
+from mien.enrol_messages import QualityPolicyLike
+from mien.enrol_results import EnrolResult, NewFace
 from mien.errors import MienError
 from mien.gallery import PAGE
-from mien.gallery_messages import QualityPolicyLike
 from mien.gallery_results import (
     Deleted,
     EnrolledFace,
-    EnrolResult,
     ExportedFace,
     GalleryInfo,
     GalleryPerson,
     GroupResult,
     IdentifyResult,
-    NewFace,
     ReembedResult,
 )
 from mien.images import ImageLike
@@ -128,7 +128,7 @@ class AsyncGallery:
             GalleryFull: the server has no room for it.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             [NewFace(image, person, labels or {}, request_key, aligned)],
             quality_policy=quality_policy,
@@ -137,7 +137,7 @@ class AsyncGallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrolled_or_raise(await self._call("Enrol", build, timeout))
+        return enrol_messages.enrolled_or_raise(await self._call("Enrol", build, timeout))
 
     async def enrol_faces(
         self,
@@ -163,7 +163,7 @@ class AsyncGallery:
             what became of each face, in their order.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             faces,
             quality_policy=quality_policy,
@@ -172,7 +172,7 @@ class AsyncGallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrol_results(await self._call("Enrol", build, timeout))
+        return enrol_messages.enrol_results(await self._call("Enrol", build, timeout))
 
     def enrol_many(
         self,
@@ -214,7 +214,7 @@ class AsyncGallery:
 
         async def work(some: Sequence[NewFace]) -> list[tuple[EnrolResult, MienError | None]]:
             build = functools.partial(
-                messages.enrol_request,
+                enrol_messages.enrol_request,
                 self.name,
                 some,
                 quality_policy=quality_policy,
@@ -224,10 +224,10 @@ class AsyncGallery:
                 detector=detector,
                 content_keys=True,
             )
-            return messages.enrol_outcomes(await self._call("Enrol", build, timeout))
+            return enrol_messages.enrol_outcomes(await self._call("Enrol", build, timeout))
 
         return in_tasks(
-            grouped_async(faces, messages.faces_in_a_call),
+            grouped_async(faces, enrol_messages.faces_in_a_call),
             work,
             concurrency=checked_concurrency(concurrency),
             ordered=ordered,

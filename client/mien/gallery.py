@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mien import enrol_messages
 from mien import gallery_messages as messages
 from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
+from mien.enrol_messages import QualityPolicyLike
+from mien.enrol_results import EnrolResult, NewFace
 from mien.errors import MienError
-from mien.gallery_messages import QualityPolicyLike
 from mien.gallery_results import (
     Deleted,
     EnrolledFace,
-    EnrolResult,
     ExportedFace,
     GalleryInfo,
     GalleryPerson,
     GroupResult,
     IdentifyResult,
-    NewFace,
     ReembedResult,
 )
 from mien.images import ImageLike
@@ -124,7 +124,7 @@ class Gallery:
             GalleryFull: the server has no room for it.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             [NewFace(image, person, labels or {}, request_key, aligned)],
             quality_policy=quality_policy,
@@ -133,7 +133,7 @@ class Gallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrolled_or_raise(self._call("Enrol", build, timeout))
+        return enrol_messages.enrolled_or_raise(self._call("Enrol", build, timeout))
 
     def enrol_faces(
         self,
@@ -159,7 +159,7 @@ class Gallery:
             what became of each face, in their order.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             faces,
             quality_policy=quality_policy,
@@ -168,7 +168,7 @@ class Gallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrol_results(self._call("Enrol", build, timeout))
+        return enrol_messages.enrol_results(self._call("Enrol", build, timeout))
 
     def enrol_many(
         self,
@@ -212,7 +212,7 @@ class Gallery:
             some: Sequence[NewFace], calls: Calls
         ) -> list[tuple[EnrolResult, MienError | None]]:
             build = functools.partial(
-                messages.enrol_request,
+                enrol_messages.enrol_request,
                 self.name,
                 some,
                 quality_policy=quality_policy,
@@ -223,10 +223,10 @@ class Gallery:
                 content_keys=True,
             )
             answer, _ = self._client._call_gallery("Enrol", build, timeout, False, calls)
-            return messages.enrol_outcomes(answer)
+            return enrol_messages.enrol_outcomes(answer)
 
         return in_threads(
-            grouped(faces, messages.faces_in_a_call),
+            grouped(faces, enrol_messages.faces_in_a_call),
             work,
             concurrency=checked_concurrency(concurrency),
             ordered=ordered,

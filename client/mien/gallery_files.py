@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mien.enrol_results import NewFace
 from mien.errors import InvalidRequest
 from mien.gallery import Gallery
-from mien.gallery_results import GalleryInfo, NewFace
+from mien.gallery_results import GalleryInfo
 from mien.results import Embedding, ModelIdentity
 
 FORMAT = "mien-gallery"

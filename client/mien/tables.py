@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 
 from mien.analysis import AnalyzeResult
-from mien.gallery_results import FaceQuality
+from mien.enrol_results import FaceQuality
 from mien.printable import printable
 from mien.results import DetectResult, EmbedResult, Face, VerifyResult
 from mien.timing import StageTiming
