@@ -265,3 +265,24 @@ async def test_crop_is_handed_out_as_it_was_enrolled_until_its_face_is_deleted(
     with pytest.raises(Unmet) as none_kept:
         await crop_of(gallery, "without", second.key)
     assert none_kept.value.reason is Reason.NO_CROPS
+
+
+async def test_faces_that_meet_the_exchange_are_embedded_by_the_new_model(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(gallery, 3)
+    store: Any = gallery.store
+    write, written_by = store.enrol, []
+
+    async def exchanged_first(live: Any, rows: Any) -> Any:
+        written_by.append(live.collection.embedder.name)
+        if len(written_by) == 1:
+            assert (await reembed(gallery, "staff", NEWER, most=9, call=Call())).swapped
+        return await write(live, rows)
+
+    monkeypatch.setattr(store, "enrol", exchanged_first)
+    (late,) = await enrolled(gallery, person(8))
+    assert written_by == ["vectors", "newer"]
+    assert (late.person, late.existing, late.reason) == ("p8", False, None)
+    assert await who(gallery, crop(8)) == ["p8"]
+    assert gallery.store.find("staff").faces == 4
