@@ -19,6 +19,7 @@ from mien.async_client import AsyncClient
 from mien.async_gallery import AsyncGallery
 from mien.bulk import Outcome
 from mien.client import Client
+from mien.enrol_results import EnrolResult, FaceQuality, NewFace, QualityIssue
 from mien.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -47,18 +48,14 @@ from mien.gallery import Gallery
 from mien.gallery_results import (
     Deleted,
     EnrolledFace,
-    EnrolResult,
     ExportedFace,
     FaceGroup,
-    FaceQuality,
     GalleryInfo,
     GalleryPerson,
     GroupResult,
     IdentifiedFace,
     IdentifyResult,
-    NewFace,
     PersonMatch,
-    QualityIssue,
     ReembedResult,
     SampleMatch,
     SearchedGallery,

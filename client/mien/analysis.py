@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from mien.gallery_results import FaceQuality
+from mien.enrol_results import FaceQuality
 from mien.results import Face, ModelIdentity, Point, shortest, timing_dict
 from mien.timing import StageTiming
 

@@ -24,7 +24,7 @@ _SCHEMES = ("dns", "unix", "xds")
 # Of galleries: what may be done twice. A deletion whose answer was lost would next find nothing to delete.
 _REPEATABLE = (
     *("Enrol", "Identify", "ListCollections", "GetCollection"),
-    *("ListPersons", "GetPerson", "ListFaces", "GetFace", "MoveFaces"),
+    *("ListPersons", "GetPerson", "ListFaces", "GetFace", "GetCrop", "MoveFaces"),
 )
 # Addresses that gRPC takes as they are: no host and port, or several of them.
 _WHOLE = ("unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")

@@ -23,6 +23,7 @@ from mien.images import read_encoded, read_file
 from mien.many_photos import OVERLOAD_RETRIES, detect_many, draw, target_in
 from mien.messages import FacePolicy
 from mien.models_cli import LOAD_TIMEOUT, add_models_command
+from mien.printable import printable
 from mien.results import Embedding
 from mien.saved import is_json, saved_embedding
 from mien.tables import analyze_table, detect_table, embed_table, timing_table, verify_table
@@ -226,7 +227,7 @@ def _fail(error: MienError, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(error.as_dict()), file=sys.stderr)
     else:
-        print(f"mien: {error}", file=sys.stderr)
+        print(f"mien: {printable(str(error))}", file=sys.stderr)
     return 1
 
 

@@ -4,20 +4,23 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mien import enrol_messages
 from mien import gallery_messages as messages
 from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
+from mien.enrol_messages import QualityPolicyLike
+from mien.enrol_results import EnrolResult, NewFace
 from mien.errors import MienError
-from mien.gallery_messages import QualityPolicyLike
 from mien.gallery_results import (
     Deleted,
     EnrolledFace,
-    EnrolResult,
     ExportedFace,
     GalleryInfo,
     GalleryPerson,
     GroupResult,
     IdentifyResult,
-    NewFace,
     ReembedResult,
 )
 from mien.images import ImageLike
@@ -121,7 +124,7 @@ class Gallery:
             GalleryFull: the server has no room for it.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             [NewFace(image, person, labels or {}, request_key, aligned)],
             quality_policy=quality_policy,
@@ -130,7 +133,7 @@ class Gallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrolled_or_raise(self._call("Enrol", build, timeout))
+        return enrol_messages.enrolled_or_raise(self._call("Enrol", build, timeout))
 
     def enrol_faces(
         self,
@@ -156,7 +159,7 @@ class Gallery:
             what became of each face, in their order.
         """
         build = functools.partial(
-            messages.enrol_request,
+            enrol_messages.enrol_request,
             self.name,
             faces,
             quality_policy=quality_policy,
@@ -165,7 +168,7 @@ class Gallery:
             min_face_size=min_face_size,
             detector=detector,
         )
-        return messages.enrol_results(self._call("Enrol", build, timeout))
+        return enrol_messages.enrol_results(self._call("Enrol", build, timeout))
 
     def enrol_many(
         self,
@@ -209,7 +212,7 @@ class Gallery:
             some: Sequence[NewFace], calls: Calls
         ) -> list[tuple[EnrolResult, MienError | None]]:
             build = functools.partial(
-                messages.enrol_request,
+                enrol_messages.enrol_request,
                 self.name,
                 some,
                 quality_policy=quality_policy,
@@ -220,10 +223,10 @@ class Gallery:
                 content_keys=True,
             )
             answer, _ = self._client._call_gallery("Enrol", build, timeout, False, calls)
-            return messages.enrol_outcomes(answer)
+            return enrol_messages.enrol_outcomes(answer)
 
         return in_threads(
-            grouped(faces, messages.faces_in_a_call),
+            grouped(faces, enrol_messages.faces_in_a_call),
             work,
             concurrency=checked_concurrency(concurrency),
             ordered=ordered,
@@ -312,6 +315,17 @@ class Gallery:
         """One face."""
         build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
         return messages.enrolled_face(self._call("GetFace", build, timeout).face)
+
+    def crop(self, face_id: str, *, timeout: float | None = None) -> NDArray[np.uint8]:
+        """The picture that a gallery with `keep_crops` has of a face: [112, 112, 3] RGB, aligned.
+
+        Where the server knows its callers, this needs the role `admin`.
+
+        Raises:
+            FailedPrecondition: the gallery keeps no crops (reason NO_CROPS).
+        """
+        build = functools.partial(pb.GetCropRequest, collection=self.name, face_id=face_id)
+        return messages.crop(self._call("GetCrop", build, timeout).crop)
 
     def move(
         self, face_ids: str | Sequence[str], person: str, *, timeout: float | None = None

@@ -8,23 +8,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from mien import cli_options
+from mien import cli_options, gallery_tables
 from mien.client import Client
+from mien.enrol_messages import POLICIES
+from mien.enrol_results import NewFace
 from mien.errors import FailedPrecondition, InvalidRequest
-from mien.gallery_messages import POLICIES
-from mien.gallery_results import (
-    Deleted,
-    GalleryInfo,
-    GroupResult,
-    IdentifyResult,
-    NewFace,
-)
+from mien.gallery_picture import draw_names
+from mien.gallery_results import GalleryInfo
 from mien.gallery_transfer import export_to_file, import_from_file
-from mien.many_photos import draw_names
 from mien.messages import FacePolicy
 from mien.photo_folders import people_in
+from mien.printable import printable
 from mien.progress import PARTLY, Progress, Tally
-from mien.tables import aligned
 
 ADD_TIMEOUT = 60.0
 LABEL_BYTES = 256
@@ -95,7 +90,8 @@ def add_gallery_command(
         "--out",
         type=Path,
         metavar="PICTURE",
-        help=f"write the photo with boxes, names and similarities ({', '.join(cli_options.PICTURES)})",
+        help="write the photo with boxes, names and similarities, and the enrolled faces beside them, where"
+        f" the gallery keeps crops ({', '.join(cli_options.PICTURES)})",
     )
     search.add_argument("--top", type=cli_options.count, metavar="K", help="persons (default: 5)")
     search.add_argument(
@@ -175,19 +171,7 @@ def _tell_galleries(galleries: Sequence[GalleryInfo], arguments: argparse.Namesp
     if not galleries:
         print("no galleries yet: mien gallery create NAME")
         return
-    rows = [
-        [
-            each.name,
-            str(each.persons),
-            str(each.faces),
-            f"{each.memory_bytes / 2**20:.1f}",
-            "model's" if each.threshold is None else f"{each.threshold:.3f}",
-            str(each.embedder),
-        ]
-        for each in galleries
-    ]
-    header = ["gallery", "persons", "faces", "MiB", "threshold", "embedder"]
-    print(aligned(header, rows, left={0, 5}))
+    print(gallery_tables.galleries(galleries))
 
 
 def _show(client: Client, arguments: argparse.Namespace) -> None:
@@ -199,28 +183,14 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
             return
         _tell_galleries([info], arguments)
         if persons:
-            rows = [
-                [each.person, str(each.faces), f"{each.created:%Y-%m-%d %H:%M}"] for each in persons
-            ]
             print()
-            print(aligned(["person", "faces", "since (UTC)"], rows, left={0, 2}))
+            print(gallery_tables.persons(persons))
         return
     faces = list(gallery.faces(arguments.person))
     if arguments.json:
         _print_json([face.as_dict() for face in faces])
         return
-    rows = [
-        [
-            face.face_id,
-            f"{face.created:%Y-%m-%d %H:%M}",
-            f"{face.quality.sharpness:.2f}" if face.quality else "-",
-            f"{face.quality.size:.0f}" if face.quality and face.quality.size else "-",
-            _labels(face.labels),
-        ]
-        for face in faces
-    ]
-    header = ["face", "since (UTC)", "sharpness", "size", "labels"]
-    print(aligned(header, rows, left={0, 1, 4}))
+    print(gallery_tables.faces(faces))
 
 
 def _search(client: Client, arguments: argparse.Namespace) -> None:
@@ -232,7 +202,8 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
         from mien import pictures  # noqa: F401 - before the call: Pillow may be missing
 
     photo = arguments.read(arguments.photo)
-    result = client.gallery(arguments.gallery).identify(
+    gallery = client.gallery(arguments.gallery)
+    result = gallery.identify(
         photo,
         policy=FacePolicy.ALL if arguments.all else FacePolicy.LARGEST,
         top_k=arguments.top,
@@ -243,44 +214,11 @@ def _search(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(result.as_dict())
     else:
-        print(_search_table(result))
+        print(gallery_tables.search(result))
     if out is not None:
-        draw_names(photo, result, out)
+        draw_names(photo, result, gallery, out)
         if not arguments.json:
             print(f"picture   {out}")
-
-
-def _search_table(result: IdentifyResult) -> str:
-    lines = []
-    for number, found in enumerate(result.faces, 1):
-        if len(result.faces) > 1:
-            box = found.face.box if found.face else None
-            where = f" at {box.x1:.0f}, {box.y1:.0f}" if box else ""
-            lines.append(f"face {number}{where}")
-        if not found.persons:
-            lines.append("nobody known")
-        else:
-            rows = [
-                [
-                    match.person,
-                    f"{match.similarity:.4f}",
-                    str(len(match.samples)),
-                    match.samples[0].face_id,
-                    _labels(match.samples[0].labels),
-                ]
-                for match in found.persons
-            ]
-            header = ["person", "similarity", "faces", "best face", "labels"]
-            lines.append(aligned(header, rows, left={0, 3, 4}))
-        lines.append("")
-    if not result.faces:
-        lines += ["no face in the photo", ""]
-    for each in result.searched:
-        lines.append(
-            f"among {each.faces} faces of {each.gallery}, from {each.threshold:.3f}"
-            f" ({each.threshold_source}) on"
-        )
-    return "\n".join(lines)
 
 
 def _rm(client: Client, arguments: argparse.Namespace) -> None:
@@ -294,18 +232,7 @@ def _rm(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(deleted.as_dict())
     else:
-        print(_deleted_line(deleted))
-
-
-def _deleted_line(deleted: Deleted) -> str:
-    faces = "1 face" if deleted.faces == 1 else f"{deleted.faces} faces"
-    gone = f"; gone: {', '.join(deleted.emptied)}" if deleted.emptied else ""
-    erased = (
-        "erased from the server's files"
-        if deleted.erased
-        else "not erased from the server's files yet"
-    )
-    return f"deleted {faces}{gone}; {erased}"
+        print(gallery_tables.deletion(deleted))
 
 
 def _mv(client: Client, arguments: argparse.Namespace) -> None:
@@ -322,7 +249,8 @@ def _mv(client: Client, arguments: argparse.Namespace) -> None:
         _print_json({"emptied": emptied})
         return
     told = "1 face is" if len(faces) == 1 else f"{len(faces)} faces are"
-    print(f"{told} {arguments.person}'s" + (f"; gone: {', '.join(emptied)}" if emptied else ""))
+    gone = f"; gone: {gallery_tables.names(emptied)}" if emptied else ""
+    print(f"{told} {printable(arguments.person)}'s{gone}")
 
 
 def _reembed(client: Client, arguments: argparse.Namespace) -> None:
@@ -349,24 +277,7 @@ def _group(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(result.as_dict())
     else:
-        print(_group_table(result))
-
-
-def _group_table(result: GroupResult) -> str:
-    lines = []
-    for number, group in enumerate(result.groups, 1):
-        lines.append(f"group {number}: {len(group.face_ids)} faces, {group.similarity:.3f} alike")
-        lines.append(f"  {' '.join(group.face_ids)}")
-    grouped = sum(len(group.face_ids) for group in result.groups)
-    lines.append(
-        f"{grouped} of {result.faces} faces without a person are in {len(result.groups)} groups,"
-        f" from {result.threshold:.3f} ({result.threshold_source}) on"
-    )
-    if result.left_out:
-        lines.append(
-            f"{result.left_out} more were not looked at: name or delete some of these first"
-        )
-    return "\n".join(lines)
+        print(gallery_tables.groups(result))
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> int:
@@ -377,7 +288,7 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
     tally = Tally()
     enrolled = gallery.enrol_many(
         (
-            NewFace(path, person, {"file": _cut(path.name)}, aligned=arguments.aligned)
+            NewFace(path, person, {"file": _file_label(path.name)}, aligned=arguments.aligned)
             for person, path in photos
         ),
         quality_policy=arguments.quality,
@@ -417,9 +328,10 @@ def _tell_added(tally: Tally, arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def _cut(text: str) -> str:
-    """As much of a text as a label holds."""
-    return text.encode(errors="surrogateescape")[:LABEL_BYTES].decode(errors="ignore")
+def _file_label(name: str) -> str:
+    """A file's name as a label can hold it."""
+    plain = printable(name).encode(errors="replace")
+    return plain[:LABEL_BYTES].decode(errors="ignore")
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -429,10 +341,6 @@ def _label(text: str) -> tuple[str, str]:
             f"{text!r} is no label: KEY=VALUE", reason="INVALID_OPTION", field="--label"
         )
     return key, value
-
-
-def _labels(labels: Any) -> str:
-    return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _print_json(document: Any) -> None:

@@ -7,6 +7,7 @@ Both directions hold one line at a time.
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mien.enrol_results import NewFace
 from mien.errors import InvalidRequest
 from mien.gallery import Gallery
-from mien.gallery_results import GalleryInfo, NewFace
+from mien.gallery_results import GalleryInfo
 from mien.results import Embedding, ModelIdentity
 
 FORMAT = "mien-gallery"
@@ -171,22 +173,50 @@ def faces_of(path: Path, contents: Contents) -> Iterator[NewFace]:
 def _head(path: Path, text: bytes) -> Contents:
     try:
         head = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         head = None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise _bad(path, "it is none that `mien gallery export` has written")
     if head.get("version") != VERSION:
         raise _bad(
             path,
-            f"it has the version {head.get('version')}, and this mien reads {VERSION}: update it",
+            f"it has the version {head.get('version')!r}, and this mien reads {VERSION}: update it",
         )
     try:
-        embedder = ModelIdentity(**head["embedder"])
-        return Contents(
-            head["gallery"], head["created"], embedder, head["dimensions"], head["threshold"]
-        )
-    except (KeyError, TypeError) as error:
+        model = ModelIdentity(**head["embedder"])
+        _check_texts(head["gallery"], head["created"], model.name, model.fingerprint)
+        dimensions, threshold = head["dimensions"], head["threshold"]
+        _check_numbers(int, model.version, dimensions)
+        if threshold is not None:
+            _check_numbers(float, threshold)
+    except (KeyError, TypeError, ValueError) as error:
         raise _bad(path, f"its first line lacks something: {error}") from error
+    return Contents(head["gallery"], head["created"], model, dimensions, threshold)
+
+
+def _check_numbers(kind: type[int | float], *numbers: object) -> None:
+    """Refuses what is no number of a kind, or none that is finite.
+
+    Raises:
+        TypeError: it is none. ValueError: it is infinite or NaN.
+    """
+    for number in numbers:
+        if not isinstance(number, int | kind):
+            raise TypeError(f"{number!r} is no {'whole ' if kind is int else ''}number")
+        if not math.isfinite(number):
+            raise ValueError(f"{number} is no finite number")
+
+
+def _check_texts(*texts: object) -> None:
+    """Refuses what is no text.
+
+    Raises:
+        TypeError: it is something else. ValueError: it has half a character, as JSON can say.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+        text.encode()
 
 
 def _entry(path: Path, text: bytes, number: int) -> dict[str, Any]:
@@ -194,7 +224,7 @@ def _entry(path: Path, text: bytes, number: int) -> dict[str, Any]:
         raise _bad(path, f"it is cut off at line {number}: export the gallery again")
     try:
         entry = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(path, f"line {number} is no JSON: {error}") from error
     if not isinstance(entry, dict):
         raise _bad(path, f"line {number} is no object")
@@ -205,13 +235,13 @@ def _face(path: Path, entry: dict[str, Any], contents: Contents, number: int) ->
     try:
         values = np.frombuffer(base64.b64decode(entry["vector"], validate=True), "<f4")
         embedding = Embedding(values, entry["norm"], contents.embedder)
-        face, person, labels = entry["face"], entry["person"], entry["labels"]
+        _check_numbers(float, embedding.norm)
+        face, person, labels = entry["face"], entry["person"], dict(entry["labels"])
+        _check_texts(face, *labels, *labels.values(), *([] if person is None else [person]))
     except (KeyError, TypeError, ValueError) as error:
         raise _bad(path, f"line {number} is no face: {error}") from error
     if values.shape != (contents.dimensions,):
         raise _bad(path, f"line {number} has a vector of {len(values)} numbers")
-    if not (person is None or isinstance(person, str)) or not isinstance(labels, dict):
-        raise _bad(path, f"line {number} has no person or no labels")
     return NewFace(embedding, person, labels, contents.request_key(face))
 
 

@@ -85,6 +85,7 @@ def _opened(gallery: Gallery, contents: Contents, path: Path) -> None:
 
     Raises:
         EmbeddingMismatch: it is, or would be, of another model than the file.
+        FailedPrecondition: it keeps crops, which no file has.
         InvalidRequest: the file was written from this very gallery.
     """
     wanted = contents.embedder
@@ -100,6 +101,12 @@ def _opened(gallery: Gallery, contents: Contents, path: Path) -> None:
             f"{path} holds embeddings of {wanted}, and {'this server has' if made else 'the gallery is for'}"
             f" {info.embedder}. They cannot be compared. {_CURE}",
             reason="EMBEDDING_MISMATCH",
+        )
+    if info.keeps_crops:
+        raise FailedPrecondition(
+            f"{info.name} keeps the crops of its faces, and {path} has none: name another gallery, or enrol"
+            f" the photos: mien gallery add {info.name} FOLDER",
+            reason="NO_CROPS",
         )
     if _is_origin(info, contents):
         raise InvalidRequest(

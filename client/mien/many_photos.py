@@ -14,7 +14,6 @@ from mien.analysis import AnalyzeResult, Points
 from mien.bulk import is_of_one
 from mien.client import Client
 from mien.errors import InvalidRequest, MienError
-from mien.gallery_results import IdentifyResult
 from mien.progress import Progress
 from mien.results import DetectResult
 from mien.tables import aligned, located
@@ -119,29 +118,15 @@ def draw(photo: bytes, result: DetectResult | AnalyzeResult, target: Path) -> No
         )
     else:
         picture = pictures.annotate(photo, result.faces)
-    _save(picture, target)
+    save(picture, target)
 
 
-def draw_names(photo: bytes, result: IdentifyResult, target: Path) -> None:
-    """Writes the photo with its faces' names and similarities drawn into it.
+def save(picture: "PIL.Image.Image", target: Path) -> None:
+    """Writes a picture.
 
     Raises:
-        InvalidRequest, ImportError, OSError: as `draw` says.
+        InvalidRequest: the kind of file cannot hold it. OSError: it cannot be written.
     """
-    from mien import pictures  # Pillow may be missing
-
-    named = [
-        (
-            found.face,
-            f"{found.persons[0].person} {found.persons[0].similarity:.2f}" if found.persons else "",
-        )
-        for found in result.faces
-        if found.face is not None
-    ]
-    _save(pictures.name_faces(photo, named), target)
-
-
-def _save(picture: "PIL.Image.Image", target: Path) -> None:
     try:
         picture.save(target, quality=92)
     except ValueError as error:  # as for sides that WebP does not hold

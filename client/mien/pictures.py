@@ -4,6 +4,9 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 try:
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 except ImportError as error:
@@ -69,7 +72,11 @@ def annotate(
     return picture
 
 
-def name_faces(photo: bytes, faces: Iterable[tuple[Face, str]]) -> Image.Image:
+def name_faces(
+    photo: bytes,
+    faces: Iterable[tuple[Face, str]],
+    crops: Sequence[NDArray[np.uint8] | None] = (),
+) -> Image.Image:
     """The upright photo with each face's box and a name drawn into it, as RGB.
 
     Args:
@@ -77,15 +84,24 @@ def name_faces(photo: bytes, faces: Iterable[tuple[Face, str]]) -> Image.Image:
         faces: each with what is written at its box; "" is written as nobody known, in another colour. One
             without a box is left out. Of letters that are not Latin, boxes stand for those that Pillow's own
             font lacks.
+        crops: of each face a picture [height, width, 3] to draw beside it; None: none. Empty: of none.
 
     Raises:
         OSError: Pillow cannot read the photo.
     """
     picture = upright_rgb(photo)
-    located = [(face.box, name) for face, name in faces if face.box is not None]
-    for box, name in located:
+    faces = list(faces)
+    located = [
+        (face.box, name, crop)
+        for (face, name), crop in zip(faces, crops or [None] * len(faces), strict=True)
+        if face.box is not None
+    ]
+    for box, name, _ in located:
         _draw_box(picture, box, BOX if name else STRANGER)
-    for box, name in located:  # above every box
+    for box, _, crop in located:
+        if crop is not None:
+            _draw_beside(picture, crop, box)
+    for box, name, _ in located:  # above every box
         _draw_tag(picture, [name or "nobody known"], box, BOX if name else STRANGER)
     return picture
 
@@ -152,6 +168,22 @@ def _draw_dot(picture: Image.Image, x: float, y: float, radius: float, colour: _
         ImageDraw.Draw(mask).circle((centre_x, centre_y), radius * scale * _SMOOTH, fill=255)
         small = mask.resize((side, side), Image.Resampling.BOX)
         picture.paste(fill, (left, top), small)
+
+
+def _draw_beside(picture: Image.Image, crop: NDArray[np.uint8], box: Box) -> None:
+    """A picture to the right of a box, or to the left where there is no room, level with its lower edge."""
+    frame = _halo(_stroke(picture, box))
+    side = max(8, round(0.6 * min(box.width, box.height)))
+    gap = 2 * frame + _stroke(picture, box)
+    x = round(box.x2) + gap
+    if x + side + frame > picture.width and round(box.x1) >= gap + side + frame:
+        x = round(box.x1) - gap - side
+    # Where neither side has room, it covers a corner of the face.
+    x = max(min(x, picture.width - side - frame), 0)
+    y = max(min(round(box.y2) - side, picture.height - side - frame), 0)
+    small = Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS)
+    picture.paste(BOX, (x - frame, y - frame, x + side + frame, y + side + frame))
+    picture.paste(small, (x, y))
 
 
 def _draw_tag(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mien.bulk import Failure
 from mien.errors import MienError
+from mien.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -89,7 +90,7 @@ class Tally:
     def lines(self) -> list[str]:
         """The failures for a person, the first ones with their messages."""
         lines = [
-            f"  {each['photo']}: {each['message']} [{each['reason']}]"
+            printable(f"  {each['photo']}: {each['message']} [{each['reason']}]")
             for each in self.failed[:TOLD]
         ]
         if len(self.failed) > TOLD:

@@ -3,7 +3,8 @@
 from collections.abc import Container, Sequence
 
 from mien.analysis import AnalyzeResult
-from mien.gallery_results import FaceQuality
+from mien.enrol_results import FaceQuality
+from mien.printable import printable
 from mien.results import DetectResult, EmbedResult, Face, VerifyResult
 from mien.timing import StageTiming
 
@@ -90,7 +91,7 @@ def timing_table(timing: Sequence[StageTiming]) -> str:
 
 def _headline(name: str, width: int, height: int, faces: Sequence[object]) -> str:
     count = {0: "no face", 1: "1 face"}.get(len(faces), f"{len(faces)} faces")
-    return f"{name}  {width} x {height} pixels, {count}"
+    return f"{printable(name)}  {width} x {height} pixels, {count}"
 
 
 def located(face: Face) -> list[str]:
@@ -108,8 +109,8 @@ def _paragraphs(*parts: str) -> str:
 def aligned(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Container[int] = ()
 ) -> str:
-    """Columns two spaces apart, set to the right but for those in `left`."""
-    lines = [header, *rows]
+    """Columns two spaces apart, set to the right but for those in `left`, as `printable` has them."""
+    lines = [list(map(printable, row)) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

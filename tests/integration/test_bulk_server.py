@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -350,6 +351,93 @@ def test_gallery_is_not_imported_into_itself(
     assert status == 1
     assert "twice" in errors
     assert filled.info().faces == 60
+
+
+def test_gallery_that_keeps_crops_takes_no_file_and_says_so_at_once(
+    run: Run, client: mien.Client, filled: mien.Gallery, tmp_path: Path
+) -> None:
+    file = tmp_path / "faces.jsonl"
+    run("gallery", "export", filled.name, file)
+    keeping = client.gallery("keeps-crops")
+    keeping.create(keep_crops=True)
+    status, output, errors = run("gallery", "import", keeping.name, file)
+    assert (status, output) == (1, "")
+    assert "NO_CROPS" in errors
+    assert f"mien gallery add {keeping.name} FOLDER" in errors
+
+
+_DAMAGE: list[tuple[int, dict[str, object] | str, str]] = [
+    (0, {"version": "\x1b[2J"}, r"the version '\x1b[2J'"),
+    (0, {"dimensions": "128"}, "'128' is no whole number"),
+    (0, {"threshold": "high"}, "its first line lacks something"),
+    (0, {"created": None}, "None is no text"),
+    (0, {"embedder": {"name": "sface", "version": "1", "fingerprint": ""}}, "whole number"),
+    (1, {"norm": None}, "line 2 is no face"),
+    (1, {"norm": math.inf}, "line 2 is no face: inf is no finite number"),
+    (1, {"person": 7}, "7 is no text"),
+    (1, {"person": "\ud800"}, "line 2 is no face"),
+    (1, {"labels": {"n": 1}}, "1 is no text"),
+    (1, {"labels": 5}, "line 2 is no face"),
+    (1, {"face": []}, "[] is no text"),
+    (1, "[" * 100_000, "line 2 is no JSON"),
+]
+"""A line of a file, what it has instead, and what is said of it."""
+
+
+def test_damage_that_the_checksum_does_not_show_is_told_before_anything_is_enrolled(
+    run: Run,
+    client: mien.Client,
+    filled: mien.Gallery,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "faces.jsonl"
+    run("gallery", "export", filled.name, file)
+    intact = file.read_bytes().splitlines(keepends=True)
+    for line, changes, why in _DAMAGE:
+        lines = intact.copy()
+        if isinstance(changes, str):
+            lines[line] = changes.encode() + b"\n"
+        else:
+            lines[line] = json.dumps(json.loads(lines[line]) | changes).encode() + b"\n"
+        file.write_bytes(resummed(b"".join(lines)))
+        status, output, errors = run("gallery", "import", "from-damaged", file)
+        assert (status, output) == (1, "")
+        assert f"{file} cannot be imported: " in errors
+        assert why in errors
+        assert "\x1b" not in errors
+    assert "from-damaged" not in {info.name for info in client.galleries()}
+
+
+def test_folder_with_hostile_names_is_enrolled_and_told_without_them(
+    run: Run, client: mien.Client, sample: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "people"
+    for path in ("ann/\x1b]0;t\x07\n.jpg", "ann/b.jpg", "\x1b[31mbob/c.jpg"):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(
+            b"no photo" if target.name == "b.jpg" else sample("person_a_1").read_bytes()
+        )
+    hostile = client.gallery("hostile")
+    hostile.create()
+    status, output, _ = run("gallery", "add", hostile.name, folder)
+    assert status == 3
+    assert output.startswith("1 enrolled, 0 enrolled before, 2 refused\n")
+    assert "\x1b" not in output
+    assert [face.labels["file"] for face in hostile.faces("ann")] == [r"\x1b]0;t\x07\n.jpg"]
+    embedding = client.embed(sample("person_b_1")).embedding
+    hostile.enrol(embedding, "a\u202eb\u2028c", labels={"k": "\u2029v"}, quality_policy="accept")
+    for command in (
+        ("show", hostile.name),
+        ("show", hostile.name, "a\u202eb\u2028c"),
+        ("search", hostile.name, sample("person_b_2")),
+        ("mv", hostile.name, "--all-of", "a\u202eb\u2028c", "d\u202ee"),
+        ("rm", hostile.name, "d\u202ee"),
+    ):
+        status, output, _ = run("gallery", *command)
+        assert status == 0
+        assert not set("\u202e\u2028\u2029") & set(output)
+        assert r"\u202" in output
 
 
 def resummed(content: bytes) -> bytes:

@@ -472,6 +472,9 @@ def test_gallery_that_keeps_crops_takes_photos_and_is_reembedded(
         keeping.reembed(max_faces=20_000)
     assert out_of_range.value.field == "max_faces"
     # Its own model: there is nothing to do. What another model does, test_reembedding.py has.
+    kept = keeping.crop(next(keeping.faces()).face_id)
+    assert kept.shape == (112, 112, 3)
+    assert client.embed(kept, aligned=True).embedding.similarity(embeddings["person_a_1"]) > 0.999
     done = keeping.reembed()
     assert (done.reembedded, done.left, done.done) == (1, 0, True)
     assert done.embedder == keeping.info().embedder
@@ -479,3 +482,46 @@ def test_gallery_that_keeps_crops_takes_photos_and_is_reembedded(
     assert cli.main(command) == 0
     assert json.loads(capsys.readouterr().out)["done"] is True
     assert [match.person for match in keeping.identify(sample("person_a_2")).persons] == ["a"]
+
+
+async def test_enrolled_face_is_drawn_beside_the_one_that_was_found(
+    galleries: LocalServer,
+    client: mien.Client,
+    gallery: mien.Gallery,
+    sample: Sample,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keeping = client.gallery(f"{gallery.name}-crops")
+    keeping.create(keep_crops=True)
+    face_id = keeping.enrol(sample("person_a_1"), "a").face_id
+    gallery.enrol(sample("person_a_1"), "a")
+
+    def drawn(name: str) -> np.ndarray:
+        out = tmp_path / "found.png"
+        command = ["gallery", "search", name, str(sample("person_a_2")), "--out", str(out)]
+        assert cli.main([*command, "--address", galleries.address]) == 0
+        return np.asarray(cv2.imread(str(out)), np.int32)[..., ::-1]
+
+    without = drawn(gallery.name)
+    assert capsys.readouterr().err == ""
+    beside = drawn(keeping.name)
+    assert capsys.readouterr().err == ""
+    rows, columns = np.nonzero((without != beside).any(axis=2))
+    found = keeping.identify(sample("person_a_2")).faces[0].face
+    assert found is not None
+    assert found.box is not None
+    place = beside[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert abs(place.shape[0] - 0.6 * min(found.box.width, found.box.height)) < 10
+    enrolled = cv2.resize(keeping.crop(face_id), place.shape[1::-1]).astype(np.int32)
+    assert np.abs(place - enrolled)[10:-10, 10:-10].mean() < 12
+
+    def refuse(*_: object, **__: object) -> None:
+        raise mien.PermissionDenied("no", reason="ROLE_MISSING")
+
+    monkeypatch.setattr(mien.Gallery, "crop", refuse)
+    assert (drawn(keeping.name) == without).all()
+    assert "role admin" in capsys.readouterr().err
+    async with mien.AsyncClient(galleries.address, timeout=60) as asynchronous:
+        assert (await asynchronous.gallery(keeping.name).crop(face_id)).shape == (112, 112, 3)

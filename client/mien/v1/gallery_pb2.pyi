@@ -1252,6 +1252,56 @@ class GetFaceResponse(_message.Message):
 Global___GetFaceResponse: _TypeAlias = GetFaceResponse  # noqa: Y015
 
 @_typing.final
+class GetCropRequest(_message.Message):
+    """Asks for the crop of a face."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FACE_ID_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The collection's name. One that keeps no crops is the error NO_CROPS."""
+    face_id: _builtins.str
+    """The face."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        face_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "face_id", b"face_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCropRequest: _TypeAlias = GetCropRequest  # noqa: Y015
+
+@_typing.final
+class GetCropResponse(_message.Message):
+    """The crop of a face."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def crop(self) -> _face_pb2.Pixels:
+        """112x112 pixels, aligned, as the embedding model sees them."""
+
+    def __init__(
+        self,
+        *,
+        crop: _face_pb2.Pixels | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["crop", b"crop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crop", b"crop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCropResponse: _TypeAlias = GetCropResponse  # noqa: Y015
+
+@_typing.final
 class ExportFacesRequest(_message.Message):
     """Asks for a page of faces with their embeddings."""
 

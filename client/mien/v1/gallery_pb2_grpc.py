@@ -90,6 +90,11 @@ class GalleryServiceStub:
                 request_serializer=mien_dot_v1_dot_gallery__pb2.GetFaceRequest.SerializeToString,
                 response_deserializer=mien_dot_v1_dot_gallery__pb2.GetFaceResponse.FromString,
                 _registered_method=True)
+        self.GetCrop = channel.unary_unary(
+                '/mien.v1.GalleryService/GetCrop',
+                request_serializer=mien_dot_v1_dot_gallery__pb2.GetCropRequest.SerializeToString,
+                response_deserializer=mien_dot_v1_dot_gallery__pb2.GetCropResponse.FromString,
+                _registered_method=True)
         self.ExportFaces = channel.unary_unary(
                 '/mien.v1.GalleryService/ExportFaces',
                 request_serializer=mien_dot_v1_dot_gallery__pb2.ExportFacesRequest.SerializeToString,
@@ -202,6 +207,13 @@ class GalleryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCrop(self, request, context):
+        """The crop that a collection keeps of a face: a picture of somebody, so this needs the role admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportFaces(self, request, context):
         """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
         collection of the same fingerprint can enrol.
@@ -300,6 +312,11 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.GetFace,
                     request_deserializer=mien_dot_v1_dot_gallery__pb2.GetFaceRequest.FromString,
                     response_serializer=mien_dot_v1_dot_gallery__pb2.GetFaceResponse.SerializeToString,
+            ),
+            'GetCrop': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCrop,
+                    request_deserializer=mien_dot_v1_dot_gallery__pb2.GetCropRequest.FromString,
+                    response_serializer=mien_dot_v1_dot_gallery__pb2.GetCropResponse.SerializeToString,
             ),
             'ExportFaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportFaces,
@@ -608,6 +625,33 @@ class GalleryService:
             '/mien.v1.GalleryService/GetFace',
             mien_dot_v1_dot_gallery__pb2.GetFaceRequest.SerializeToString,
             mien_dot_v1_dot_gallery__pb2.GetFaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCrop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mien.v1.GalleryService/GetCrop',
+            mien_dot_v1_dot_gallery__pb2.GetCropRequest.SerializeToString,
+            mien_dot_v1_dot_gallery__pb2.GetCropResponse.FromString,
             options,
             channel_credentials,
             insecure,

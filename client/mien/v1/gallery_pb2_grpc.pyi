@@ -63,6 +63,8 @@ class GalleryServiceStub:
     """The faces of a collection or of one person in it, the first enrolled first, a page at a time."""
     GetFace: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetFaceRequest, _gallery_pb2.GetFaceResponse]
     """One enrolled face."""
+    GetCrop: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.GetCropRequest, _gallery_pb2.GetCropResponse]
+    """The crop that a collection keeps of a face: a picture of somebody, so this needs the role admin."""
     ExportFaces: _grpc.UnaryUnaryMultiCallable[_gallery_pb2.ExportFacesRequest, _gallery_pb2.ExportFacesResponse]
     """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
     collection of the same fingerprint can enrol.
@@ -116,6 +118,8 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     """The faces of a collection or of one person in it, the first enrolled first, a page at a time."""
     GetFace: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetFaceRequest, _gallery_pb2.GetFaceResponse]  # type: ignore[assignment]
     """One enrolled face."""
+    GetCrop: _aio.UnaryUnaryMultiCallable[_gallery_pb2.GetCropRequest, _gallery_pb2.GetCropResponse]  # type: ignore[assignment]
+    """The crop that a collection keeps of a face: a picture of somebody, so this needs the role admin."""
     ExportFaces: _aio.UnaryUnaryMultiCallable[_gallery_pb2.ExportFacesRequest, _gallery_pb2.ExportFacesResponse]  # type: ignore[assignment]
     """The faces of a collection with their embeddings, the first enrolled first, a page at a time: what another
     collection of the same fingerprint can enrol.
@@ -226,6 +230,14 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_pb2.GetFaceResponse, _abc.Awaitable[_gallery_pb2.GetFaceResponse]]:
         """One enrolled face."""
+
+    @_abc_1.abstractmethod
+    def GetCrop(
+        self,
+        request: _gallery_pb2.GetCropRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_pb2.GetCropResponse, _abc.Awaitable[_gallery_pb2.GetCropResponse]]:
+        """The crop that a collection keeps of a face: a picture of somebody, so this needs the role admin."""
 
     @_abc_1.abstractmethod
     def ExportFaces(

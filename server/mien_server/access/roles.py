@@ -47,6 +47,8 @@ METHODS: dict[str, CallerRole | str] = {
     },
     # It hands out what faces can be recognised by, anywhere.
     _GALLERY + "ExportFaces": CallerRole.ADMIN,
+    # It shows a face to people, which may have been enrolled for a machine only.
+    _GALLERY + "GetCrop": CallerRole.ADMIN,
     **{_TRITON + method: OPEN for method in ("ServerLive", "ServerReady")},
     **{_TRITON + method: CallerRole.INFER for method in ("ModelInfer", "ModelStreamInfer")},
     **{

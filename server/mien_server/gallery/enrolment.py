@@ -66,6 +66,30 @@ async def enrol(
                 check_person(face.person)
             check_labels(face.labels)
             check_request_key(face.request_key)
+    try:
+        return live, await _enrolled(gallery, live, faces, detector, selection, policy, call)
+    except Unmet:
+        before, live = live, gallery.store.find(name)
+        if live.collection.embedder == before.collection.embedder:
+            raise
+    # It has got another model meanwhile, which these faces need, too.
+    return live, await _enrolled(gallery, live, faces, detector, selection, policy, call)
+
+
+async def _enrolled(
+    gallery: Gallery,
+    live: OpenCollection,
+    faces: Sequence[NewFace],
+    detector: ModelRef,
+    selection: FaceSelection,
+    policy: QualityPolicy,
+    call: Call,
+) -> list[Enrolment]:
+    """What becomes of faces that may be asked for.
+
+    Raises:
+        Unmet: EMBEDDING_MISMATCH, the collection has got another model meanwhile; none is enrolled.
+    """
     judged = await together(
         *(
             _judge(gallery, live, face, f"faces[{number}]", detector, selection, policy, call)
@@ -75,7 +99,7 @@ async def enrol(
     if policy is not QualityPolicy.ACCEPT:
         await _compare(gallery, live, faces, judged, policy, call)
     await _write(gallery, live, faces, judged)
-    return live, [enrolment for enrolment, _, _ in judged]
+    return [enrolment for enrolment, _, _ in judged]
 
 
 _Judged = tuple[Enrolment, Embedding | None, bytes | None]

@@ -54,6 +54,10 @@ class FileReader:
         """As `reading.face`."""
         return await self._read(reading.face, live, key)
 
+    async def crop(self, live: Live, key: int) -> bytes:
+        """As `reading.crop`."""
+        return await self._read(reading.crop, live, key)
+
     async def to_reembed(self, live: Live, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
         """As `reembedding.left`."""
         return await self._read(reembedding.left, live, fingerprint, most)

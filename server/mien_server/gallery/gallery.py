@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
-from mien_server.gallery.interface import AnyStore, CropStore, OpenCollection
-from mien_server.gallery.reembedding import Anew
+from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.types import (
     Found,
     Grouped,
@@ -23,7 +21,6 @@ from mien_server.gallery.types import (
     Labels,
     Match,
     Query,
-    Reembedding,
     Searched,
 )
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
@@ -47,9 +44,6 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.versions import Lease, ReadyModel
 from mien_server.scheduling.errors import Expired
-
-_REEMBEDDED_AT_ONCE = 8
-"""Crops that Reembed has in the pipeline: a batch, and few beside those of other callers."""
 
 
 class Gallery:
@@ -91,15 +85,7 @@ class Gallery:
         """
         check_collection_name(name)
         check_threshold(threshold)
-        model_name = embedder.name or self._default_embedder
-        with (
-            at("embedder"),
-            self._models.lease(
-                model_name, embedder.version, role=EMBEDDER, fingerprint=""
-            ) as lease,
-        ):
-            identity = identity_of(lease.model)
-            dimensions = lease.model.config.outputs[0].dims[0]
+        identity, dimensions = self.embedder(embedder)
         made: OpenCollection = await self.store.create(
             name, identity, dimensions, threshold, keep_crops=keep_crops
         )
@@ -217,60 +203,21 @@ class Gallery:
         call.add(began, StageTime("group", time.monotonic() - began))
         return Grouped(groups, len(faces), left_out, limit, source)
 
-    async def reembed(self, name: str, embedder: ModelRef, *, most: int, call: Call) -> Reembedding:
-        """Embeds some of the crops of a collection by another model; after the last, that is its model.
-
-        What has been done is kept, also where the call's time ends before so many are.
-
-        Args:
-            name: of the collection.
-            embedder: the other model. That of the collection itself: there is nothing left to do.
-            most: faces to embed in this call, at least 1.
+    def embedder(self, asked: ModelRef) -> tuple[ModelIdentity, int]:
+        """The embedder that serves under a name, or else the default one, and the length of its vectors.
 
         Raises:
-            Unmet: NO_CROPS. NotInGallery: COLLECTION_NOT_FOUND.
-            GalleryFull: there is no room for the vectors of both.
-            SchedulingError: why nothing could be computed.
+            ModelNotFound, ModelNotReady: it does not serve. InvalidRequest: it is no embedder.
         """
-        live = self.store.find(name)
-        if not live.collection.keeps_crops:
-            raise Unmet(
-                Reason.NO_CROPS,
-                f"Collection {name!r} keeps no crops to embed anew: enrol the photos in a new collection.",
-                field="collection",
-            )
+        name = asked.name or self._default_embedder
         with (
             at("embedder"),
-            self._models.lease(
-                embedder.name or self._default_embedder,
-                embedder.version,
-                role=EMBEDDER,
-                fingerprint="",
-            ) as lease,
+            self._models.lease(name, asked.version, role=EMBEDDER, fingerprint="") as lease,
         ):
-            identity = identity_of(lease.model)
-            dimensions = lease.model.config.outputs[0].dims[0]
-        store = cast(CropStore[Any], self.store)  # no other one makes collections that keep crops
-        if identity.fingerprint == live.collection.embedder.fingerprint:
-            return Reembedding(identity, live.faces, 0, swapped=True)
-        left = await store.reembedded(live, identity.fingerprint, [])
-        slowest = 0.0
-        while left and most:
-            began = time.monotonic()
-            some = await store.to_reembed(
-                live, identity.fingerprint, min(most, _REEMBEDDED_AT_ONCE)
-            )
-            anew = await together(*(self._anew(*each, identity, call) for each in some))
-            left = await store.reembedded(live, identity.fingerprint, anew)
-            most -= len(some)
-            slowest = max(slowest, time.monotonic() - began)
-            if call.deadline is not None and time.monotonic() + 2 * slowest > call.deadline:
-                break
-        swapped = not left and await store.swap(live, identity, dimensions)
-        return Reembedding(identity, live.faces - left, left, swapped)
+            return identity_of(lease.model), lease.model.config.outputs[0].dims[0]
 
-    async def _anew(self, face: int, crop: bytes, embedder: ModelIdentity, call: Call) -> Anew:
-        """A face of a kept crop by another model."""
+    async def embed_crop(self, crop: bytes, embedder: ModelIdentity, call: Call) -> Embedding:
+        """The embedding of RGB of 112x112 pixels by a model; its stages are not those of the call."""
         photo = await self._pipeline.embed(
             AlignedFace(RawPixels(CROP_SIDE, CROP_SIDE, crop)),
             detector=ModelRef(),
@@ -280,7 +227,7 @@ class Gallery:
         )
         embedding = photo.faces[0].embedding
         assert embedding is not None  # noqa: S101 - that is what was asked for
-        return Anew(face, embedding.values, embedding.norm)
+        return embedding
 
     async def embed(
         self,

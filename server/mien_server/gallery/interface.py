@@ -192,6 +192,14 @@ class GalleryStore(Protocol[L]):
 class CropStore(GalleryStore[L], Protocol[L]):
     """A store that keeps crops, and exchanges a collection's model."""
 
+    async def crop(self, live: L, key: int) -> bytes:
+        """The crop of a face of a collection that keeps them: RGB of 112x112 pixels.
+
+        Raises:
+            NotInGallery: ENROLLED_FACE_NOT_FOUND.
+        """
+        ...
+
     async def to_reembed(self, live: L, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
         """The first faces that a model has not embedded: their keys and crops."""
         ...

@@ -212,6 +212,22 @@ def face(connection: sqlite3.Connection, collection: Collection, key: int) -> En
     return _face(*row)
 
 
+def crop(connection: sqlite3.Connection, collection: Collection, key: int) -> bytes:
+    """The crop of a face of a collection that keeps them.
+
+    Raises:
+        NotInGallery: ENROLLED_FACE_NOT_FOUND.
+    """
+    row = connection.execute(
+        "SELECT body FROM faces JOIN payloads ON payloads.id = crop"
+        " WHERE faces.id = ? AND faces.collection = ?",
+        (key, collection.key),
+    ).fetchone()
+    if not row:
+        raise no_face(collection, key, "face_id")
+    return bytes(row[0])
+
+
 def _face(
     key: int, name: bytes, labels: bytes | None, quality: str | None, created: float
 ) -> EnrolledFace:

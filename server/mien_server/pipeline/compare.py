@@ -1,5 +1,6 @@
 """Vectors are checked where they come from a caller, and compared."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -24,9 +25,11 @@ def check_embedding(given: Embedding) -> Embedding:
 
     Raises:
         InvalidRequest: INVALID_EMBEDDING for no values, NaN or infinite ones, a zero vector, another length
-            than 1, or no model.
+            than 1, a norm before scaling that no vector can have had, or no model.
     """
     values = given.values
+    if not (math.isfinite(given.norm) and given.norm >= 0):  # 0: the caller has not kept it
+        raise _invalid(f"had the norm {given.norm:g}, which no vector has", field="norm")
     if not given.model.name or not given.model.fingerprint:
         raise _invalid(
             "names no model: send it with the model's name and fingerprint, as it was answered",

@@ -1,6 +1,6 @@
 """mien.v1.GalleryService: a request's message in, the gallery's answer out."""
 
-from mien.v1 import gallery_pb2, gallery_pb2_grpc
+from mien.v1 import face_pb2, gallery_pb2, gallery_pb2_grpc
 from mien_server.errors import InvalidRequest, NotInGallery, Reason
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import (
@@ -16,6 +16,7 @@ from mien_server.gallery.checks import (
     face_keys,
     page_size,
 )
+from mien_server.gallery.crops import crop_of, reembed
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.interface import AnyStore, OpenCollection
@@ -24,6 +25,7 @@ from mien_server.gallery.types import (
     NewFace,
     QualityPolicy,
 )
+from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.faces import (
@@ -236,6 +238,16 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             found = await self._store.face(live, face_key(request.face_id, request.collection))
         return gallery_pb2.GetFaceResponse(face=enrolled_message(found))
 
+    async def GetCrop(  # noqa: N802 - the contract's name
+        self, request: gallery_pb2.GetCropRequest, context: Context
+    ) -> gallery_pb2.GetCropResponse:
+        """The crop of one face."""
+        async with bounded_call(context, self._default_deadline):
+            key = face_key(request.face_id, request.collection)
+            data = await crop_of(self._gallery, request.collection, key)
+        crop = face_pb2.Pixels(height=CROP_SIDE, width=CROP_SIDE, data=data)
+        return gallery_pb2.GetCropResponse(crop=crop)
+
     async def ExportFaces(  # noqa: N802 - the contract's name
         self, request: gallery_pb2.ExportFacesRequest, context: Context
     ) -> gallery_pb2.ExportFacesResponse:
@@ -312,8 +324,12 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         async with bounded_call(context, self._default_deadline) as call:
             most = request.max_faces or DEFAULT_REEMBEDDED
             check_count(most, MAX_REEMBEDDED, "max_faces")
-            found = await self._gallery.reembed(
-                request.collection, model_ref(request.embedder, "embedder"), most=most, call=call
+            found = await reembed(
+                self._gallery,
+                request.collection,
+                model_ref(request.embedder, "embedder"),
+                most=most,
+                call=call,
             )
         return gallery_pb2.ReembedResponse(
             embedder=identity_message(found.embedder),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mien
+from mien import enrol_messages
 from mien import gallery_messages as messages
 from mien.photo_folders import people_in
 from mien.v1 import face_pb2, gallery_pb2
@@ -19,7 +20,7 @@ EMBEDDING = mien.Embedding(np.array([0.6, 0.8], np.float32), 9.5, MODEL)
 
 def enrol(*faces: mien.NewFace, **options: Any) -> gallery_pb2.EnrolRequest:
     usual: dict[str, Any] = {"quality_policy": "refuse", "policy": None, "min_score": None}
-    return messages.enrol_request(
+    return enrol_messages.enrol_request(
         "staff", faces, **{**usual, "min_face_size": None, "detector": None, **options}
     )
 
@@ -97,7 +98,7 @@ def test_refused_face_is_the_exception_that_its_reason_names() -> None:
     }
     for reason, kind in kinds.items():
         with pytest.raises(mien.MienError) as caught:
-            messages.enrolled_or_raise(told(reason))
+            enrol_messages.enrolled_or_raise(told(reason))
         assert type(caught.value) is kind
         assert (caught.value.reason, caught.value.field, caught.value.method) == (
             reason,
@@ -125,7 +126,7 @@ def test_answers_are_ready_for_json() -> None:
             )
         ]
     )
-    (result,) = messages.enrol_results(response)
+    (result,) = enrol_messages.enrol_results(response)
     assert result.quality is not None
     assert (result.quality.size, result.quality.yaw) == (80, None)
     told = json.loads(json.dumps(result.as_dict()))

@@ -149,3 +149,30 @@ def test_names_stand_at_the_boxes_and_strangers_in_another_colour() -> None:
 
 def test_a_name_that_is_not_latin_can_be_drawn() -> None:
     assert name_faces(photo(), [(FACE, "李娜 Łukasz 0.62")]).size == (400, 300)
+
+
+@pytest.mark.parametrize(
+    ("box", "where"),
+    [
+        ((100, 100, 200, 220), (211, 240, 165, 215)),  # to the right
+        ((280, 100, 380, 220), (225, 265, 165, 215)),  # to the left, where the photo ends
+        ((0, 0, 400, 300), (230, 390, 130, 295)),  # in a corner, where there is no room
+    ],
+)
+def test_enrolled_face_is_drawn_beside_its_box(
+    box: tuple[int, int, int, int], where: tuple[int, int, int, int]
+) -> None:
+    crop = np.full((112, 112, 3), (200, 10, 250), np.uint8)
+    found = face(*box)
+    picture = np.asarray(name_faces(photo(), [(found, "ann"), (FACE, "bob")], [crop, None]))
+    assert picture.shape == (300, 400, 3)
+    x1, x2, y1, y2 = where
+    assert (picture[y1:y2, x1:x2] == (200, 10, 250)).all()
+    side = round(0.6 * min(box[2] - box[0], box[3] - box[1]))
+    drawn = (picture == (200, 10, 250)).all(axis=2).sum()
+    assert 0.9 * side**2 < drawn <= side**2
+
+
+def test_crops_are_one_for_each_face() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        name_faces(photo(), [(FACE, "ann"), (FACE, "bob")], [None])

@@ -11,6 +11,7 @@ import pytest
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet
+from mien_server.gallery.crops import crop_of, reembed
 from mien_server.gallery.database import FILENAME
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
@@ -104,14 +105,14 @@ async def test_collection_gets_another_model_a_part_at_a_time(
     (photo,) = await enrolled(gallery, NewFace(PHOTO, "paint", {}, ""))
     (unknown,) = await enrolled(gallery, person(500, ""))
     before = gallery.store.find("staff").collection
-    progress = await gallery.reembed("staff", NEWER, most=40, call=Call())
+    progress = await reembed(gallery, "staff", NEWER, most=40, call=Call())
     assert (progress.done, progress.left, progress.swapped) == (40, 32, False)
     # It serves as before, for new faces, too, and forgets those that are deleted.
     await enrolled(gallery, person(80))
     assert await who(gallery, crop(3)) == ["p3"]
     assert gallery.store.find("staff").collection == before
     await gallery.store.delete_person(gallery.store.find("staff"), "p5")
-    progress = await gallery.reembed("staff", NEWER, most=1000, call=Call())
+    progress = await reembed(gallery, "staff", NEWER, most=1000, call=Call())
     assert (progress.done, progress.left, progress.swapped) == (72, 0, True)
 
     live = gallery.store.find("staff")
@@ -132,7 +133,7 @@ async def test_collection_gets_another_model_a_part_at_a_time(
     assert told.person == "paint"
     (again,) = await enrolled(gallery, person(3))
     assert again.existing
-    again_done = await gallery.reembed("staff", NEWER, most=1, call=Call())
+    again_done = await reembed(gallery, "staff", NEWER, most=1, call=Call())
     assert (again_done.done, again_done.swapped) == (72, True)
     # And in the file, for the next start.
     count = sqlite3.connect(tmp_path / FILENAME).execute("SELECT count(*) FROM reembedded")
@@ -148,13 +149,13 @@ async def test_all_of_it_is_there_after_a_restart_in_the_middle_and_at_the_end(
 
     gallery = opened()
     await filled(gallery, 50)
-    await gallery.reembed("staff", NEWER, most=20, call=Call())
+    await reembed(gallery, "staff", NEWER, most=20, call=Call())
     gallery.store.close()
     gallery = opened()
     assert await who(gallery, crop(3)) == ["p3"]
-    progress = await gallery.reembed("staff", NEWER, most=10, call=Call())
+    progress = await reembed(gallery, "staff", NEWER, most=10, call=Call())
     assert (progress.done, progress.left) == (30, 20)
-    assert (await gallery.reembed("staff", NEWER, most=20, call=Call())).swapped
+    assert (await reembed(gallery, "staff", NEWER, most=20, call=Call())).swapped
     gallery.store.close()
     gallery = opened()
     assert gallery.store.find("staff").collection.keeps_crops
@@ -163,7 +164,7 @@ async def test_all_of_it_is_there_after_a_restart_in_the_middle_and_at_the_end(
     # A file of a person who is deleted has neither vector, nor crop, nor name.
     needle = np.frombuffer(crop(7).crop.data, np.uint8)[:48].tobytes()
     assert traces(tmp_path, needle)
-    await gallery.reembed("staff", ModelRef("vectors"), most=10, call=Call())
+    await reembed(gallery, "staff", ModelRef("vectors"), most=10, call=Call())
     await gallery.store.delete_person(gallery.store.find("staff"), "p7")
     assert traces(tmp_path, needle, b"p7\x00") == []
     world.scheduler.close()
@@ -172,11 +173,11 @@ async def test_all_of_it_is_there_after_a_restart_in_the_middle_and_at_the_end(
 
 async def test_another_model_on_the_way_begins_anew(gallery: Gallery, world: World) -> None:
     await filled(gallery, 30)
-    await gallery.reembed("staff", NEWER, most=20, call=Call())
+    await reembed(gallery, "staff", NEWER, most=20, call=Call())
     world.add("third", EMBEDDER, Scripted(lambda row: mean_colour(row) + 1))
-    progress = await gallery.reembed("staff", ModelRef("third"), most=10, call=Call())
+    progress = await reembed(gallery, "staff", ModelRef("third"), most=10, call=Call())
     assert (progress.done, progress.left) == (10, 20)
-    assert (await gallery.reembed("staff", ModelRef("third"), most=20, call=Call())).swapped
+    assert (await reembed(gallery, "staff", ModelRef("third"), most=20, call=Call())).swapped
     assert await who(gallery, crop(3)) == ["p3"]
 
 
@@ -207,7 +208,7 @@ async def test_searches_and_changes_go_on_while_the_model_is_exchanged(gallery: 
     swapped = False
     while not swapped:
         try:
-            swapped = (await gallery.reembed("staff", NEWER, most=8, call=Call())).swapped
+            swapped = (await reembed(gallery, "staff", NEWER, most=8, call=Call())).swapped
         except SchedulingError:  # others were before it
             await asyncio.sleep(0.01)
     await deleting
@@ -228,10 +229,10 @@ async def test_searches_and_changes_go_on_while_the_model_is_exchanged(gallery: 
 async def test_what_keeps_no_crops_is_refused(gallery: Gallery) -> None:
     await gallery.create("staff", ModelRef(), 0.9)
     with pytest.raises(Unmet) as caught:
-        await gallery.reembed("staff", NEWER, most=1, call=Call())
+        await reembed(gallery, "staff", NEWER, most=1, call=Call())
     assert caught.value.reason is Reason.NO_CROPS
     with pytest.raises(NotInGallery):
-        await gallery.reembed("nobody", NEWER, most=1, call=Call())
+        await reembed(gallery, "nobody", NEWER, most=1, call=Call())
     await gallery.store.delete(gallery.store.find("staff"))
     await gallery.create("staff", ModelRef(), 0.9, keep_crops=True)
     (refused,) = await enrolled(gallery, NewFace(given(unit(1, 0, 0, 0, 0, 0)), "ann", {}, ""))
@@ -243,3 +244,45 @@ async def test_what_keeps_no_crops_is_refused(gallery: Gallery) -> None:
 async def test_milvus_keeps_no_crops() -> None:
     with pytest.raises(InvalidRequest, match="keep no crops"):
         await MilvusStore.create(None, "staff", None, 4, None, keep_crops=True)  # type: ignore[arg-type]
+
+
+async def test_crop_is_handed_out_as_it_was_enrolled_until_its_face_is_deleted(
+    gallery: Gallery,
+) -> None:
+    first, second = await filled(gallery, 2)
+    wanted = np.frombuffer(crop(0).crop.data, np.uint8).tobytes()
+    assert await crop_of(gallery, "staff", first.key) == wanted
+    assert (await reembed(gallery, "staff", NEWER, most=9, call=Call())).swapped
+    assert await crop_of(gallery, "staff", first.key) == wanted
+
+    await gallery.create("others", ModelRef(), None, keep_crops=True)
+    await gallery.create("without", ModelRef(), None)
+    await gallery.store.delete_faces(gallery.store.find("staff"), [first.key])
+    for name, key in (("staff", first.key), ("others", second.key)):
+        with pytest.raises(NotInGallery) as gone:
+            await crop_of(gallery, name, key)
+        assert gone.value.reason is Reason.ENROLLED_FACE_NOT_FOUND
+    with pytest.raises(Unmet) as none_kept:
+        await crop_of(gallery, "without", second.key)
+    assert none_kept.value.reason is Reason.NO_CROPS
+
+
+async def test_faces_that_meet_the_exchange_are_embedded_by_the_new_model(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(gallery, 3)
+    store: Any = gallery.store
+    write, written_by = store.enrol, []
+
+    async def exchanged_first(live: Any, rows: Any) -> Any:
+        written_by.append(live.collection.embedder.name)
+        if len(written_by) == 1:
+            assert (await reembed(gallery, "staff", NEWER, most=9, call=Call())).swapped
+        return await write(live, rows)
+
+    monkeypatch.setattr(store, "enrol", exchanged_first)
+    (late,) = await enrolled(gallery, person(8))
+    assert written_by == ["vectors", "newer"]
+    assert (late.person, late.existing, late.reason) == ("p8", False, None)
+    assert await who(gallery, crop(8)) == ["p8"]
+    assert gallery.store.find("staff").faces == 4

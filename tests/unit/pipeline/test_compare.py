@@ -1,5 +1,6 @@
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_unusable_values_are_refused(values: object, message: str) -> None:
         check_embedding(theirs(values))
     assert caught.value.reason is Reason.INVALID_EMBEDDING
     assert caught.value.field == "b.embedding.values"
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -math.inf, -1.0])
+def test_norm_that_no_vector_can_have_had_is_refused(norm: float) -> None:
+    # SQLite keeps no NaN: a gallery failed on it, for all faces of the call.
+    with pytest.raises(InvalidRequest, match="norm") as caught, at("subject.embedding"):
+        check_embedding(replace(theirs(UNIT), norm=norm))
+    assert caught.value.reason is Reason.INVALID_EMBEDDING
+    assert caught.value.field == "subject.embedding.norm"
+    assert check_embedding(replace(theirs(UNIT), norm=0.0)).norm == 0
 
 
 @pytest.mark.parametrize(
