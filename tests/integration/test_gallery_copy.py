@@ -14,7 +14,7 @@ import pytest
 
 from mien_server.backends.devices import CpuDevice
 from mien_server.commands.main import main
-from mien_server.gallery.copying import Target, copy
+from mien_server.gallery.copying import CopyTarget, copy
 from mien_server.gallery.copying_folder import FolderEnd
 from mien_server.gallery.copying_milvus import MilvusEnd
 from mien_server.gallery.database import FILENAME
@@ -73,7 +73,7 @@ async def folder(tmp_path: Path) -> Path:
     return path
 
 
-def content(end: Target) -> dict[str, tuple[Any, list[StoredFace]]]:
+def content(end: CopyTarget) -> dict[str, tuple[Any, list[StoredFace]]]:
     """All that is in an end, without what is its own."""
     found = {}
     for collection in end.collections():
@@ -149,7 +149,7 @@ class Interrupted(Exception):
 class Breaking:
     """A target that breaks after so many writes."""
 
-    def __init__(self, end: Target, writes: int) -> None:
+    def __init__(self, end: CopyTarget, writes: int) -> None:
         self._end = end
         self._writes = writes
 
@@ -165,12 +165,12 @@ class Breaking:
         self._end.write(collection, faces)
 
 
-def copied(source: Target, target: Target) -> list[int]:
+def copied(source: CopyTarget, target: CopyTarget) -> list[int]:
     done = copy(source, target, step=lambda *_: None, warn=pytest.fail)
     return [each.copied for each in done]
 
 
-def check_resumes(source: Target, target: Target) -> None:
+def check_resumes(source: CopyTarget, target: CopyTarget) -> None:
     """Interrupted twice, and each face is there once at the end."""
     for writes in (0, 1):
         with pytest.raises(Interrupted):

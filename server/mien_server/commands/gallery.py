@@ -18,7 +18,7 @@ from mien_server.commands.shared import (
 from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
-    from mien_server.gallery.copying import Target
+    from mien_server.gallery.copying import CopyTarget
 
 
 def add_to(commands: Commands) -> None:
@@ -82,7 +82,7 @@ def _copy(source: str, target: str, as_json: bool, **flags: object) -> int:
 
 
 @contextlib.contextmanager
-def _opened(place: str, token: str) -> "Iterator[Target]":
+def _opened(place: str, token: str) -> "Iterator[CopyTarget]":
     """The store of a folder or a URL.
 
     Raises:

@@ -12,7 +12,7 @@ from mien_server.errors import OperatorError
 from mien_server.gallery.types import Collection, StoredFace
 
 
-class Source(Protocol):
+class CopySource(Protocol):
     """A store that is copied from."""
 
     def collections(self) -> list[Collection]:
@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
 
-class Target(Source, Protocol):
+class CopyTarget(CopySource, Protocol):
     """A store that is copied to."""
 
     @property
@@ -68,8 +68,8 @@ class Copied:
 
 
 def copy(
-    source: Source,
-    target: Target,
+    source: CopySource,
+    target: CopyTarget,
     *,
     step: Callable[[str, int, int], None],
     warn: Callable[[str], None],
@@ -111,8 +111,8 @@ def _facts(collection: Collection) -> tuple[object, ...]:
 
 
 def _copy(
-    source: Source,
-    target: Target,
+    source: CopySource,
+    target: CopyTarget,
     collection: Collection,
     into: Collection,
     same_salt: bool,

@@ -22,7 +22,7 @@ async def crop_of(gallery: Gallery, name: str, key: int) -> bytes:
         Unmet: NO_CROPS. NotInGallery: COLLECTION_NOT_FOUND, ENROLLED_FACE_NOT_FOUND.
     """
     live, store = _keeping(gallery, name, "to look at")
-    return await store.crop(live, key)
+    return await store.reader.crop(live, key)
 
 
 async def reembed(
@@ -50,7 +50,9 @@ async def reembed(
     slowest = 0.0
     while left and most:
         began = time.monotonic()
-        some = await store.to_reembed(live, identity.fingerprint, min(most, _REEMBEDDED_AT_ONCE))
+        some = await store.reader.to_reembed(
+            live, identity.fingerprint, min(most, _REEMBEDDED_AT_ONCE)
+        )
         anew = await together(*(_anew(gallery, *each, identity, call) for each in some))
         left = await store.reembedded(live, identity.fingerprint, anew)
         most -= len(some)

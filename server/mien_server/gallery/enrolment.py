@@ -118,7 +118,7 @@ async def _judge(
 ) -> _Judged:
     """Embeds a face and looks at its quality."""
     if face.request_key:
-        known = await gallery.store.of_request(live, face.request_key)
+        known = await gallery.store.reader.of_request(live, face.request_key)
         if known:
             return Enrolment(known.name, known.face, existing=True), None, None
     part = replace(call, stages=[])

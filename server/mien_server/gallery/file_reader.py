@@ -19,55 +19,62 @@ _READERS = 2
 
 
 class FileReader:
-    """What is read of persons and faces. Whoever has one shuts `_readers` down.
+    """Tells of the persons and faces in the file: `FaceReader`.
 
     Args:
         path: the file, which is there.
+
+    Attributes:
+        threads: that read; whatever else has to wait may do so on them.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path
         self._local = threading.local()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+        self.threads = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.threads.shutdown()
 
     async def of_request(self, live: Live, request_key: str) -> Written | None:
         """The face that was enrolled with a request key, if there is one."""
-        return await self._read(reading.face_of_request, live, request_key)
+        return await self.read(reading.face_of_request, live, request_key)
 
     async def persons(self, live: Live, *, after: int, most: int) -> list[Person]:
         """As `reading.persons`."""
-        return await self._read(reading.persons, live, after=after, most=most)
+        return await self.read(reading.persons, live, after=after, most=most)
 
     async def person(self, live: Live, name: str) -> Person:
         """As `reading.person`."""
-        return await self._read(reading.person, live, name)
+        return await self.read(reading.person, live, name)
 
     async def faces(self, live: Live, *, of: str, after: int, most: int) -> list[EnrolledFace]:
         """As `reading.faces`."""
-        return await self._read(reading.faces, live, of=of, after=after, most=most)
+        return await self.read(reading.faces, live, of=of, after=after, most=most)
 
     async def exported(self, live: Live, *, after: int, most: int) -> list[ExportedFace]:
         """As `reading.exported`."""
-        return await self._read(reading.exported, live, after=after, most=most)
+        return await self.read(reading.exported, live, after=after, most=most)
 
     async def face(self, live: Live, key: int) -> EnrolledFace:
         """As `reading.face`."""
-        return await self._read(reading.face, live, key)
+        return await self.read(reading.face, live, key)
 
     async def crop(self, live: Live, key: int) -> bytes:
         """As `reading.crop`."""
-        return await self._read(reading.crop, live, key)
+        return await self.read(reading.crop, live, key)
 
     async def to_reembed(self, live: Live, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
         """As `reembedding.left`."""
-        return await self._read(reembedding.left, live, fingerprint, most)
+        return await self.read(reembedding.left, live, fingerprint, most)
 
-    async def _read(self, read: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
-        """What a function of `record` reads, on a thread and a connection of its own."""
+    async def read(self, function: Callable[..., T], live: Live, *args: Any, **options: Any) -> T:
+        """What a function of `reading` or `reembedding` reads, on a thread and a connection of its own."""
 
         def run() -> T:
             if not hasattr(self._local, "connection"):
                 self._local.connection = connect(self._file, read_only=True)
-            return read(self._local.connection, live.collection, *args, **options)
+            return function(self._local.connection, live.collection, *args, **options)
 
-        return await asyncio.wrap_future(self._readers.submit(run))
+        return await asyncio.wrap_future(self.threads.submit(run))

@@ -46,6 +46,50 @@ class OpenCollection(Protocol):
 
 
 L = TypeVar("L", bound=OpenCollection)
+L_contra = TypeVar("L_contra", bound=OpenCollection, contravariant=True)
+
+
+class FaceReader(Protocol[L_contra]):
+    """Tells of the persons and faces of a store. All may raise `GalleryUnavailable`, as a store may."""
+
+    async def of_request(self, live: L_contra, request_key: str) -> Written | None:
+        """The face that was enrolled with a request key, if there is one."""
+        ...
+
+    async def persons(self, live: L_contra, *, after: int, most: int) -> list[Person]:
+        """The persons with keys above `after`, the first enrolled first, at most `most`."""
+        ...
+
+    async def person(self, live: L_contra, name: str) -> Person:
+        """One person.
+
+        Raises:
+            NotInGallery: PERSON_NOT_FOUND.
+        """
+        ...
+
+    async def faces(self, live: L_contra, *, of: str, after: int, most: int) -> list[EnrolledFace]:
+        """The faces with keys above `after`, the first enrolled first, at most `most`.
+
+        Args:
+            of: only those of this person; "": all.
+
+        Raises:
+            NotInGallery: PERSON_NOT_FOUND.
+        """
+        ...
+
+    async def exported(self, live: L_contra, *, after: int, most: int) -> list[ExportedFace]:
+        """The first faces with keys above `after`, at most `most`, with their embeddings."""
+        ...
+
+    async def face(self, live: L_contra, key: int) -> EnrolledFace:
+        """One face.
+
+        Raises:
+            NotInGallery: ENROLLED_FACE_NOT_FOUND.
+        """
+        ...
 
 
 class GalleryStore(Protocol[L]):
@@ -54,6 +98,11 @@ class GalleryStore(Protocol[L]):
     Every method may raise `GalleryUnavailable` where the store is another process. What a change has been
     acknowledged, every call that begins afterwards sees.
     """
+
+    @property
+    def reader(self) -> FaceReader[L]:
+        """Tells of its persons and faces."""
+        ...
 
     def close(self) -> None:
         """Makes the changes that wait, and ends the threads. Searches must have ended."""
@@ -130,45 +179,6 @@ class GalleryStore(Protocol[L]):
         """
         ...
 
-    async def of_request(self, live: L, request_key: str) -> Written | None:
-        """The face that was enrolled with a request key, if there is one."""
-        ...
-
-    async def persons(self, live: L, *, after: int, most: int) -> list[Person]:
-        """The persons with keys above `after`, the first enrolled first, at most `most`."""
-        ...
-
-    async def person(self, live: L, name: str) -> Person:
-        """One person.
-
-        Raises:
-            NotInGallery: PERSON_NOT_FOUND.
-        """
-        ...
-
-    async def faces(self, live: L, *, of: str, after: int, most: int) -> list[EnrolledFace]:
-        """The faces with keys above `after`, the first enrolled first, at most `most`.
-
-        Args:
-            of: only those of this person; "": all.
-
-        Raises:
-            NotInGallery: PERSON_NOT_FOUND.
-        """
-        ...
-
-    async def exported(self, live: L, *, after: int, most: int) -> list[ExportedFace]:
-        """The first faces with keys above `after`, at most `most`, with their embeddings."""
-        ...
-
-    async def face(self, live: L, key: int) -> EnrolledFace:
-        """One face.
-
-        Raises:
-            NotInGallery: ENROLLED_FACE_NOT_FOUND.
-        """
-        ...
-
     async def unnamed(self, live: L, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
         """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
         ...
@@ -189,10 +199,10 @@ class GalleryStore(Protocol[L]):
         ...
 
 
-class CropStore(GalleryStore[L], Protocol[L]):
-    """A store that keeps crops, and exchanges a collection's model."""
+class CropReader(FaceReader[L_contra], Protocol[L_contra]):
+    """Tells of the crops, too."""
 
-    async def crop(self, live: L, key: int) -> bytes:
+    async def crop(self, live: L_contra, key: int) -> bytes:
         """The crop of a face of a collection that keeps them: RGB of 112x112 pixels.
 
         Raises:
@@ -200,8 +210,19 @@ class CropStore(GalleryStore[L], Protocol[L]):
         """
         ...
 
-    async def to_reembed(self, live: L, fingerprint: str, most: int) -> list[tuple[int, bytes]]:
+    async def to_reembed(
+        self, live: L_contra, fingerprint: str, most: int
+    ) -> list[tuple[int, bytes]]:
         """The first faces that a model has not embedded: their keys and crops."""
+        ...
+
+
+class CropStore(GalleryStore[L], Protocol[L]):
+    """A store that keeps crops, and exchanges a collection's model."""
+
+    @property
+    def reader(self) -> CropReader[L]:
+        """Tells of its persons, faces and crops."""
         ...
 
     async def reembedded(self, live: L, fingerprint: str, faces: Sequence[Anew]) -> int:

@@ -7,45 +7,38 @@ told of a change finds it, from any server, a change is acknowledged only after 
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, Reason
-from mien_server.gallery.milvus_link import WRITE_SECONDS, Gone, Link, within
-from mien_server.gallery.milvus_queries import by_request, emptied, given, query, scan, wait
+from mien_server.gallery.milvus_link import WRITE_SECONDS, Link, within
+from mien_server.gallery.milvus_queries import by_request, emptied, given, scan, wait
+from mien_server.gallery.milvus_reader import MilvusReader
 from mien_server.gallery.milvus_rows import (
     ALL_FIELDS,
-    FACE_FIELDS,
     Ids,
-    face_of,
     row_of,
     vectors_of,
 )
 from mien_server.gallery.milvus_search import search
 from mien_server.gallery.milvus_tables import HNSW_FROM, Table, Tables
-from mien_server.gallery.reading import Written, no_collection, no_face, no_person
+from mien_server.gallery.reading import Written, no_person
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.types import (
     CollectionSize,
-    EnrolledFace,
-    ExportedFace,
     Found,
-    Person,
     Query,
 )
-from mien_server.pipeline.types import ArrayF32, Call, Embedding, ModelIdentity, StageTime
+from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity, StageTime
 from mien_server.scheduling.errors import Expired
 from mien_server.threads import Threads
 
 T = TypeVar("T")
 
 _UNNAMED = 'person_hash == ""'
-
-_LISTED_SECONDS = 30.0
-"""How long the pages after the first one go by what that found."""
 
 
 class MilvusStore:
@@ -73,7 +66,7 @@ class MilvusStore:
         self._ids = Ids()
         # Changes that read before they write: two of this server's do not undo each other.
         self._changing = threading.Lock()
-        self._listed: Mapping[str, tuple[float, list[Person]]] = {}
+        self.reader = MilvusReader(self.tables)
 
     def close(self) -> None:
         """Ends the threads. What was acknowledged is in Milvus."""
@@ -105,7 +98,7 @@ class MilvusStore:
             unnamed = persons.pop("", 0)
             return CollectionSize(len(persons), sum(persons.values()) + unnamed, unnamed, 0)
 
-        return await self._run(table, work)
+        return await self.tables.run(table, work)
 
     async def create(
         self,
@@ -140,7 +133,7 @@ class MilvusStore:
             self.tables.forget(table)
             return table.faces
 
-        return await self._run(table, work), False
+        return await self.tables.run(table, work), False
 
     # Faces and persons.
 
@@ -182,7 +175,7 @@ class MilvusStore:
                 results.append(Written(there["id"], 0, there["person"], there["id"] != row["id"]))
             return results
 
-        return await self._run(table, work)
+        return await self.tables.run(table, work)
 
     async def move(self, table: Table, faces: Sequence[int], person: str) -> list[str]:
         """Gives faces to a person; the names of those who have none any more.
@@ -202,7 +195,7 @@ class MilvusStore:
                 self.tables.to_compact(table)
                 return emptied(client, table, before)
 
-        return await self._run(table, work)
+        return await self.tables.run(table, work)
 
     async def delete_faces(self, table: Table, faces: Sequence[int]) -> tuple[list[str], bool]:
         """Deletes faces: the names of persons who have none any more, and False: see `delete`.
@@ -221,7 +214,7 @@ class MilvusStore:
                 table.named -= sum(bool(row["person"]) for row in rows)
                 return emptied(client, table, {r["person_hash"]: r["person"] for r in rows})
 
-        return await self._run(table, work), False
+        return await self.tables.run(table, work), False
 
     async def delete_person(self, table: Table, person: str) -> tuple[int, bool]:
         """Deletes a person: how many faces, and False: see `delete`.
@@ -232,7 +225,7 @@ class MilvusStore:
 
         def work(client: Any) -> int:
             with self._changing:
-                where = self._person(client, person)
+                where = self.tables.of_person(client, person)
                 keys = [r["id"] for rows in scan(client, table, ["id"], where=where) for r in rows]
                 if not keys or not person:
                     raise no_person(table.collection, person)
@@ -243,108 +236,7 @@ class MilvusStore:
                 table.named -= len(keys)
                 return len(keys)
 
-        return await self._run(table, work), False
-
-    async def of_request(self, table: Table, request_key: str) -> Written | None:
-        """The face that was enrolled with a request key, if there is one."""
-
-        def work(client: Any) -> Written | None:
-            key = self.tables.hashes(client).of(request_key)
-            found = by_request(client, table, [key], "Bounded").get(key)
-            return Written(found["id"], 0, found["person"], existing=True) if found else None
-
-        return await self._run(table, work)
-
-    async def persons(self, table: Table, *, after: int, most: int) -> list[Person]:
-        """The persons with keys above `after`, the first enrolled first, at most `most`.
-
-        A person's key is that of the first face. The first page reads the person of every face, and the
-        next ones soon after go by what that found.
-        """
-        read, listed = self._listed.get(table.name, (0.0, []))
-        if after and time.monotonic() - read < _LISTED_SECONDS:
-            return [person for person in listed if person.key > after][:most]
-
-        def work(client: Any) -> list[Person]:
-            found: dict[str, Person] = {}
-            for rows in scan(client, table, ["id", "person", "created"]):
-                for row in rows:
-                    one = found.get(row["person"])
-                    key, created = (one.key, one.created) if one else (row["id"], row["created"])
-                    count = one.faces + 1 if one else 1
-                    found[row["person"]] = Person(key, row["person"], count, created)
-            found.pop("", None)
-            everyone = list(found.values())
-            self._listed = {table.name: (time.monotonic(), everyone)}  # of one collection at a time
-            return [person for person in everyone if person.key > after][:most]
-
-        return await self._run(table, work)
-
-    async def person(self, table: Table, name: str) -> Person:
-        """One person.
-
-        Raises:
-            NotInGallery: PERSON_NOT_FOUND.
-        """
-
-        def work(client: Any) -> Person:
-            where = self._person(client, name)
-            pages = scan(client, table, ["id", "created"], where=where)
-            faces = [row for rows in pages for row in rows] if name else []
-            if not faces:
-                raise no_person(table.collection, name)
-            return Person(faces[0]["id"], name, len(faces), faces[0]["created"])
-
-        return await self._run(table, work)
-
-    async def faces(self, table: Table, *, of: str, after: int, most: int) -> list[EnrolledFace]:
-        """The faces with keys above `after`, the first enrolled first, at most `most`.
-
-        Args:
-            of: only those of this person; "": all.
-
-        Raises:
-            NotInGallery: PERSON_NOT_FOUND.
-        """
-
-        def work(client: Any) -> list[EnrolledFace]:
-            where = f" and {self._person(client, of)}" if of else ""
-            rows = query(client, table, f"id > {after}{where}", FACE_FIELDS, limit=most)
-            if of and not rows and not query(client, table, where[5:], ["id"], limit=1):
-                raise no_person(table.collection, of)
-            return [face_of(row) for row in rows]
-
-        return await self._run(table, work)
-
-    async def exported(self, table: Table, *, after: int, most: int) -> list[ExportedFace]:
-        """The first faces with keys above `after`, at most `most`, with their embeddings."""
-
-        def work(client: Any) -> list[ExportedFace]:
-            fields = [*FACE_FIELDS, "norm", "vector"]
-            rows = query(client, table, f"id > {after}", fields, limit=most)
-            vectors = vectors_of(rows, table.collection.dimensions)
-            model = table.collection.embedder
-            return [
-                ExportedFace(face_of(row), Embedding(vector, row["norm"], model))
-                for row, vector in zip(rows, vectors, strict=True)
-            ]
-
-        return await self._run(table, work)
-
-    async def face(self, table: Table, key: int) -> EnrolledFace:
-        """One face.
-
-        Raises:
-            NotInGallery: ENROLLED_FACE_NOT_FOUND.
-        """
-
-        def work(client: Any) -> EnrolledFace:
-            rows = query(client, table, f"id == {key}", FACE_FIELDS, limit=1)
-            if not rows:
-                raise no_face(table.collection, key, "face_id")
-            return face_of(rows[0])
-
-        return await self._run(table, work)
+        return await self.tables.run(table, work), False
 
     async def unnamed(self, table: Table, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
         """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
@@ -361,7 +253,7 @@ class MilvusStore:
             keys = np.array([row["id"] for row in rows], np.int64)
             return keys, vectors_of(rows, table.collection.dimensions), left
 
-        return await self._run(table, work)
+        return await self.tables.run(table, work)
 
     async def search(
         self,
@@ -397,18 +289,6 @@ class MilvusStore:
             return [Found(matches, table.named) for matches in found]
 
         began = time.monotonic()
-        found = await self._run(table, work)
+        found = await self.tables.run(table, work)
         call.add(began, StageTime("identify.compute", time.monotonic() - began))
         return found
-
-    # What the methods have in common.
-
-    async def _run(self, table: Table, work: Callable[[Any], T]) -> T:
-        try:
-            return await self.link.run(work)
-        except Gone:
-            self.tables.forget(table)
-            raise no_collection(table.collection.name) from None
-
-    def _person(self, client: Any, name: str) -> str:
-        return f'person_hash == "{self.tables.hashes(client).of(name)}"'

@@ -4,9 +4,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mien_server.errors import AlreadyInGallery, GalleryUnavailable, Reason
 from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS, Gone, Link, is_away
@@ -24,6 +24,8 @@ from mien_server.gallery.reading import no_collection
 from mien_server.gallery.types import Collection
 from mien_server.pipeline.types import ModelIdentity
 from mien_server.threads import Threads
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,22 @@ class Tables:
         """Ends the thread."""
         self._closed.set()
         self._thread.join()
+
+    async def run(self, table: Table, work: Callable[[Any], T]) -> T:
+        """What work that has to do with a collection comes to, as `Link.run` does it.
+
+        Raises:
+            NotInGallery: COLLECTION_NOT_FOUND, it is not there any more.
+        """
+        try:
+            return await self._link.run(work)
+        except Gone:
+            self.forget(table)
+            raise no_collection(table.collection.name) from None
+
+    def of_person(self, client: Any, name: str) -> str:
+        """The condition that a face is a person's."""
+        return f'person_hash == "{self.hashes(client).of(name)}"'
 
     def find(self, name: str) -> Table:
         """The collection of this name.

@@ -57,7 +57,7 @@ SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
 """How searches of different callers share a product: beyond some 32 it takes as long for each of them."""
 
 
-class Store(FileReader):
+class Store:
     """Opens the galleries of a folder, and keeps other servers out of it until `close`. Blocking.
 
     Args:
@@ -93,8 +93,8 @@ class Store(FileReader):
             self._lanes = Lanes(device)
             undo.callback(self._lanes.close)
             self._live: Mapping[str, Live] = self._load(connection)
-            super().__init__(self._path)
-            undo.callback(self._readers.shutdown)
+            self.reader = FileReader(self._path)
+            undo.callback(self.reader.close)
             self._writer = Writer(connection, threads or Threads())
             self._close = undo.pop_all().close
 
@@ -122,7 +122,7 @@ class Store(FileReader):
 
     async def size(self, live: Live) -> CollectionSize:
         """How much is in a collection."""
-        persons, faces = await self._read(reading.counts, live)
+        persons, faces = await self.reader.read(reading.counts, live)
         return CollectionSize(persons, faces, live.unnamed.snapshot.faces, live.nbytes)
 
     async def create(
@@ -243,14 +243,14 @@ class Store(FileReader):
             first = np.argsort(keys)[:most]
             return keys[first], vectors[first], len(keys) - len(first)
 
-        return await asyncio.wrap_future(self._readers.submit(run))
+        return await asyncio.wrap_future(self.reader.threads.submit(run))
 
     async def reembedded(self, live: Live, fingerprint: str, faces: Sequence[Anew]) -> int:
         """Keeps what another model has made of faces, durably; how many faces it has left."""
         await self._write(
             lambda c: reembedding.put(c, live.collection, fingerprint, faces), lambda _: None
         )
-        return await self._read(reembedding.count_left, live, fingerprint)
+        return await self.reader.read(reembedding.count_left, live, fingerprint)
 
     async def swap(self, live: Live, embedder: ModelIdentity, dimensions: int) -> bool:
         """Makes another model that of a collection, if it has embedded every face; whether it did.
@@ -264,7 +264,7 @@ class Store(FileReader):
             if swapped is not None:
                 before = self._now(live)
                 self._show(self._filled(*swapped))
-                self._readers.submit(self._scheduler.close_slot, before.slot)
+                self.reader.threads.submit(self._scheduler.close_slot, before.slot)
 
         swapped, _ = await self._write(
             lambda c: reembedding.swap(c, live.collection, embedder, dimensions),
@@ -350,7 +350,7 @@ class Store(FileReader):
     def _hide(self, live: Live) -> None:
         self._live = {name: each for name, each in self._live.items() if each is not live}
         # It waits for searches that are under way; nobody else needs to.
-        self._readers.submit(self._scheduler.close_slot, live.slot)
+        self.reader.threads.submit(self._scheduler.close_slot, live.slot)
 
     async def _write(
         self,

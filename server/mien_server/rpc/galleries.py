@@ -202,7 +202,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             live = self._store.find(request.collection)
             size = page_size(request.page_size)
             after = _after(request.page_token)
-            page = await self._store.persons(live, after=after, most=size + 1)
+            page = await self._store.reader.persons(live, after=after, most=size + 1)
         more = face_id(page[size - 1].key) if len(page) > size else ""
         persons = [person_message(person) for person in page[:size]]
         return gallery_pb2.ListPersonsResponse(persons=persons, next_page_token=more)
@@ -213,7 +213,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         """One person."""
         async with bounded_call(context, self._default_deadline):
             live = self._store.find(request.collection)
-            found = await self._store.person(live, request.person_id)
+            found = await self._store.reader.person(live, request.person_id)
         return gallery_pb2.GetPersonResponse(person=person_message(found))
 
     async def ListFaces(  # noqa: N802 - the contract's name
@@ -224,7 +224,9 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             live = self._store.find(request.collection)
             size = page_size(request.page_size)
             after = _after(request.page_token)
-            page = await self._store.faces(live, of=request.person_id, after=after, most=size + 1)
+            page = await self._store.reader.faces(
+                live, of=request.person_id, after=after, most=size + 1
+            )
         more = face_id(page[size - 1].key) if len(page) > size else ""
         faces = [enrolled_message(face) for face in page[:size]]
         return gallery_pb2.ListFacesResponse(faces=faces, next_page_token=more)
@@ -235,7 +237,9 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
         """One face."""
         async with bounded_call(context, self._default_deadline):
             live = self._store.find(request.collection)
-            found = await self._store.face(live, face_key(request.face_id, request.collection))
+            found = await self._store.reader.face(
+                live, face_key(request.face_id, request.collection)
+            )
         return gallery_pb2.GetFaceResponse(face=enrolled_message(found))
 
     async def GetCrop(  # noqa: N802 - the contract's name
@@ -256,7 +260,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             live = self._store.find(request.collection)
             size = page_size(request.page_size)
             after = _after(request.page_token)
-            page = await self._store.exported(live, after=after, most=size + 1)
+            page = await self._store.reader.exported(live, after=after, most=size + 1)
         more = face_id(page[size - 1].face.key) if len(page) > size else ""
         faces = [
             gallery_pb2.ExportedFace(

@@ -44,7 +44,7 @@ async def persons_like(
 
 async def everyone(store: AnyStore, live: OpenCollection) -> dict[str, int]:
     """Persons with their numbers of faces."""
-    return {p.name: p.faces for p in await store.persons(live, after=0, most=100_000)}
+    return {p.name: p.faces for p in await store.reader.persons(live, after=0, most=100_000)}
 
 
 def in_memory(live: Live) -> dict[int, tuple[str, bytes]]:

@@ -77,7 +77,7 @@ async def test_face_is_told_as_it_was_enrolled(store: AnyStore) -> None:
     quality = Quality(0.2, 0.5, 0.1, size=80.0)
     row = FaceRow('ann "\\é', labels, "", quality, 9.0, random_units(1, D)[0])
     (written,) = await store.enrol(live, [row])
-    told = await store.face(live, written.face)
+    told = await store.reader.face(live, written.face)
     assert (told.person, told.labels, told.quality) == ('ann "\\é', labels, quality)
     assert told.created > 1_700_000_000
     (found,) = await store.search(live, [Query(row.vector, 5, 0.9)], Call(), passed=0)
@@ -97,10 +97,10 @@ async def test_request_key_enrols_once(store: AnyStore) -> None:
     await store.move(live, [first.face], "bob")
     (again,) = await store.enrol(live, [face("ann", 1, key="a")])
     assert (again.face, again.name, again.existing) == (first.face, "bob", True)
-    found = await store.of_request(live, "a")
+    found = await store.reader.of_request(live, "a")
     assert found is not None
     assert (found.face, found.name) == (first.face, "bob")
-    assert await store.of_request(live, "b") is None
+    assert await store.reader.of_request(live, "b") is None
     await store.delete_faces(live, [first.face])
     (anew,) = await store.enrol(live, [face("ann", 1, key="a")])
     assert not anew.existing
@@ -114,14 +114,14 @@ async def test_persons_begin_and_end_with_their_faces(kept: Kept) -> None:
     assert await store.delete_faces(live, [a.face]) == ([], erased)
     assert await store.move(live, [b.face], "bob") == ["ann"]
     assert await everyone(store, live) == {"bob": 2}
-    assert (await store.person(live, "bob")).faces == 2
+    assert (await store.reader.person(live, "bob")).faces == 2
     assert await store.delete_faces(live, [b.face, c.face]) == (["bob"], erased)
     assert await everyone(store, live) == {}
-    for gone in (store.delete_person(live, "bob"), store.person(live, "bob")):
+    for gone in (store.delete_person(live, "bob"), store.reader.person(live, "bob")):
         with pytest.raises(NotInGallery, match="no person 'bob'"):
             await gone
     with pytest.raises(NotInGallery):
-        await store.faces(live, of="bob", after=0, most=1)
+        await store.reader.faces(live, of="bob", after=0, most=1)
     await store.enrol(live, [face("cy", 1), face("cy", 2), face("dee", 3)])
     assert await store.delete_person(live, "cy") == (2, erased)
     assert await everyone(store, live) == {"dee": 1}
@@ -139,7 +139,7 @@ async def test_change_with_an_unknown_face_changes_nothing(store: AnyStore) -> N
         with pytest.raises(NotInGallery):
             await store.move(live, [a.face, stranger], "cy")
         with pytest.raises(NotInGallery):
-            await store.face(live, stranger)
+            await store.reader.face(live, stranger)
     assert await everyone(store, live) == {"ann": 1}
     assert await persons_like(store, live, face("ann", 1).vector) == ["ann"]
 
@@ -165,15 +165,15 @@ async def test_pages_go_on_where_the_last_one_ended(store: AnyStore) -> None:
     names = ["ann", "Bob", "é", "日本", "zoe"]
     written = await store.enrol(live, [face(name, i) for i, name in enumerate(names * 2)])
     after, told = 0, []
-    while page := await store.persons(live, after=after, most=2):
+    while page := await store.reader.persons(live, after=after, most=2):
         told += [person.name for person in page]
         after = page[-1].key
     assert told == names
-    faces = await store.faces(live, of="", after=written[3].face, most=3)
+    faces = await store.reader.faces(live, of="", after=written[3].face, most=3)
     assert [each.key for each in faces] == [each.face for each in written[4:7]]
-    of_one = await store.faces(live, of="é", after=0, most=10)
+    of_one = await store.reader.faces(live, of="é", after=0, most=10)
     assert [each.key for each in of_one] == [written[2].face, written[7].face]
-    assert await store.faces(live, of="é", after=written[7].face, most=10) == []
+    assert await store.reader.faces(live, of="é", after=written[7].face, most=10) == []
 
 
 async def test_pages_of_an_export_have_every_face_with_its_embedding(store: AnyStore) -> None:
@@ -183,8 +183,8 @@ async def test_pages_of_an_export_have_every_face_with_its_embedding(store: AnyS
         for seed, person in enumerate(["ann", "", "bob"])
     ]
     written = await store.enrol(live, rows)
-    exported = await store.exported(live, after=0, most=2)
-    exported += await store.exported(live, after=exported[-1].face.key, most=2)
+    exported = await store.reader.exported(live, after=0, most=2)
+    exported += await store.reader.exported(live, after=exported[-1].face.key, most=2)
     assert [each.face.key for each in exported] == [each.face for each in written]
     for each, row in zip(exported, rows, strict=True):
         assert (each.face.person, each.face.labels) == (row.person, row.labels)
@@ -205,11 +205,11 @@ async def test_faces_without_a_person_are_kept_apart_until_they_get_one(store: A
     assert vectors.tobytes() == rows[0].vector.tobytes() + rows[2].vector.tobytes()
     assert await store.move(live, [a.face, b.face], "bob") == []
     assert await persons_like(store, live, rows[0].vector) == ["bob"]
-    moved = await store.face(live, a.face)
+    moved = await store.reader.face(live, a.face)
     assert (moved.person, moved.labels) == ("bob", {"site": "ulm"})
     assert (await store.delete_faces(live, [c.face]))[0] == []
     assert (await store.unnamed(live, 9))[0].tolist() == []
-    for gone in (store.person(live, ""), store.delete_person(live, "")):
+    for gone in (store.reader.person(live, ""), store.delete_person(live, "")):
         with pytest.raises(NotInGallery):
             await gone
 

@@ -110,7 +110,7 @@ async def test_faces_without_a_person_are_kept_apart_until_they_get_one(
         assert await everyone(store, live) == {"ann": 1}
         size = await store.size(live)
         assert (size.persons, size.faces, size.unnamed) == (1, 4, 3)
-        assert (await store.face(live, a.face)).person == ""
+        assert (await store.reader.face(live, a.face)).person == ""
     with open_store() as store:
         live = store.find("staff")
         keys, vectors, left = await store.unnamed(live, 2)
@@ -118,7 +118,7 @@ async def test_faces_without_a_person_are_kept_apart_until_they_get_one(
         assert vectors.tobytes() == rows[0].vector.tobytes() + rows[2].vector.tobytes()
         assert await store.move(live, [a.face, b.face], "bob") == []
         assert await persons_like(store, live, rows[0].vector) == ["bob"]
-        moved = await store.face(live, a.face)
+        moved = await store.reader.face(live, a.face)
         assert (moved.person, moved.labels) == ("bob", {"site": "ulm"})
         # The last one without a person leaves nobody behind.
         assert await store.delete_faces(live, [c.face]) == ([], True)

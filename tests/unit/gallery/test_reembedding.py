@@ -128,7 +128,7 @@ async def test_collection_gets_another_model_a_part_at_a_time(
     keys, vectors, _ = await gallery.store.unnamed(live, 9)
     assert (keys.tolist(), vectors.shape) == ([unknown.key], (1, 8))
     # Everything else of a face is as it was.
-    told = await gallery.store.face(live, photo.key)
+    told = await gallery.store.reader.face(live, photo.key)
     assert told.quality is not None
     assert told.person == "paint"
     (again,) = await enrolled(gallery, person(3))

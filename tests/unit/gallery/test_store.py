@@ -40,7 +40,7 @@ async def test_everything_is_there_after_a_restart(open_store: OpenStore) -> Non
         assert in_memory(live) == before
         assert await everyone(store, live) == {"ann": 1, "bob": 1, "cy": 1}
         assert await persons_like(store, live, rows[2].vector) == ["cy"]
-        stored = await store.face(live, written[0].face)
+        stored = await store.reader.face(live, written[0].face)
         assert (stored.person, stored.labels) == ("ann", {"site": "ulm"})
         assert [each.collection.name for each in store.collections()] == ["other", "staff"]
         # Ids are not used twice, not even those of the last faces.
