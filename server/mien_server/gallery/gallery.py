@@ -1,7 +1,7 @@
 """Identify, and what is asked of a gallery beside it: photos and embeddings in, persons out."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery.checks import check_collection_name, check_threshold
@@ -29,7 +29,8 @@ from mien_server.pipeline.types import (
     ModelRef,
     PhotoFaces,
 )
-from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.repository.versions import Lease
+from mien_server.repository.waking import hold
 
 
 class Gallery:
@@ -63,14 +64,11 @@ class Gallery:
         check_collection_name(name)
         check_threshold(threshold)
         model_name = embedder.name or self._default_embedder
-        with (
-            at("embedder"),
-            self._models.lease(
-                model_name, embedder.version, role=EMBEDDER, fingerprint=""
-            ) as lease,
-        ):
-            identity = identity_of(lease.model)
-            dimensions = lease.model.config.outputs[0].dims[0]
+        with at("embedder"):
+            held = hold(self._models, model_name, embedder.version, role=EMBEDDER, fingerprint="")
+            async with held as lease:
+                identity = identity_of(lease.model)
+                dimensions = lease.model.config.outputs[0].dims[0]
         return await self.store.create(name, identity, dimensions, threshold)
 
     async def identify(
@@ -177,7 +175,7 @@ class Gallery:
                     )
                 check_length(given, collection.dimensions)
             return PhotoFaces([Face(None, 0.0, None, given)], 0, 0)
-        with self._pinned(live) as lease:
+        async with self._pinned(live) as lease:
             model = lease.model
             if model.fingerprint != collection.embedder.fingerprint:
                 serving = identity_of(model)
@@ -202,13 +200,15 @@ class Gallery:
         Raises:
             ModelNotFound, ModelNotReady: it does not serve.
         """
-        with self._pinned(live) as lease:
-            return _match_threshold(lease.model)
+        pinned = live.collection.embedder
+        config = self._models.config(pinned.name, 0, role=EMBEDDER, fingerprint=pinned.fingerprint)
+        options: EmbedderOptions = config.options
+        return options.match_threshold
 
-    def _pinned(self, live: Live) -> AbstractContextManager[Lease]:
+    def _pinned(self, live: Live) -> AbstractAsyncContextManager[Lease]:
         """The embedder of a collection, or what serves under its name instead."""
         embedder = live.collection.embedder
-        return self._models.lease(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
+        return hold(self._models, embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
 
     def _threshold(self, live: Live, asked: float | None) -> tuple[float, str]:
         """The threshold that holds for a collection, and where it comes from."""
@@ -252,11 +252,6 @@ def _best(searched: Sequence[Live], found: Sequence[Found], top_k: int) -> list[
         for match in of_live.matches
     ]
     return sorted(matches, key=lambda match: -match[1].similarity)[:top_k]
-
-
-def _match_threshold(model: ReadyModel) -> float | None:
-    options: EmbedderOptions = model.config.options
-    return options.match_threshold
 
 
 def _mismatch(collection: str, pinned: ModelIdentity, other: ModelIdentity, *, field: str) -> Unmet:
