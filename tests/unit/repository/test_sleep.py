@@ -166,27 +166,32 @@ async def test_model_that_is_being_loaded_does_not_fall_asleep_meanwhile(opened:
     assert opened.catalogue.sleep() == ["sface"]
 
 
-async def test_no_call_is_lost_between_falling_asleep_and_waking(opened: Opened) -> None:
-    """Calls come just when the model falls asleep, 30 times over."""
+@pytest.mark.parametrize("races", [20, pytest.param(200, marks=pytest.mark.long)])
+async def test_no_call_is_lost_between_falling_asleep_and_waking(
+    opened: Opened, races: int
+) -> None:
+    """Calls come just when the model falls asleep, many times over."""
     stop: Future[None] = Future()
 
     def sleeper() -> None:
         while not stop.done():
             opened.catalogue.sleep()
+            time.sleep(0.0005)
 
-    pauses = random.Random(0)  # noqa: S311
+    draw = random.Random(0)  # noqa: S311
 
-    async def call_on() -> None:
-        while opened.catalogue.sleepers()[0].woken < 30:
-            async with hold(opened.catalogue, "sface") as (model, _):
-                done = await asyncio.to_thread(embed, model)
-                assert done.shape == (128,)
-            await asyncio.sleep(pauses.uniform(0.8 * IDLE, 1.4 * IDLE))
+    async def call(after: float) -> None:
+        await asyncio.sleep(after)
+        async with hold(opened.catalogue, "sface") as (model, _):
+            done = await asyncio.to_thread(embed, model)
+            assert done.shape == (128,)
 
     sleeping = asyncio.create_task(asyncio.to_thread(sleeper))
     try:
-        async with asyncio.timeout(SECONDS):
-            await asyncio.gather(call_on(), call_on())
+        while opened.catalogue.sleepers()[0].woken < races:
+            delays = [draw.uniform(0, IDLE / 2) for _ in range(draw.randint(1, 4))]
+            await asyncio.gather(*map(call, delays))
+            await asyncio.sleep(draw.uniform(0.9 * IDLE, 1.3 * IDLE))
     finally:
         stop.set_result(None)
         await sleeping
