@@ -350,7 +350,7 @@ class FacePipeline:
         return [
             ModelRef(name)
             for name, options in sorted(found.items())
-            if options.by_default and not (aligned and options.crop.around == "box")
+            if options.by_default and not (aligned and options.crop.needs_photo)
         ]
 
     def _lease(

@@ -92,7 +92,7 @@ async def lease_asked(
     async def hold(ref: ModelRef) -> None:
         held = await lease(ref)
         options: AnalyserOptions = held.model.config.options
-        if aligned and options.crop.around == "box":
+        if aligned and options.crop.needs_photo:
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
                 f"{ref.name} sees more of a photo than an aligned crop has: send the photo.",
