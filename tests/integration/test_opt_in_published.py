@@ -103,7 +103,7 @@ def printed(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     dots = 18 * np.sin(x * np.pi / 2) * np.sin(y * np.pi / 2)
     paper = cv2.GaussianBlur(photo * np.float32(0.75) + 45 + dots[..., None], (0, 0), 0.9)
     noise = np.random.default_rng(0).normal(0, 4, paper.shape)
-    return np.clip(paper + noise, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(paper + noise, 0, 255), np.uint8)
 
 
 def on_a_table(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -125,7 +125,8 @@ def test_print_is_seen_by_its_edges_and_one_that_fills_the_photo_is_not(
     running: LocalServer, portraits: list[Path]
 ) -> None:
     """As docs/models.md has it: that the second half fails is the model's, and no promise."""
-    filling, edged = [], []
+    filling: list[float] = []
+    edged: list[float] = []
     with mien.Client(running.address, timeout=60) as client:
         for path in portraits:
             photo = np.asarray(cv2.imread(str(path)), np.uint8)
@@ -146,10 +147,12 @@ def test_two_embedders_side_by_side_tell_the_portraits_right(
     running: LocalServer, portraits: list[Path]
 ) -> None:
     with mien.Client(running.address, timeout=60) as client:
-        found = {
-            name: {p.stem: client.embed(p, embedder=name).faces[0].embedding for p in portraits}
-            for name in ("sface", "mobilefacenet")
-        }
+        found: dict[str, dict[str, mien.Embedding]] = {"sface": {}, "mobilefacenet": {}}
+        for name, vectors_of in found.items():
+            for path in portraits:
+                (face,) = client.embed(path, embedder=name).faces
+                assert face.embedding is not None
+                vectors_of[path.stem] = face.embedding
         made_by = {name: {e.model.fingerprint for e in found[name].values()} for name in found}
         assert len(made_by["sface"] | made_by["mobilefacenet"]) == 2
         vectors = found["mobilefacenet"]

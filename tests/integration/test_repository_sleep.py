@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from tests.integration.repository_rig import copy_repository, lighten
@@ -23,7 +24,8 @@ def test_sleeps_under_random_traffic_fail_no_call_and_give_the_memory_back(
     repository = copy_repository(model_repository_path, tmp_path / "repository", ("sface",))
     parameter(lighten(repository), "sface", "idle_unload_secs", IDLE)
     crop = tmp_path / "crop.png"
-    cv2.imwrite(str(crop), cv2.resize(cv2.imread(str(portraits[0])), (112, 112)))
+    photo = np.asarray(cv2.imread(str(portraits[0])), np.uint8)
+    cv2.imwrite(str(crop), cv2.resize(photo, (112, 112)))
     hammer = [sys.executable, "-m", "tests.integration.sleep_hammer"]
     done = subprocess.run(
         [*hammer, str(SLEEPS), repository, crop],
