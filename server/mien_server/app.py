@@ -50,6 +50,9 @@ IDLE_SECONDS = 2.0
 """A server that no call has come to for so long, and whose photos took so much memory, gives it back. The
 next call has to ask the system for some, so that what is small is kept."""
 
+SLEEP_SECONDS = 0.5
+"""How often the server looks for models that nobody calls (`idle_unload_secs`)."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -349,6 +352,7 @@ async def _keep_up_until_stopped(
     tasks = [
         asyncio.create_task(watching),
         asyncio.create_task(give_back_memory(intake)),
+        asyncio.create_task(put_to_sleep(engine.catalogue)),
     ]
     if settings.model_control_mode == "poll":
         tasks.append(asyncio.create_task(_poll(engine.loader, settings.repository_poll_secs)))
@@ -417,6 +421,17 @@ async def give_back_memory(intake: Intake) -> None:
         if intake.last_event != seen and intake.idle(IDLE_SECONDS):
             seen = intake.last_event
             await asyncio.to_thread(memory.release)
+
+
+async def put_to_sleep(catalogue: "Catalogue") -> None:
+    """Unloads models that nobody has called for as long as they may be idle, until it is cancelled."""
+    while True:
+        await asyncio.sleep(SLEEP_SECONDS)
+        try:
+            for name in catalogue.sleep():
+                logger.info("model %s is asleep: nobody calls it; the next call loads it", name)
+        except Exception:
+            logger.exception("no model was put to sleep; the next look follows")
 
 
 async def _poll(loader: "Loader", seconds: float) -> None:

@@ -16,7 +16,7 @@ from mien_server.repository.placement import AnyDevice
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import Settings
 from mien_server.threads import Threads
-from mien_server.weights.fetch.sources import SHIPPED
+from mien_server.weights.fetch.sources import INSTALLABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def build_engine(
             scheduler,
             devices,
             mode=settings.model_control_mode,
-            installable=SHIPPED,
+            installable=INSTALLABLE,
         )
     except BaseException:
         scheduler.close()

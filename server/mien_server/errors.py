@@ -134,6 +134,10 @@ class ModelNotReady(MienError):
         self.lasting = lasting
 
 
+class ModelAsleep(ModelNotReady):
+    """The model was unloaded because nobody called it. Who waits for a load of it can have it."""
+
+
 class Unauthenticated(MienError):
     """The caller has not proved who it is. UNAUTHENTICATED on the wire."""
 

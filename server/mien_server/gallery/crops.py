@@ -43,7 +43,7 @@ async def reembed(
         SchedulingError: why nothing could be computed.
     """
     live, store = _keeping(gallery, name, "to embed anew: enrol the photos in a new collection")
-    identity, dimensions = gallery.embedder(embedder)
+    identity, dimensions = await gallery.embedder(embedder)
     if identity.fingerprint == live.collection.embedder.fingerprint:
         return Reembedding(identity, live.faces, 0, swapped=True)
     left = await store.reembedded(live, identity.fingerprint, [])

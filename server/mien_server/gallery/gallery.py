@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -42,7 +42,8 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
-from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.repository.versions import Lease
+from mien_server.repository.waking import hold
 from mien_server.scheduling.errors import Expired
 
 
@@ -85,7 +86,7 @@ class Gallery:
         """
         check_collection_name(name)
         check_threshold(threshold)
-        identity, dimensions = self.embedder(embedder)
+        identity, dimensions = await self.embedder(embedder)
         made: OpenCollection = await self.store.create(
             name, identity, dimensions, threshold, keep_crops=keep_crops
         )
@@ -203,18 +204,17 @@ class Gallery:
         call.add(began, StageTime("group", time.monotonic() - began))
         return Grouped(groups, len(faces), left_out, limit, source)
 
-    def embedder(self, asked: ModelRef) -> tuple[ModelIdentity, int]:
+    async def embedder(self, asked: ModelRef) -> tuple[ModelIdentity, int]:
         """The embedder that serves under a name, or else the default one, and the length of its vectors.
 
         Raises:
             ModelNotFound, ModelNotReady: it does not serve. InvalidRequest: it is no embedder.
         """
         name = asked.name or self._default_embedder
-        with (
-            at("embedder"),
-            self._models.lease(name, asked.version, role=EMBEDDER, fingerprint="") as lease,
-        ):
-            return identity_of(lease.model), lease.model.config.outputs[0].dims[0]
+        with at("embedder"):
+            held = hold(self._models, name, asked.version, role=EMBEDDER, fingerprint="")
+            async with held as lease:
+                return identity_of(lease.model), lease.model.config.outputs[0].dims[0]
 
     async def embed_crop(self, crop: bytes, embedder: ModelIdentity, call: Call) -> Embedding:
         """The embedding of RGB of 112x112 pixels by a model; its stages are not those of the call."""
@@ -263,7 +263,7 @@ class Gallery:
                     )
                 check_length(given, collection.dimensions)
             return PhotoFaces([Face(None, 0.0, None, given)], 0, 0)
-        with self._pinned(live) as lease:
+        async with self._pinned(live) as lease:
             model = lease.model
             if model.fingerprint != collection.embedder.fingerprint:
                 serving = identity_of(model)
@@ -288,13 +288,15 @@ class Gallery:
         Raises:
             ModelNotFound, ModelNotReady: it does not serve.
         """
-        with self._pinned(live) as lease:
-            return _match_threshold(lease.model)
+        pinned = live.collection.embedder
+        config = self._models.config(pinned.name, 0, role=EMBEDDER, fingerprint=pinned.fingerprint)
+        options: EmbedderOptions = config.options
+        return options.match_threshold
 
-    def _pinned(self, live: OpenCollection) -> AbstractContextManager[Lease]:
+    def _pinned(self, live: OpenCollection) -> AbstractAsyncContextManager[Lease]:
         """The embedder of a collection, or what serves under its name instead."""
         embedder = live.collection.embedder
-        return self._models.lease(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
+        return hold(self._models, embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
 
     def _threshold(self, live: OpenCollection, asked: float | None) -> tuple[float, str]:
         """The threshold that holds for a collection, and where it comes from."""
@@ -340,11 +342,6 @@ def _best(
         for match in of_live.matches
     ]
     return sorted(matches, key=lambda match: -match[1].similarity)[:top_k]
-
-
-def _match_threshold(model: ReadyModel) -> float | None:
-    options: EmbedderOptions = model.config.options
-    return options.match_threshold
 
 
 def _mismatch(collection: str, pinned: ModelIdentity, other: ModelIdentity, *, field: str) -> Unmet:

@@ -34,7 +34,7 @@ Activation: TypeAlias = Literal["none", "softmax", "sigmoid"]
 
 _KINDS: tuple[Kind, ...] = ("classification", "score", "number", "points")
 _ACTIVATIONS: tuple[Activation, ...] = ("none", "softmax", "sigmoid")
-_AROUND: tuple[Literal["template", "box"], ...] = ("template", "box")
+_AROUND: tuple[Literal["template", "box", "inside"], ...] = ("template", "box", "inside")
 _UNITS: tuple[Literal["pixels", "fractions"], ...] = ("pixels", "fractions")
 
 _AGREE = 0.05
@@ -54,16 +54,23 @@ class Crop:
 
     Attributes:
         side: of what it gets, in pixels.
-        around: "template": the face aligned, as embedders see it; "box": the detector's box, upright.
+        around: "template": the face aligned, as embedders see it; "box": the detector's box, upright;
+            "inside": the same, but no more than the photo has, and stretched to the square.
         window: of "template": left, top and side of the square, in pixels of the 112x112 template and from
             the outer corner of its first pixel. (0, 0, 112) is the template itself.
-        margin: of "box": the square's side, as a multiple of the box's longer one.
+        margin: of "box": the square's side, as a multiple of the box's longer one. Of "inside": by how much
+            the box is enlarged, unless the photo ends before.
     """
 
     side: int = CROP_SIDE
-    around: Literal["template", "box"] = "template"
+    around: Literal["template", "box", "inside"] = "template"
     window: tuple[float, float, float] = (0.0, 0.0, float(CROP_SIDE))
     margin: float = 1.0
+
+    @property
+    def needs_photo(self) -> bool:
+        """Whether it shows more than an aligned face has."""
+        return self.around != "template"
 
     @property
     def is_template(self) -> bool:
@@ -196,8 +203,8 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         """All but the words: labels, the unit, and who gets it."""
         crop = options.crop
         seen = (
-            f"box x {crop.margin:g}"
-            if crop.around == "box"
+            f"{crop.around} x {crop.margin:g}"
+            if crop.needs_photo
             else f"template {', '.join(f'{value:g}' for value in crop.window)}"
         )
         told = {
@@ -345,8 +352,8 @@ def _activated(values: ArrayF32, activation: Activation) -> ArrayF32:
 
 def _crop(parameters: Parameters) -> Crop:
     around = parameters.choice("crop", _AROUND, "template")
-    for key, only in (("window", "template"), ("margin", "box")):
-        if key in parameters and around != only:
+    for key, only in (("window", ("template",)), ("margin", ("box", "inside"))):
+        if key in parameters and around not in only:
             raise parameters.error(key, f"has no meaning for a crop around the {around}; remove it")
     usual = Crop()
     window = usual.window

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.statistics import InferenceTotals, VersionStatistics
-from mien_server.repository.versions import State, VersionStatus
+from mien_server.repository.versions import Sleeper, State, VersionStatus
 from mien_server.scheduling.statistics import DURATION_BOUNDS, DurationHistogram, SlotStatistics
 
 _MICROSECONDS_PER_SECOND = 1_000_000
@@ -88,6 +88,7 @@ class ModelMetrics(Collector):
         collections = self._galleries.collections() if self._galleries else []
         slots += [([each.slot.name, ""], each.slot.statistics()) for each in collections]
         yield from _states(self._models.statuses())
+        yield from _sleepers(self._models.sleepers())
         yield from _triton(statistics)
         yield from _requests(slots)
         yield from _batches(slots)
@@ -128,8 +129,29 @@ def _states(statuses: Sequence[VersionStatus]) -> Iterator[Metric]:
         labels = [status.name, str(status.version or "")]
         state.add_metric([*labels, status.state.value], 1)
         if status.state is State.READY:
-            stale.add_metric(labels, bool(status.reason))
+            stale.add_metric(labels, bool(status.model and status.reason))
     yield from (state, stale)
+
+
+def _sleepers(sleepers: Sequence[Sleeper]) -> Iterator[Metric]:
+    asleep = GaugeMetricFamily(
+        "mien_model_asleep",
+        "1 if a model is unloaded because nobody calls it; only of those with idle_unload_secs.",
+        labels=("model",),
+    )
+    slept = CounterMetricFamily(
+        "mien_model_sleeps",
+        "How often it was unloaded because nobody called it.",
+        labels=("model",),
+    )
+    woken = CounterMetricFamily(
+        "mien_model_wakes", "How often a call had it loaded again.", labels=("model",)
+    )
+    for each in sleepers:
+        asleep.add_metric([each.name], each.asleep)
+        slept.add_metric([each.name], each.slept)
+        woken.add_metric([each.name], each.woken)
+    yield from (asleep, slept, woken)
 
 
 def _triton(statistics: Sequence[VersionStatistics]) -> Iterator[Metric]:

@@ -131,7 +131,7 @@ async def _analyse_photo(
     if not chosen:
         return PhotoFaces([], width, height, identity, _identity(embedder))
     matrices = {
-        crop: [_matrix(crop, faces.landmarks[i], faces.boxes[i]) for i in chosen]
+        crop: [_matrix(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
         for crop in _wanted(analysers)
     }
     begun = time.monotonic()
@@ -168,18 +168,26 @@ def _wanted(analysers: Sequence[Lease]) -> set[Crop]:
     return {_TEMPLATE, *(each.crop for each in options)}
 
 
-def _matrix(crop: Crop, landmarks: ArrayF32, box: ArrayF32 | None = None) -> NDArray[np.float64]:
+def _matrix(
+    crop: Crop,
+    landmarks: ArrayF32,
+    box: ArrayF32 | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> NDArray[np.float64]:
     """From pixels of a picture to those of a crop of a face of it: [2, 3].
 
     Args:
         crop: which part of the picture.
         landmarks: [5, 2], where they are; alignable.
         box: [4]; a crop around the box needs it.
+        size: width and height of the picture, which a crop inside of it needs.
     """
-    if crop.around == "box":
+    if crop.needs_photo:
         if box is None:
             raise ValueError("a crop around the box needs one")
         low, high = box[:2].astype(np.float64), box[2:].astype(np.float64)
+        if crop.around == "inside":
+            return _inside(crop, low, high, np.array(size, np.float64) - 1)
         scale = crop.side / max(crop.margin * float((high - low).max()), 1.0)
         middle = (crop.side - 1) / 2
         return np.column_stack([np.eye(2) * scale, middle - scale * (low + high) / 2])
@@ -191,6 +199,17 @@ def _matrix(crop: Crop, landmarks: ArrayF32, box: ArrayF32 | None = None) -> NDA
     # Whole pixels lie between their edges: half of one before the centre of the first.
     shift = scale * (0.5 - np.array([left, top])) - 0.5
     return np.column_stack([scale * matrix[:, :2], scale * matrix[:, 2] + shift])
+
+
+def _inside(
+    crop: Crop, low: NDArray[np.float64], high: NDArray[np.float64], most: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """As `_matrix`, of a box enlarged and moved so that it ends where the picture does: MiniFASNet's crop."""
+    span = np.maximum(high - low, 1.0)
+    part = span * min(crop.margin, *(most / span))
+    first = np.clip((low + high - part) / 2, 0, np.maximum(most - part, 0))
+    scale = crop.side / np.maximum(part, 1.0)
+    return np.column_stack([np.diag(scale), (crop.side - 1) / 2 - scale * (first + part / 2)])
 
 
 def _cut_all(

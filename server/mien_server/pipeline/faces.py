@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol, TypedDict
 
@@ -33,22 +33,19 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
+from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.repository.waking import Wakeable, hold
 
 
-class Models(Protocol):
+class Models(Wakeable, Protocol):
     """Where the pipeline finds its models."""
 
-    def lease(
-        self, name: str, version: int, *, role: AnyRole, fingerprint: str
-    ) -> AbstractContextManager[Lease]:
-        """Holds the version that answers a call. Version 0 lets the repository choose.
-
-        It then chooses one of this fingerprint, if there is one.
+    def config(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> ModelConfig:
+        """The configuration of what `hold` would give, which is not woken for it.
 
         Raises:
-            ModelNotFound: no such model or version. ModelNotReady: it does not serve now.
-            InvalidRequest: it has another role.
+            ModelNotFound, ModelNotReady, InvalidRequest: as `hold` says.
         """
         ...
 
@@ -113,9 +110,9 @@ class FacePipeline:
             )
         with at("selection"):
             check_selection(selection, self._limits)
-        with ExitStack() as leases:
+        async with AsyncExitStack() as leases:
             with at("detector"):
-                lease = leases.enter_context(self._lease(detector, DETECTOR))
+                lease = await leases.enter_async_context(self._lease(detector, DETECTOR))
             with at("image"), at(image.part):
                 found = await find_faces(
                     image, lease, selection, limits=self._limits, pool=self._pool, call=call
@@ -152,15 +149,15 @@ class FacePipeline:
             InvalidRequest: the picture, an option or a model's role is wrong.
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
         """
-        with ExitStack() as leases:
+        async with AsyncExitStack() as leases:
             with at("embedder"):
-                lease = leases.enter_context(self._lease(embedder, EMBEDDER))
+                lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
             finder = None
             if not isinstance(image, AlignedFace):
                 with at("selection"):
                     check_selection(selection, self._limits)
                 with at("detector"):
-                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
             return await embed_image(
                 image,
                 finder,
@@ -217,10 +214,12 @@ class FacePipeline:
 
         # Of a model that is asked for without a version, the one that made the embedding is preferred.
         fingerprint = next((embedding.model.fingerprint for embedding in given.values()), "")
-        with ExitStack() as leases:
+        async with AsyncExitStack() as leases:
             ref, path = _embedder_for(embedder, given)
             with at(path):
-                lease = leases.enter_context(self._lease(ref, EMBEDDER, fingerprint=fingerprint))
+                lease = await leases.enter_async_context(
+                    self._lease(ref, EMBEDDER, fingerprint=fingerprint)
+                )
             model = lease.model
             for name, embedding in given.items():
                 with at(name), at("embedding"):
@@ -230,11 +229,11 @@ class FacePipeline:
             finder = None
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
-                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
             here: _Here = {"limits": self._limits, "pool": self._pool}
-            asked = self._lease_asked(leases, (), "", require, aligned=aligned)
+            asked = await self._lease_asked(leases, (), "", require, aligned=aligned)
 
             async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
@@ -305,17 +304,17 @@ class FacePipeline:
         aligned = isinstance(image, AlignedFace)
         named = analysers or self._by_default(aligned=aligned)
         path = "analysers[{}]" if analysers else "analysers"
-        with ExitStack() as leases:
-            held, places = self._lease_asked(leases, named, path, require, aligned=aligned)
+        async with AsyncExitStack() as leases:
+            held, places = await self._lease_asked(leases, named, path, require, aligned=aligned)
             finder = vectors = None
             if embedder is not None:
                 with at("embedder"):
-                    vectors = leases.enter_context(self._lease(embedder, EMBEDDER))
+                    vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
             if not aligned:
                 with at("selection"):
                     check_selection(selection, self._limits)
                 with at("detector"):
-                    finder = leases.enter_context(self._lease(detector, DETECTOR))
+                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
             found = await analyse_image(
                 image,
                 finder,
@@ -330,20 +329,20 @@ class FacePipeline:
             check_met(require, found.faces, places)
         return found
 
-    def _lease_asked(
+    async def _lease_asked(
         self,
-        leases: ExitStack,
+        leases: AsyncExitStack,
         named: Sequence[ModelRef],
         path: str,
         require: Requirements,
         *,
         aligned: bool,
     ) -> Asked:
-        def hold(ref: ModelRef) -> Lease:
-            lease = self._models.lease(ref.name, ref.version, role=ANALYSER, fingerprint="")
-            return leases.enter_context(lease)
+        async def enter(ref: ModelRef) -> Lease:
+            lease = hold(self._models, ref.name, ref.version, role=ANALYSER, fingerprint="")
+            return await leases.enter_async_context(lease)
 
-        return lease_asked(hold, named, path, require, aligned=aligned)
+        return await lease_asked(enter, named, path, require, aligned=aligned)
 
     def _by_default(self, *, aligned: bool) -> list[ModelRef]:
         """The analysers of callers that name none, by name."""
@@ -351,14 +350,14 @@ class FacePipeline:
         return [
             ModelRef(name)
             for name, options in sorted(found.items())
-            if options.by_default and not (aligned and options.crop.around == "box")
+            if options.by_default and not (aligned and options.crop.needs_photo)
         ]
 
     def _lease(
         self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
-    ) -> AbstractContextManager[Lease]:
+    ) -> AbstractAsyncContextManager[Lease]:
         name = ref.name or self._defaults[role]
-        return self._models.lease(name, ref.version, role=role, fingerprint=fingerprint)
+        return hold(self._models, name, ref.version, role=role, fingerprint=fingerprint)
 
 
 def _embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:

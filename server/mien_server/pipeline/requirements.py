@@ -1,7 +1,7 @@
 """What a caller demands of faces: that they are good enough, and what analysers say of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,8 +59,8 @@ class Asked(NamedTuple):
     places: list[int]
 
 
-def lease_asked(
-    lease: Callable[[ModelRef], Lease],
+async def lease_asked(
+    lease: Callable[[ModelRef], Awaitable[Lease]],
     named: Sequence[ModelRef],
     path: str,
     requirements: Requirements,
@@ -89,10 +89,10 @@ def lease_asked(
     leases: list[Lease] = []
     places: dict[ModelRef, int] = {}
 
-    def hold(ref: ModelRef) -> None:
-        held = lease(ref)
+    async def hold(ref: ModelRef) -> None:
+        held = await lease(ref)
         options: AnalyserOptions = held.model.config.options
-        if aligned and options.crop.around == "box":
+        if aligned and options.crop.needs_photo:
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
                 f"{ref.name} sees more of a photo than an aligned crop has: send the photo.",
@@ -102,12 +102,12 @@ def lease_asked(
 
     for number, ref in enumerate(named):
         with at(path.format(number)):
-            hold(ref)
+            await hold(ref)
     for number, demand in enumerate(demands):
         with at(f"require.analysers[{number}]"):
             if demand.analyser not in places:
                 with at("analyser"):
-                    hold(demand.analyser)
+                    await hold(demand.analyser)
             _check_demand(demand, leases[places[demand.analyser]].model)
     return Asked(leases, [places[demand.analyser] for demand in demands])
 

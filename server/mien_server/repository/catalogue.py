@@ -4,7 +4,8 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from mien_server.repository.routing import (
     find,
     find_ensemble,
     lacks_a_model,
+    look,
     problem_of,
     statuses_of,
 )
@@ -31,6 +33,7 @@ from mien_server.repository.versions import (
     ModelEntry,
     ReadyModel,
     Shadow,
+    Sleeper,
     State,
     VersionStatus,
     reasons_of,
@@ -48,7 +51,12 @@ class Catalogue:
 
     Args:
         draw: decides which calls go to a canary.
+
+    Attributes:
+        wake: has a model that is asleep loaded; the loader sets it.
     """
+
+    wake: Callable[[str], Future[None]]
 
     def __init__(self, draw: random.Random | None = None) -> None:
         self._draw = draw or random.Random()  # noqa: S311 - it shares traffic and hides nothing
@@ -72,7 +80,7 @@ class Catalogue:
 
         Raises:
             ModelNotFound: no such model or version; the message lists those there are.
-            ModelNotReady: it exists and does not serve; the message says why.
+            ModelNotReady: it exists and does not serve; the message says why. ModelAsleep: `hold` loads it.
             InvalidRequest: INVALID_OPTION, the model has another role, or is an ensemble.
         """
         with self._lock:
@@ -106,8 +114,19 @@ class Catalogue:
                 for name, entry in self._models.items()
                 if isinstance(entry.config, ModelConfig)
                 and entry.config.role is role
-                and (entry.serving or entry.failed)
+                and (entry.serving or entry.asleep or entry.failed)
             }
+
+    def config(
+        self, name: str, version: int = 0, *, role: AnyRole | None = None, fingerprint: str = ""
+    ) -> ModelConfig:
+        """The configuration of what `lease` would give, though never of a canary; it may be asleep.
+
+        Raises:
+            ModelNotFound, ModelNotReady, InvalidRequest: as `lease` says.
+        """
+        with self._lock:
+            return look(self._models, name, version, role, fingerprint=fingerprint).config
 
     def resolve(self, name: str, version: int = 0, *, role: AnyRole | None = None) -> ReadyModel:
         """What `lease` would give, though never a canary. Only for looking: submit nothing to it.
@@ -136,7 +155,7 @@ class Catalogue:
         with self._lock:
             if find_ensemble(self._models, name, version):
                 return find(self._models, name).message
-            return choose(self._models, name, version)[1].message
+            return look(self._models, name, version).message
 
     def statuses(self) -> list[VersionStatus]:
         """Every model and version with its state, by name and version."""
@@ -206,6 +225,32 @@ class Catalogue:
         with self._lock:
             return [name for name, entry in self._models.items() if not entry.loading]
 
+    def sleep(self) -> list[str]:
+        """Gives the memory back of the models that nobody has called for as long as they may be idle.
+
+        Returns:
+            their names.
+        """
+        fallen: list[tuple[ModelEntry, list[LoadedVersion]]] = []
+        with self._lock:
+            for entry in self._models.values():
+                if entry.may_sleep():
+                    unused = list(entry.serving.values())
+                    entry.fall_asleep()
+                    fallen.append((entry, unused))
+        for entry, unused in fallen:
+            self._retire(entry, unused)
+        return [entry.name for entry, _ in fallen]
+
+    def sleepers(self) -> list[Sleeper]:
+        """How the models sleep that do when nobody calls them, by name."""
+        with self._lock:
+            return [
+                Sleeper(name, bool(entry.asleep), entry.slept, entry.woken)
+                for name, entry in sorted(self._models.items())
+                if isinstance(entry.config, ModelConfig) and entry.config.idle_unload_secs
+            ]
+
     def serving(self, name: str) -> Mapping[int, LoadedVersion]:
         """The versions of a model that calls are given, by number.
 
@@ -269,6 +314,8 @@ class Catalogue:
                     )
                     loaded[number].message = told_with(message, own)
                 unused = _without(entry.serving, loaded)
+                if loaded:
+                    entry.wake_up()
                 entry.config, entry.serving = config, dict(loaded)
             entry.settle(unused, failures)
         self._retire(entry, unused)
@@ -311,7 +358,7 @@ class Catalogue:
         """
         with self._lock:
             entry = find(self._models, name)
-            choice = lacking is not None and not entry.serving
+            choice = lacking is not None and not (entry.serving or entry.asleep)
             entry.config = entry.config or lacking
             entry.reason, entry.failed = reason, not choice
             # Older notes on what serves, and all if nothing does, are out of date.
@@ -331,7 +378,7 @@ class Catalogue:
         with self._lock:
             entry = find(self._models, name)
             unused = list(entry.serving.values())
-            entry.serving = {}
+            entry.serving, entry.asleep = {}, {}
             if isinstance(entry.config, EnsembleConfig):
                 entry.config = entry.message = None
             if entry.config is None:
@@ -367,7 +414,7 @@ class Catalogue:
             left = [other.model.version for other in entry.retired]
             if entry.notes.get(model.version) == UNLOADING and model.version not in left:
                 notes = {n: note for n, note in entry.notes.items() if n != model.version}
-                served = model.version in entry.serving
+                served = model.version in (*entry.serving, *entry.asleep)
                 entry.notes = notes if served else {**notes, model.version: UNLOADED}
             self._freed.notify_all()
 

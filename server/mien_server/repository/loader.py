@@ -127,6 +127,8 @@ class Loader:
         self._at_once = threading.Semaphore(_AT_ONCE)
         self._lock = threading.Lock()  # of the sources; the catalogue's is only taken within it
         self._sources: dict[str, _Source] = {}
+        self._waking: dict[str, Future[None]] = {}
+        catalogue.wake = self.wake
 
     def start(self, names: Collection[str] | None = None) -> None:
         """Loads what the models' version policies want. Blocking: call it off the event loop.
@@ -177,6 +179,22 @@ class Loader:
         """
         self._require_explicit("unload")
         return self._submit_unload(name)
+
+    def wake(self, name: str) -> Future[None]:
+        """Loads a model that is asleep, once for all who ask meanwhile; in every mode.
+
+        Returns:
+            a future, as of `load`.
+
+        Raises:
+            Draining: it is closing.
+        """
+        with self._lock:
+            if name not in self._waking:
+                self._waking[name] = self._submit_load(name)
+            future = self._waking[name]
+        future.add_done_callback(lambda _: self._waking.pop(name, None))
+        return future
 
     def poll(self) -> list[Future[None]]:
         """Begins to load the models that are new or have changed on disk and to unload those that are gone.

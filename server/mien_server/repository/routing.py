@@ -7,7 +7,14 @@ import random
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from mien_server.errors import InvalidRequest, MienError, ModelNotFound, ModelNotReady, Reason
+from mien_server.errors import (
+    InvalidRequest,
+    MienError,
+    ModelAsleep,
+    ModelNotFound,
+    ModelNotReady,
+    Reason,
+)
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.quoting import quoted
@@ -15,6 +22,7 @@ from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleCo
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.versions import (
     SERVES_ON,
+    AsleepVersion,
     LoadedVersion,
     ModelEntry,
     State,
@@ -62,14 +70,46 @@ def choose(
             f" {_models_for(models, role)}",
         )
     ready = entry.healthy()
-    number = version
-    if not number and fingerprint:
-        made = (n for n, v in ready.items() if v.model.fingerprint == fingerprint)
-        number = max(made, default=0)
-    number = number or entry.traffic.choose(ready, draw)
-    if number not in ready:
-        raise entry.why_not(version)
-    return entry, ready[number]
+    prints = {number: loaded.model.fingerprint for number, loaded in ready.items()}
+    number = _number(entry, prints, version, draw=draw, fingerprint=fingerprint)
+    if number in ready:
+        return entry, ready[number]
+    if version in (0, *entry.asleep) and entry.asleep:
+        raise ModelAsleep(f"model {name!r} is asleep")
+    raise entry.why_not(version)
+
+
+def look(
+    models: Models, name: str, version: int, role: AnyRole | None = None, *, fingerprint: str = ""
+) -> AsleepVersion:
+    """What is known of the version that would answer, loaded or asleep; never a canary.
+
+    Raises:
+        ModelNotFound, ModelNotReady, InvalidRequest: as `Catalogue.lease` says.
+    """
+    try:
+        _, loaded = choose(models, name, version, role, fingerprint=fingerprint)
+    except ModelAsleep:
+        entry = models[name]
+        if entry.failed:
+            raise entry.why_not(version) from None
+        prints = {number: each.fingerprint for number, each in entry.asleep.items()}
+        return entry.asleep[_number(entry, prints, version, fingerprint=fingerprint)]
+    return AsleepVersion(loaded.model.config, loaded.model.fingerprint, loaded.message)
+
+
+def _number(
+    entry: ModelEntry,
+    prints: Mapping[int, str],
+    version: int,
+    *,
+    draw: random.Random | None = None,
+    fingerprint: str = "",
+) -> int:
+    """Which of a model's versions, given with their fingerprints, answers; 0: none."""
+    if not version and fingerprint:
+        version = max((n for n, made in prints.items() if made == fingerprint), default=0)
+    return version or entry.traffic.choose(prints, draw)
 
 
 def find_ensemble(models: Models, name: str, version: int) -> EnsembleConfig | None:
@@ -104,6 +144,8 @@ def answers(models: Models, entry: ModelEntry) -> bool:
     """Whether calls that name the model and no version are answered."""
     if isinstance(entry.config, EnsembleConfig):
         return not problem_of(models, entry.config)
+    if entry.asleep and not entry.failed:
+        return True
     return bool(entry.traffic.choose(entry.healthy(), None))
 
 
@@ -111,8 +153,8 @@ def problem_of(models: Models, ensemble: EnsembleConfig) -> str:
     """Why an ensemble cannot answer, or ""."""
     first, second = ensemble.detector, ensemble.embedder
     try:
-        choose(models, first.model, first.version, DETECTOR)
-        embedder = choose(models, second.model, second.version, EMBEDDER)[1].model
+        look(models, first.model, first.version, DETECTOR)
+        embedder = look(models, second.model, second.version, EMBEDDER)
     except MienError as error:
         return error.message
     return ensemble.misfit(embedder.config.outputs)
@@ -121,7 +163,7 @@ def problem_of(models: Models, ensemble: EnsembleConfig) -> str:
 def lacks_a_model(models: Models, ensemble: EnsembleConfig) -> bool:
     """Whether a model of an ensemble has no weights, or nobody has asked for it: a choice, no fault."""
     steps = (models.get(step.model) for step in (ensemble.detector, ensemble.embedder))
-    return any(step and not step.serving and not step.failed for step in steps)
+    return any(step and not (step.serving or step.asleep or step.failed) for step in steps)
 
 
 def _models_for(models: Models, role: AnyRole) -> str:

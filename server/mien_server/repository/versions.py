@@ -1,6 +1,7 @@
 """The versions of a model: what is loaded, who holds it, and what is told of it."""
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +11,12 @@ from mien_server.errors import MienError, ModelNotFound, ModelNotReady
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.manifest import FileEntry
-from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
+from mien_server.repository.statistics import (
+    EnsembleCounter,
+    InferenceTotals,
+    VersionStatistics,
+    totals_of,
+)
 from mien_server.repository.thresholds import Thresholds
 from mien_server.repository.traffic import Traffic, TrafficCounter
 from mien_server.scheduling.scheduler import Slot
@@ -55,7 +61,7 @@ class VersionStatus:
         state: of the version.
         reason: why it is not READY and what to do about it, for people. Of a READY version: why the last
             attempt to replace it failed, or "".
-        model: what serves, if READY.
+        model: what serves, if READY; None of a version that is asleep.
     """
 
     name: str
@@ -95,6 +101,7 @@ class LoadedVersion:
         self.close = close
         self._lock = threading.Lock()
         self._holders = 0
+        self._let_go = time.monotonic()
         self._when_free: Callable[[], None] | None = None
 
     def hold(self) -> None:
@@ -106,9 +113,15 @@ class LoadedVersion:
         """Ends a `hold`."""
         with self._lock:
             self._holders -= 1
+            self._let_go = time.monotonic()
             free = self._when_free if not self._holders else None
         if free:
             free()
+
+    def idle_seconds(self) -> float:
+        """For how long nobody has held it; 0 while somebody does."""
+        with self._lock:
+            return 0.0 if self._holders else time.monotonic() - self._let_go
 
     def retire(self, when_free: Callable[[], None]) -> None:
         """Has `when_free` called once nobody holds it, by whoever lets go last; perhaps now."""
@@ -144,6 +157,34 @@ class Lease(NamedTuple):
     shadow: Shadow | None = None
 
 
+class AsleepVersion(NamedTuple):
+    """What is kept of a version whose memory was given back while nobody called: `idle_unload_secs`.
+
+    Attributes:
+        config, fingerprint: as `ReadyModel` had them.
+        message: as `LoadedVersion` had it.
+    """
+
+    config: ModelConfig
+    fingerprint: str
+    message: Any
+
+
+class Sleeper(NamedTuple):
+    """How a model sleeps that does when nobody calls it.
+
+    Attributes:
+        name: the model's.
+        asleep: whether it is.
+        slept, woken: how often it fell asleep, and was loaded again, since the server started.
+    """
+
+    name: str
+    asleep: bool
+    slept: int
+    woken: int
+
+
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 
 Note: TypeAlias = tuple[State, str]
@@ -153,6 +194,7 @@ LOADING: Note = (State.LOADING, "it is being loaded")
 UNLOADING: Note = (State.UNLOADING, "it takes no new calls; the last that hold it still run")
 UNLOADED: Note = (State.UNAVAILABLE, "it has been unloaded")
 
+ASLEEP = "it is asleep, since nobody has called it for {:g} s: the next call loads it"
 SERVES_ON = "it serves on; loading it again failed: {}"
 
 
@@ -173,6 +215,8 @@ class ModelEntry:
         retired: replaced or unloaded versions that are not freed yet.
         counter: of its traffic.
         ensemble_counter: of what it does as an ensemble, if it is one.
+        asleep: versions that were unloaded because nobody called them, and that the next call loads.
+        slept, woken: how often that has happened.
     """
 
     name: str
@@ -186,6 +230,9 @@ class ModelEntry:
     retired: list[LoadedVersion] = field(default_factory=list)
     counter: TrafficCounter = field(default_factory=TrafficCounter)
     ensemble_counter: EnsembleCounter = field(default_factory=EnsembleCounter)
+    asleep: Mapping[int, AsleepVersion] = field(default_factory=dict)
+    slept: int = 0
+    woken: int = 0
 
     @property
     def traffic(self) -> Traffic:
@@ -196,9 +243,35 @@ class ModelEntry:
         """The versions that answer calls."""
         return {number: v for number, v in self.serving.items() if not v.model.slot.broken}
 
+    def may_sleep(self) -> bool:
+        """Whether nobody has called it for so long that its memory is to be given back."""
+        seconds = self.config.idle_unload_secs if isinstance(self.config, ModelConfig) else 0
+        return (
+            bool(seconds and self.serving)
+            and not self.loading  # which may go on with what serves
+            and len(self.healthy()) == len(self.serving)
+            and all(each.idle_seconds() >= seconds for each in self.serving.values())
+        )
+
+    def fall_asleep(self) -> None:
+        """Notes that its versions are to be freed, and that the next call loads them."""
+        unused = list(self.serving.values())
+        self.asleep = {
+            number: AsleepVersion(each.model.config, each.model.fingerprint, each.message)
+            for number, each in self.serving.items()
+        }
+        self.serving = {}
+        self.settle(unused, {})
+        self.slept += 1
+
+    def wake_up(self) -> None:
+        """Notes that it is being given to calls again."""
+        self.woken += bool(self.asleep)
+        self.asleep = {}
+
     def statuses(self) -> list[VersionStatus]:
         """The model's lines of the index, by version; one of version 0 where there is no version."""
-        numbers = sorted({*self.serving, *self.notes})
+        numbers = sorted({*self.serving, *self.notes, *self.asleep})
         if numbers:
             return [self._status(number) for number in numbers]
         if self.loading:
@@ -210,6 +283,8 @@ class ModelEntry:
     def statistics(self, status: VersionStatus) -> VersionStatistics:
         """What a READY version of it has done. Slots answer under the scheduler's lock."""
         model = status.model
+        if model is None and isinstance(self.config, ModelConfig):  # it is asleep
+            return VersionStatistics(status.name, status.version, InferenceTotals())
         if model is None:
             return VersionStatistics(status.name, status.version, self.ensemble_counter.copy())
         figures = model.slot.statistics()
@@ -252,6 +327,11 @@ class ModelEntry:
     def _status(self, number: int) -> VersionStatus:
         loaded = self.serving.get(number)
         state, reason = self.notes.get(number, (State.UNAVAILABLE, self.reason))
+        if sleeper := self.asleep.get(number):
+            if self.failed or state is State.LOADING:
+                return VersionStatus(self.name, number, state, reason)
+            why = ASLEEP.format(sleeper.config.idle_unload_secs)
+            return VersionStatus(self.name, number, State.READY, why)
         if loaded is None:
             return VersionStatus(self.name, number, state, reason)
         if broken := loaded.model.slot.broken:

