@@ -33,7 +33,7 @@ name: "colours"
 backend: "onnxruntime"
 max_batch_size: 4
 version_policy { all { } }
-dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 20000000 }
+dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 1000 }
 input [ { name: "crop" data_type: TYPE_UINT8 dims: [ 3, 16, 16 ] } ]
 output [ { name: "chances" data_type: TYPE_FP32 dims: [ 3 ] } ]
 parameters { key: "architecture" value { string_value: "analyser" } }
@@ -108,6 +108,9 @@ async def test_it_is_served_by_versions_and_described(root: Path) -> None:
 
 
 async def test_calls_share_a_batch_and_are_counted(root: Path) -> None:
+    config = root / "colours" / "config.pbtxt"
+    patient = config.read_text().replace("microseconds: 1000 ", "microseconds: 20000000 ")
+    config.write_text(patient)
     async with serving(root) as served:
         answers = await asyncio.gather(
             *(ask(served, (60 * n, 0, 0), version="1") for n in range(4))

@@ -170,7 +170,7 @@ def test_too_few_pairs_calibrate_nothing_and_are_reported(
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["--calibrate", "2"], "argument --calibrate: '2' must be a false accept rate"),
+        (["--calibrate", "2"], "argument --calibrate: '2' must be a rate between 0 and 1"),
         (
             ["--embedder", "sface:x"],
             "argument --embedder: 'sface:x' must be a model's name, or NAME:N",

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -267,11 +268,20 @@ def outcome(call: Call) -> str:
     return "cancelled"  # while some of its rows ran
 
 
-TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(
-    max_examples=40,
+_USUAL = settings(
+    max_examples=20,
     stateful_step_count=40,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = _USUAL
+
+# Other examples, and more of them.
+_LONGER = settings(_USUAL, max_examples=40, derandomize=False)
+TestSchedulerForLonger = pytest.mark.long(
+    type("TestSchedulerForLonger", (SchedulerMachine.TestCase,), {"settings": _LONGER})
 )

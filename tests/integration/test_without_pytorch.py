@@ -78,6 +78,7 @@ def test_models_installed_without_it_are_the_same(bare: Path, model_repository_p
         assert (golden.role.cosines(reference.expected, golden.expected) > 0.999999).all()
 
 
+@pytest.mark.long
 def test_they_are_listed_checked_and_served_without_it(
     environment: Mapping[str, str], bare: Path, sample: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mien_server.load.curves import COLOURS, GREY, INK, PALE
 from tests.soak.run import Held, Soak
 
-WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM = 860, 130, 70, 20, 44, 40
+WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM = 860, 130, 84, 20, 44, 40
 _PANELS = (
     ("MiB", "mib"),
     ("threads", "threads"),
