@@ -18,6 +18,10 @@ from mien.cli import main as mien_command
 from mien_server.commands.main import main
 from tools.local_server import LocalServer, local_server
 
+pytestmark = (
+    pytest.mark.long
+)  # what MTCNN finds, and that servers serve any detector, unit tests show
+
 MIEN = Path(sys.executable).parent / "mien"
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("MIEN_")}
 Command = Callable[..., Any]
@@ -71,7 +75,6 @@ def test_only_those_who_ask_for_it_get_its_weights(
     assert "mtcnn version 1 is already installed" in capsys.readouterr().err
 
 
-@pytest.mark.long
 def test_the_command_finds_the_same_faces_with_either_detector(
     command: Command, portraits: list[Path]
 ) -> None:
@@ -117,7 +120,6 @@ def test_embeddings_behind_it_tell_people_apart_and_name_it(
             assert cosine <= 0.35, names
 
 
-@pytest.mark.long
 def test_both_detectors_answer_many_calls_at_once(
     client: mien.Client, portraits: list[Path]
 ) -> None:

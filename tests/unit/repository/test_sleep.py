@@ -166,7 +166,7 @@ async def test_model_that_is_being_loaded_does_not_fall_asleep_meanwhile(opened:
     assert opened.catalogue.sleep() == ["sface"]
 
 
-@pytest.mark.parametrize("races", [20, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("races", [8, pytest.param(200, marks=pytest.mark.long)])
 async def test_no_call_is_lost_between_falling_asleep_and_waking(
     opened: Opened, races: int
 ) -> None:
