@@ -281,7 +281,7 @@ TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = _USUAL
 
 # Other examples, and more of them.
-_LONGER = settings(_USUAL, max_examples=40, derandomize=False)
+_LONGER = settings(_USUAL, max_examples=20, derandomize=False)
 TestSchedulerForLonger = pytest.mark.long(
     type("TestSchedulerForLonger", (SchedulerMachine.TestCase,), {"settings": _LONGER})
 )

@@ -1,12 +1,10 @@
 """`mien embed FOLDER --out FILE`: what is written, what failed, and how an interrupted command goes on."""
 
 import csv
-import gc
 import io
+import itertools
 import json
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from PIL import Image
 
 import mien
 from mien import embedding_files
+from mien.progress import Progress
 from mien.v1 import face_pb2 as pb
 from tests.unit.client.conftest import DETECTOR, IDENTITY, VALUES, WELL, Peer, Run, face
 from tests.unit.client.test_client_bulk import by_photo, failure
@@ -224,24 +223,19 @@ def test_another_model_does_not_go_on(run: Run, peer: Peer, folder: Path, tmp_pa
     assert f"remove {out}.partial" in errors
 
 
-def test_ctrl_c_says_how_to_go_on(run: Run, peer: Peer, folder: Path, tmp_path: Path) -> None:
-    out, until = tmp_path / "faces.npz", threading.Event()
+def test_ctrl_c_says_how_to_go_on(
+    run: Run, peer: Peer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two photos. `test_interrupted_folder.py` sends signals, to a process of its own."""
+    out, steps = tmp_path / "faces.npz", itertools.count()
 
-    def held(request: Any, context: Any) -> Any:
-        # To the main thread, as the system does it: in another one, nothing would wake that up.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        until.wait(20)
-        return WELL["Embed"](request, context)
+    def interrupted_step(*_: Any, **__: Any) -> None:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
 
-    by_photo(peer, {b"b/4.webp": held})
-    # What other tests have left behind is not to be collected meanwhile: in a `__del__` an interrupt is lost.
-    gc.collect()
-    gc.disable()
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "step", interrupted_step)
         status, _, errors = run("embed", folder, "--out", out)
-    finally:
-        gc.enable()
-    until.set()
     assert status == 130
     assert "the same command goes on" in errors
     assert not out.exists()
