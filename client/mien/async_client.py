@@ -20,14 +20,14 @@ from mien import status
 from mien.analysis import AnalyzeResult
 from mien.analysis_messages import analyze_request, analyze_result
 from mien.async_gallery import AsyncGallery
-from mien.bulk import CONCURRENCY, Outcome, alone, checked_concurrency, grouped_async, in_tasks
+from mien.bulk import CONCURRENCY, Outcome, alone, grouped_async, in_tasks
 from mien.channel import channel_options, checked_timeout
 from mien.client import CLOSED, CLOSED_MEANWHILE, BaseClient, PhotoT
 from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable
 from mien.gallery_messages import identify_request, identify_result, info
 from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
-from mien.limits import Attempts, spread
+from mien.limits import Attempts, checked_whole, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
@@ -240,7 +240,7 @@ class AsyncClient(BaseClient):
         return in_tasks(
             grouped_async(photos, alone),
             work,
-            concurrency=checked_concurrency(concurrency),
+            concurrency=checked_whole(concurrency, "concurrency", 1),
             ordered=ordered,
         )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mien import enrol_messages
 from mien import gallery_messages as messages
-from mien.bulk import CONCURRENCY, Outcome, checked_concurrency, grouped_async, in_tasks
+from mien.bulk import CONCURRENCY, Outcome, grouped_async, in_tasks
 from mien.enrol_messages import QualityPolicyLike
 from mien.enrol_results import EnrolResult, NewFace
 from mien.errors import MienError
@@ -35,6 +35,7 @@ from mien.gallery_results import (
     ReembedResult,
 )
 from mien.images import ImageLike
+from mien.limits import checked_whole
 from mien.messages import ModelLike, PolicyLike
 from mien.results import Embedding
 from mien.v1 import gallery_pb2 as pb
@@ -229,7 +230,7 @@ class AsyncGallery:
         return in_tasks(
             grouped_async(faces, enrol_messages.faces_in_a_call),
             work,
-            concurrency=checked_concurrency(concurrency),
+            concurrency=checked_whole(concurrency, "concurrency", 1),
             ordered=ordered,
         )
 

@@ -98,19 +98,6 @@ def is_of_one(error: Failure) -> bool:
     return isinstance(error, _OF_ONE)
 
 
-def checked_concurrency(concurrency: object) -> int:
-    """Calls at the same time.
-
-    Raises:
-        TypeError: it is no int. ValueError: it is below 1.
-    """
-    if not isinstance(concurrency, int) or isinstance(concurrency, bool):
-        raise TypeError(f"concurrency must be a whole number, not {concurrency!r}")
-    if concurrency < 1:
-        raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
-    return concurrency
-
-
 class Patience:
     """How long the items of one run wait for the server.
 

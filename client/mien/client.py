@@ -13,14 +13,14 @@ from mien import status
 from mien.access import Bearer, TokenLike
 from mien.analysis import AnalyzeResult
 from mien.analysis_messages import analyze_request, analyze_result
-from mien.bulk import CONCURRENCY, Calls, Outcome, alone, checked_concurrency, grouped, in_threads
+from mien.bulk import CONCURRENCY, Calls, Outcome, alone, grouped, in_threads
 from mien.channel import checked_timeout, open_channel, resolve_address
 from mien.errors import Cancelled, DeadlineExceeded, MienError, Unavailable, from_rpc_error
 from mien.gallery import Gallery
 from mien.gallery_messages import identify_request, identify_result, info
 from mien.gallery_results import GalleryInfo, IdentifyResult
 from mien.images import ImageLike
-from mien.limits import Attempts, Limits, checked_limits, checked_retries, spread
+from mien.limits import Attempts, Limits, checked_limits, checked_whole, spread
 from mien.messages import (
     ModelLike,
     PolicyLike,
@@ -70,7 +70,7 @@ class BaseClient:
         overload_retries: int = 0,
     ) -> None:
         self.limits = checked_limits(limits)
-        self._overload_retries = checked_retries(overload_retries)
+        self._overload_retries = checked_whole(overload_retries, "overload_retries", 0)
         self.address = resolve_address(address)
         self.timeout = checked_timeout(timeout)
         if not isinstance(credentials, grpc.ChannelCredentials | None):
@@ -314,7 +314,7 @@ class Client(BaseClient):
         return in_threads(
             grouped(photos, alone),
             work,
-            concurrency=checked_concurrency(concurrency),
+            concurrency=checked_whole(concurrency, "concurrency", 1),
             ordered=ordered,
         )
 

@@ -7,7 +7,6 @@ answered. A line that an interruption has cut is dropped, and its photo embedded
 import argparse
 import base64
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,10 +19,8 @@ from mien.embedding_files import Row, Rows, checked_target, write
 from mien.errors import FailedPrecondition, InvalidRequest
 from mien.messages import FacePolicy
 from mien.photo_folders import photos_in
-from mien.progress import PARTLY, Progress, Tally
+from mien.progress import PARTLY, Progress, Tally, give_time, resumable
 from mien.results import EmbedResult, ModelIdentity
-
-TIMEOUT = 60.0
 
 _FORMAT = {"format": "mien-embed", "version": 1}
 
@@ -37,8 +34,7 @@ def embed_folder(client: Client, arguments: argparse.Namespace) -> int:
     """
     folder, out = Path(arguments.photo), arguments.out
     checked_target(out)
-    if arguments.timeout is None:
-        client.timeout = TIMEOUT  # photos wait for each other, and for whoever else calls
+    give_time(client, arguments)
     photos = photos_in(folder)
     tally = Tally()
     options = {key: getattr(arguments, key) for key in ("all", "aligned", "detector", "embedder")}
@@ -54,19 +50,16 @@ def embed_folder(client: Client, arguments: argparse.Namespace) -> int:
             detector=arguments.detector,
             embedder=arguments.embedder,
         )
-        try:
-            with closing(embedded), Progress(len(photos), "photos", quiet=arguments.json) as bar:
-                bar.step(items=tally.counts["before"])
-                for outcome in embedded:
-                    if outcome.error is None:
-                        journal.add(outcome.item, outcome.get())
-                        tally.counts["now"] += 1
-                    else:
-                        tally.fail(outcome.item, outcome.error)
-                    bar.step(len(tally.failed))
-        except KeyboardInterrupt:
-            print("mien: interrupted; the same command goes on", file=sys.stderr)
-            raise
+        bar = Progress(len(photos), "photos", quiet=arguments.json)
+        with resumable(), closing(embedded), bar as progress:
+            progress.step(items=tally.counts["before"])
+            for outcome in embedded:
+                if outcome.error is None:
+                    journal.add(outcome.item, outcome.get())
+                    tally.counts["now"] += 1
+                else:
+                    tally.fail(outcome.item, outcome.error)
+                progress.step(len(tally.failed))
         rows = journal.rows(photos)
         if rows is not None:
             write(out, rows)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mien import enrol_messages
 from mien import gallery_messages as messages
-from mien.bulk import CONCURRENCY, Calls, Outcome, checked_concurrency, grouped, in_threads
+from mien.bulk import CONCURRENCY, Calls, Outcome, grouped, in_threads
 from mien.enrol_messages import QualityPolicyLike
 from mien.enrol_results import EnrolResult, NewFace
 from mien.errors import MienError
@@ -24,6 +24,7 @@ from mien.gallery_results import (
     ReembedResult,
 )
 from mien.images import ImageLike
+from mien.limits import checked_whole
 from mien.messages import ModelLike, PolicyLike
 from mien.results import Embedding
 from mien.v1 import gallery_pb2 as pb
@@ -228,7 +229,7 @@ class Gallery:
         return in_threads(
             grouped(faces, enrol_messages.faces_in_a_call),
             work,
-            concurrency=checked_concurrency(concurrency),
+            concurrency=checked_whole(concurrency, "concurrency", 1),
             ordered=ordered,
         )
 

@@ -19,9 +19,8 @@ from mien.gallery_transfer import export_to_file, import_from_file
 from mien.messages import FacePolicy
 from mien.photo_folders import people_in
 from mien.printable import printable
-from mien.progress import PARTLY, Progress, Tally
+from mien.progress import PARTLY, Progress, Tally, give_time, resumable
 
-ADD_TIMEOUT = 60.0
 LABEL_BYTES = 256
 MOVED_AT_ONCE = 1000
 
@@ -269,8 +268,7 @@ def _reembed(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _group(client: Client, arguments: argparse.Namespace) -> None:
-    if arguments.timeout is None:
-        client.timeout = ADD_TIMEOUT
+    give_time(client, arguments)
     result = client.gallery(arguments.gallery).group(
         threshold=arguments.threshold, min_faces=arguments.min_faces
     )
@@ -281,8 +279,7 @@ def _group(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> int:
-    if arguments.timeout is None:
-        client.timeout = ADD_TIMEOUT  # photos wait for each other, and for whoever else calls
+    give_time(client, arguments)
     photos = people_in(arguments.folder)
     gallery = client.gallery(arguments.gallery)
     tally = Tally()
@@ -296,8 +293,9 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
         concurrency=arguments.concurrency,
         ordered=False,
     )
+    bar = Progress(len(photos), "photos", quiet=arguments.json)
     try:
-        with closing(enrolled), Progress(len(photos), "photos", quiet=arguments.json) as progress:
+        with resumable(), closing(enrolled), bar as progress:
             for outcome in enrolled:
                 if outcome.error is None:
                     tally.counts[outcome.get().outcome] += 1
@@ -305,9 +303,6 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
                     person, path = photos[outcome.index]
                     tally.fail(path, outcome.error, person=person)
                 progress.step(len(tally.failed))
-    except KeyboardInterrupt:
-        print("mien: interrupted; the same command goes on", file=sys.stderr)
-        raise
     finally:
         if tally.counts or tally.failed:
             _tell_added(tally, arguments)

@@ -11,14 +11,12 @@ from mien.errors import EmbeddingMismatch, FailedPrecondition, InvalidRequest, N
 from mien.gallery import Gallery
 from mien.gallery_files import Contents, checked, export_gallery, faces_of
 from mien.gallery_results import GalleryInfo
-from mien.progress import PARTLY, Progress, Tally
-
-TIMEOUT = 60.0
+from mien.progress import PARTLY, Progress, Tally, give_time, resumable
 
 
 def export_to_file(client: Client, arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status: 3 if the gallery was changed meanwhile."""
-    _give_time(client, arguments)
+    give_time(client, arguments)
     path: Path = arguments.file
     if path.exists():
         why = f"{path} is there already: remove it, or name another file"
@@ -44,7 +42,7 @@ def export_to_file(client: Client, arguments: argparse.Namespace) -> int:
 
 def import_from_file(client: Client, arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status: 3 if faces of the file are not in the gallery."""
-    _give_time(client, arguments)
+    give_time(client, arguments)
     path: Path = arguments.file
     contents = checked(path)
     gallery = client.gallery(arguments.gallery)
@@ -52,18 +50,15 @@ def import_from_file(client: Client, arguments: argparse.Namespace) -> int:
     tally = Tally()
     # They were judged when they were enrolled.
     enrolled = gallery.enrol_many(faces_of(path, contents), quality_policy="accept")
-    try:
-        with closing(enrolled), Progress(contents.faces, "faces", quiet=arguments.json) as progress:
-            for outcome in enrolled:
-                if outcome.error is None:
-                    tally.counts[outcome.get().outcome] += 1
-                else:
-                    line = f"{path}:{outcome.index + 2}"
-                    tally.fail(Path(line), outcome.error, person=outcome.item.person or "")
-                progress.step(len(tally.failed))
-    except KeyboardInterrupt:
-        print("mien: interrupted; the same command goes on", file=sys.stderr)
-        raise
+    bar = Progress(contents.faces, "faces", quiet=arguments.json)
+    with resumable(), closing(enrolled), bar as progress:
+        for outcome in enrolled:
+            if outcome.error is None:
+                tally.counts[outcome.get().outcome] += 1
+            else:
+                line = f"{path}:{outcome.index + 2}"
+                tally.fail(Path(line), outcome.error, person=outcome.item.person or "")
+            progress.step(len(tally.failed))
     now = gallery.info()
     counts = {outcome: tally.counts[outcome] for outcome in ("enrolled", "existing")}
     if arguments.json:
@@ -124,8 +119,3 @@ _CURE = (
 
 def _is_origin(info: GalleryInfo, contents: Contents) -> bool:
     return (info.name, info.as_dict()["created"]) == (contents.gallery, contents.created)
-
-
-def _give_time(client: Client, arguments: argparse.Namespace) -> None:
-    if arguments.timeout is None:
-        client.timeout = TIMEOUT

@@ -29,16 +29,9 @@ class Limits:
     max_connections: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("max_calls", self.max_calls),
-            ("max_connections", self.max_connections),
-        ):
-            if name == "max_calls" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if self.max_calls is not None:
+            checked_whole(self.max_calls, "max_calls", 1)
+        checked_whole(self.max_connections, "max_connections", 1)
 
 
 def checked_limits(limits: object) -> Limits:
@@ -54,17 +47,17 @@ def checked_limits(limits: object) -> Limits:
     return limits
 
 
-def checked_retries(retries: object) -> int:
-    """How often to try again.
+def checked_whole(number: object, name: str, least: int) -> int:
+    """A whole number that an argument is.
 
     Raises:
-        TypeError: it is no int. ValueError: it is below 0.
+        TypeError: it is no int. ValueError: it is below `least`.
     """
-    if not isinstance(retries, int) or isinstance(retries, bool):
-        raise TypeError(f"overload_retries must be a whole number, not {retries!r}")
-    if retries < 0:
-        raise ValueError(f"overload_retries must be 0 or more, not {retries}")
-    return retries
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{name} must be a whole number, not {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must be {least} or more, not {number}")
+    return number
 
 
 class Attempts:

@@ -1,11 +1,15 @@
 """What a command that takes long tells: how far it is, and at the end what failed and why."""
 
+import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mien.bulk import Failure
+from mien.client import Client
 from mien.errors import MienError
 from mien.printable import printable
 
@@ -18,6 +22,26 @@ PARTLY = 3
 
 TOLD = 20
 """Failures that are listed at the end; the rest is counted."""
+
+
+TIMEOUT = 60.0
+"""Seconds that a call gets, if nobody says otherwise: photos wait for each other, and for other callers."""
+
+
+def give_time(client: Client, arguments: argparse.Namespace) -> None:
+    """Gives the calls of a command their `TIMEOUT`, unless its options have one."""
+    if arguments.timeout is None:
+        client.timeout = TIMEOUT
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says, where the block is interrupted, that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("mien: interrupted; the same command goes on", file=sys.stderr)
+        raise
 
 
 class Progress:
