@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mien_server.evaluation.drawing import (
     FAINT,
     GRID,
     INK,
     LINE,
-    PAPER,
     SCALE,
-    UNSURE,
     Point,
     mark,
     scaled,
+    shade_unsure,
+    sheet,
     write,
 )
 from mien_server.evaluation.open_set import FPIRS, Det, GalleryPoint
@@ -40,16 +40,9 @@ def det_picture(
     Returns:
         A picture of 880x620 pixels, RGB.
     """
-    picture = Image.new("RGB", (_SIZE[0] * SCALE, _SIZE[1] * SCALE), PAPER)
-    draw = ImageDraw.Draw(picture)
     left, top, right, bottom = _FRAME
-    write(draw, (left, 24), title, 22, INK, "la")
-    write(draw, (left, 58), subtitle, 14, FAINT, "la")
-    unsure, _ = _place(min(sure_from, 1.0), 1)
-    if unsure > left:
-        draw.rectangle(scaled([(left, top), (unsure, bottom)]), fill=UNSURE)
-        if unsure - left > 130:
-            write(draw, (left + 12, bottom - 14), "insufficient data", 13, FAINT, "ls")
+    picture, draw = sheet(_SIZE, left, title, subtitle)
+    shade_unsure(draw, _FRAME, _place(min(sure_from, 1.0), 1)[0])
     for decade in range(-_DECADES, 1):
         x, y = _place(10.0**decade, 10.0**decade)
         draw.line(scaled([(x, top), (x, bottom)]), fill=GRID, width=SCALE)

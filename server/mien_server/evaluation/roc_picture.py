@@ -10,13 +10,13 @@ from mien_server.evaluation.drawing import (
     GRID,
     INK,
     LINE,
-    PAPER,
     SCALE,
     SHADE,
-    UNSURE,
     Point,
     mark,
     scaled,
+    shade_unsure,
+    sheet,
     write,
 )
 from mien_server.evaluation.metrics import FARS, Operation, Roc
@@ -41,18 +41,11 @@ def roc_picture(
     Returns:
         A picture of 880x620 pixels, RGB.
     """
-    picture = Image.new("RGB", (_SIZE[0] * SCALE, _SIZE[1] * SCALE), PAPER)
-    draw = ImageDraw.Draw(picture)
-    left, top, right, bottom = _FRAME
-    write(draw, (left, 24), title, 22, INK, "la")
-    write(draw, (left, 58), subtitle, 14, FAINT, "la")
+    left, _, right, bottom = _FRAME
+    picture, draw = sheet(_SIZE, left, title, subtitle)
     curve = list(_steps(roc))
     draw.polygon(scaled([(curve[0][0], bottom), *curve, (right, bottom)]), fill=SHADE)
-    unsure, _ = _place(min(sure_from, 1.0), 0)
-    if unsure > left:
-        draw.rectangle(scaled([(left, top), (unsure, bottom)]), fill=UNSURE)
-        if unsure - left > 130:
-            write(draw, (left + 12, bottom - 14), "insufficient data", 13, FAINT, "ls")
+    shade_unsure(draw, _FRAME, _place(min(sure_from, 1.0), 0)[0])
     _draw_grid(draw)
     draw.line(scaled(curve), fill=LINE, width=3 * SCALE, joint="curve")
     for each in operations:

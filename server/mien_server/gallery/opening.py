@@ -3,7 +3,6 @@
 from mien_server.backends.devices import CpuDevice
 from mien_server.errors import OperatorError
 from mien_server.gallery.interface import AnyStore
-from mien_server.gallery.milvus_store import MilvusStore
 from mien_server.gallery.store import Store
 from mien_server.scheduling.scheduler import Scheduler
 from mien_server.settings import Settings, name_of
@@ -25,6 +24,8 @@ def open_store(
         OperatorError: they cannot be opened.
     """
     if settings.gallery_url:
+        from mien_server.gallery.milvus_store import MilvusStore  # most servers have no use for it
+
         return MilvusStore(settings.gallery_url, token=read_token(settings), threads=threads)
     if settings.gallery_dir is None:
         return None

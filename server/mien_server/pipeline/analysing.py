@@ -94,13 +94,15 @@ async def _analyse_crop(
     # It is a photo of one face that lies where the template has it.
     matrices = {crop: _matrix(crop, TEMPLATE) for crop in _wanted(analysers)}
     begun = time.monotonic()
-    cuts = await pool.finish(
-        lambda: {
-            crop: [_Cut(pixels if crop.is_template else cut(pixels, matrix, crop.side), matrix)]
-            for crop, matrix in matrices.items()
-        }
+    cuts, quality = await pool.finish(
+        lambda: (
+            {
+                crop: [_Cut(pixels if crop.is_template else cut(pixels, matrix, crop.side), matrix)]
+                for crop, matrix in matrices.items()
+            },
+            of_crop(pixels),
+        )
     )
-    quality = await pool.finish(partial(of_crop, pixels))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=0)
     face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses])

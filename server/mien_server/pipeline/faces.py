@@ -152,12 +152,7 @@ class FacePipeline:
         async with AsyncExitStack() as leases:
             with at("embedder"):
                 lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = None
-            if not isinstance(image, AlignedFace):
-                with at("selection"):
-                    check_selection(selection, self._limits)
-                with at("detector"):
-                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+            finder = await self._finder(leases, image, selection, detector)
             return await embed_image(
                 image,
                 finder,
@@ -306,15 +301,11 @@ class FacePipeline:
         path = "analysers[{}]" if analysers else "analysers"
         async with AsyncExitStack() as leases:
             held, places = await self._lease_asked(leases, named, path, require, aligned=aligned)
-            finder = vectors = None
+            vectors = None
             if embedder is not None:
                 with at("embedder"):
                     vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            if not aligned:
-                with at("selection"):
-                    check_selection(selection, self._limits)
-                with at("detector"):
-                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+            finder = await self._finder(leases, image, selection, detector)
             found = await analyse_image(
                 image,
                 finder,
@@ -328,6 +319,21 @@ class FacePipeline:
         with at("image"):
             check_met(require, found.faces, places)
         return found
+
+    async def _finder(
+        self,
+        leases: AsyncExitStack,
+        image: ImageSource,
+        selection: FaceSelection,
+        detector: ModelRef,
+    ) -> Lease | None:
+        """What finds the faces of a photo, of which some are selected; None of an aligned face."""
+        if isinstance(image, AlignedFace):
+            return None
+        with at("selection"):
+            check_selection(selection, self._limits)
+        with at("detector"):
+            return await leases.enter_async_context(self._lease(detector, DETECTOR))
 
     async def _lease_asked(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 from mien_server.errors import OperatorError
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, ModelFolder, find_models, version_numbers
-from mien_server.repository.manifest import fingerprint, verify_version
+from mien_server.repository.manifest import verify_version, version_fingerprint
 from mien_server.repository.thresholds import judged_by, read_thresholds
 
 
@@ -118,9 +118,7 @@ def _versions(name: str, folder: ModelFolder) -> Iterator[Listed]:
 def _whole(config: ModelConfig, number: int, folder: ModelFolder) -> Listed:
     path = folder.path / str(number)
     manifest = verify_version(path, folder.root, config.default_model_filename)
-    weights = manifest.files[config.default_model_filename].sha256
-    described = config.role.describe(config.options)
-    made_by = fingerprint(weights, config.architecture, config.normalisation, described)
+    made_by = version_fingerprint(config, manifest)
     options = judged_by(config, read_thresholds(path, folder.root, made_by)).options
     return Listed(
         model=config.name,

@@ -22,7 +22,12 @@ from mien_server.repository.golden import (
     read_golden,
 )
 from mien_server.repository.instances import load_instance
-from mien_server.repository.manifest import Manifest, ManifestError, fingerprint, verify_version
+from mien_server.repository.manifest import (
+    Manifest,
+    ManifestError,
+    verify_version,
+    version_fingerprint,
+)
 from mien_server.repository.placement import AnyDevice, place
 from mien_server.repository.thresholds import judged_by, read_thresholds
 from mien_server.repository.versions import LoadedVersion, ReadyModel
@@ -74,9 +79,7 @@ def load_version(
     with contextlib.ExitStack() as undo:
         with _unchanged(folder):
             manifest = verify_version(folder, root, config.default_model_filename, stop_if_asked)
-            weights = manifest.files[config.default_model_filename].sha256
-            options = config.role.describe(config.options)
-            made_by = fingerprint(weights, config.architecture, config.normalisation, options)
+            made_by = version_fingerprint(config, manifest)
             thresholds = read_thresholds(folder, root, made_by)
             if current and _still_holds(current, config, manifest):
                 current.thresholds = thresholds

@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mien_server.errors import OperatorError
 from mien_server.models.interface import ALIGNMENT, Normalisation
 from mien_server.repository.folders import THRESHOLDS, is_regular, leads_out
+
+if TYPE_CHECKING:
+    from mien_server.repository.config.model import ModelConfig
 
 FILENAME = "manifest.json"
 
@@ -184,6 +187,13 @@ def verify_version(
         except OSError as error:
             raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
     return manifest
+
+
+def version_fingerprint(config: "ModelConfig", manifest: Manifest) -> str:
+    """The fingerprint of a version, as it is configured now."""
+    weights = manifest.files[config.default_model_filename].sha256
+    options = config.role.describe(config.options)
+    return fingerprint(weights, config.architecture, config.normalisation, options)
 
 
 def fingerprint(

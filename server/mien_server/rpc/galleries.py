@@ -1,5 +1,9 @@
 """mien.v1.GalleryService: a request's message in, the gallery's answer out."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias, TypeVar
+
 from mien.v1 import face_pb2, gallery_pb2, gallery_pb2_grpc
 from mien_server.errors import InvalidRequest, NotInGallery, Reason
 from mien_server.gallery import grouping
@@ -52,6 +56,13 @@ _POLICIES = {
     gallery_pb2.QUALITY_POLICY_WARN: QualityPolicy.WARN,
     gallery_pb2.QUALITY_POLICY_ACCEPT: QualityPolicy.ACCEPT,
 }
+
+
+T = TypeVar("T")
+
+_PageRequest: TypeAlias = (
+    gallery_pb2.ListPersonsRequest | gallery_pb2.ListFacesRequest | gallery_pb2.ExportFacesRequest
+)
 
 
 def _after(page_token: str) -> int:
@@ -199,12 +210,10 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
     ) -> gallery_pb2.ListPersonsResponse:
         """A page of persons."""
         async with bounded_call(context, self._default_deadline):
-            live = self._store.find(request.collection)
-            size = page_size(request.page_size)
-            after = _after(request.page_token)
-            page = await self._store.reader.persons(live, after=after, most=size + 1)
-        more = face_id(page[size - 1].key) if len(page) > size else ""
-        persons = [person_message(person) for person in page[:size]]
+            page, more = await self._page(
+                request, self._store.reader.persons, lambda each: each.key
+            )
+        persons = [person_message(person) for person in page]
         return gallery_pb2.ListPersonsResponse(persons=persons, next_page_token=more)
 
     async def GetPerson(  # noqa: N802 - the contract's name
@@ -221,14 +230,9 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
     ) -> gallery_pb2.ListFacesResponse:
         """A page of faces."""
         async with bounded_call(context, self._default_deadline):
-            live = self._store.find(request.collection)
-            size = page_size(request.page_size)
-            after = _after(request.page_token)
-            page = await self._store.reader.faces(
-                live, of=request.person_id, after=after, most=size + 1
-            )
-        more = face_id(page[size - 1].key) if len(page) > size else ""
-        faces = [enrolled_message(face) for face in page[:size]]
+            read = partial(self._store.reader.faces, of=request.person_id)
+            page, more = await self._page(request, read, lambda each: each.key)
+        faces = [enrolled_message(face) for face in page]
         return gallery_pb2.ListFacesResponse(faces=faces, next_page_token=more)
 
     async def GetFace(  # noqa: N802 - the contract's name
@@ -257,16 +261,14 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
     ) -> gallery_pb2.ExportFacesResponse:
         """A page of faces with their embeddings."""
         async with bounded_call(context, self._default_deadline):
-            live = self._store.find(request.collection)
-            size = page_size(request.page_size)
-            after = _after(request.page_token)
-            page = await self._store.reader.exported(live, after=after, most=size + 1)
-        more = face_id(page[size - 1].face.key) if len(page) > size else ""
+            page, more = await self._page(
+                request, self._store.reader.exported, lambda each: each.face.key
+            )
         faces = [
             gallery_pb2.ExportedFace(
                 face=enrolled_message(each.face), embedding=embedding_message(each.embedding)
             )
-            for each in page[:size]
+            for each in page
         ]
         return gallery_pb2.ExportFacesResponse(faces=faces, next_page_token=more)
 
@@ -356,3 +358,15 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
             keeps_crops=collection.keeps_crops,
             created=timestamp(collection.created),
         )
+
+    async def _page(
+        self,
+        request: _PageRequest,
+        read: Callable[..., Awaitable[list[T]]],
+        key: Callable[[T], int],
+    ) -> tuple[list[T], str]:
+        """A page of what `read` gives of a collection, and the token of the next one, "" after the last."""
+        live = self._store.find(request.collection)
+        size = page_size(request.page_size)
+        found = await read(live, after=_after(request.page_token), most=size + 1)
+        return found[:size], face_id(key(found[size - 1])) if len(found) > size else ""

