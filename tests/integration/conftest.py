@@ -149,3 +149,12 @@ def refused_start(
     logging.root.setLevel(level)
     logging.captureWarnings(False)
     enable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def galleries(
+    launch_server: LaunchServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """A server that keeps galleries."""
+    with launch_server("--gallery-dir", str(tmp_path_factory.mktemp("galleries"))) as running:
+        yield running

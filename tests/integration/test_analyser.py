@@ -1,7 +1,6 @@
 """An analyser is one config.pbtxt and one file of weights, and served in every way that models are."""
 
 import asyncio
-import json
 import re
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ from mien_server.repository.golden import FILENAME as GOLDEN
 from mien_server.repository.versions import State
 from tests import graphs
 from tests.integration.repository_rig import LARGEST, SECONDS, Rig, open_rig
-from tests.integration.test_third_role import Served, serving
+from tests.integration.test_third_role import Served, held_to_golden_files, serving
 from tests.unit.repository.folders import parameter, seal, traffic
 
 SIDE = 16
@@ -146,25 +145,7 @@ def test_another_version_is_swapped_in_by_a_reload(root: Path) -> None:
 async def test_it_is_held_to_its_golden_file(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(*flags: str) -> tuple[int, Any]:
-        command = ["models", "check", "colours", "--json", "--model-repository", str(root), *flags]
-        status = main(command)
-        return status, json.loads(capsys.readouterr().out)
-
-    config = root / "colours" / "config.pbtxt"
-    config.write_text(
-        re.sub(r"batch_size: (\d|\[ \d \])", "batch_size: 1", CONFIG)
-    )  # quickly timed
-    for version in ("1", "2"):
-        status, report = await asyncio.to_thread(check, "--version", version, "--make-golden")
-        assert (status, report["passed"]) == (0, True)
-    # Version 2 with the golden file of version 1.
-    shutil.copy(root / "colours" / "1" / GOLDEN, root / "colours" / "2" / GOLDEN)
-    seal(root / "colours" / "2")
-    assert (await asyncio.to_thread(check, "--version", "2"))[0] == 1
-    async with serving(root) as served:
-        assert served.states() == {1: State.READY, 2: State.UNAVAILABLE}
-        assert "to the golden file, below the bound of 0.99999" in served.reason(2)
+    await held_to_golden_files(root, CONFIG, capsys)
 
 
 async def test_import_takes_any_graph_for_a_model_that_is_an_analyser(

@@ -24,15 +24,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def galleries(
-    launch_server: LaunchServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """A server that keeps galleries."""
-    with launch_server("--gallery-dir", str(tmp_path_factory.mktemp("galleries"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(galleries: LocalServer) -> Iterator[mien.Client]:
     with mien.Client(galleries.address, timeout=60) as client:
         yield client

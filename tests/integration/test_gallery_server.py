@@ -17,21 +17,12 @@ import pytest
 
 import mien
 from mien import cli
-from tests.conftest import ROOT, LaunchServer
+from tests.conftest import ROOT
 from tests.exposition import Exposition
 from tools.local_server import LocalServer
 
 Sample = Callable[[str], Path]
 _NAMES = count(1)
-
-
-@pytest.fixture(scope="module")
-def galleries(
-    launch_server: LaunchServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """A server that keeps galleries."""
-    with launch_server("--gallery-dir", str(tmp_path_factory.mktemp("galleries"))) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,13 @@
 """Enrol and Identify over scripted models: what is wrong with one face, with the call, and with the model."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mien_server.backends.devices import CpuDevice
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
-from mien_server.gallery.store import Store
 from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy
 from mien_server.models.roles import EMBEDDER
 from mien_server.pipeline.types import Call, ModelIdentity, ModelRef
@@ -29,21 +25,6 @@ from tests.unit.pipeline.scripted import (
 
 ANN, BOB = unit(1, 0, 0, 0, 0, 0), unit(0, 1, 0, 0, 0, 0)
 PHOTO = painted(400, 400, (100, 100, 150))
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gallery(world: World, tmp_path: Path) -> Iterator[Gallery]:
-    store = Store(tmp_path, max_bytes=1 << 30, scheduler=world.scheduler, device=CpuDevice(1))
-    yield Gallery(store, world.catalogue, world.pipeline, default_embedder="vectors")
-    world.scheduler.close()
-    store.close()
 
 
 async def enrolled(

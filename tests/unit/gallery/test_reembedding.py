@@ -50,14 +50,6 @@ def world() -> Iterator[World]:
     made.close()
 
 
-@pytest.fixture
-def gallery(world: World, tmp_path: Path) -> Iterator[Gallery]:
-    store = Store(tmp_path, max_bytes=1 << 30, scheduler=world.scheduler, device=CpuDevice(1))
-    yield Gallery(store, world.catalogue, world.pipeline, default_embedder="vectors")
-    world.scheduler.close()
-    store.close()
-
-
 async def enrolled(gallery: Gallery, *faces: NewFace) -> list[Enrolment]:
     _, results = await enrol(
         gallery,
