@@ -43,7 +43,6 @@ from mien_server.pipeline.types import (
     StageTime,
 )
 from mien_server.repository.versions import Lease
-from mien_server.repository.waking import hold
 from mien_server.scheduling.errors import Expired
 
 
@@ -212,7 +211,7 @@ class Gallery:
         """
         name = asked.name or self._default_embedder
         with at("embedder"):
-            held = hold(self._models, name, asked.version, role=EMBEDDER, fingerprint="")
+            held = self._models.hold(name, asked.version, role=EMBEDDER, fingerprint="")
             async with held as lease:
                 return identity_of(lease.model), lease.model.config.outputs[0].dims[0]
 
@@ -296,7 +295,7 @@ class Gallery:
     def _pinned(self, live: OpenCollection) -> AbstractAsyncContextManager[Lease]:
         """The embedder of a collection, or what serves under its name instead."""
         embedder = live.collection.embedder
-        return hold(self._models, embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
+        return self._models.hold(embedder.name, 0, role=EMBEDDER, fingerprint=embedder.fingerprint)
 
     def _threshold(self, live: OpenCollection, asked: float | None) -> tuple[float, str]:
         """The threshold that holds for a collection, and where it comes from."""

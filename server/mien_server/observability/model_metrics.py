@@ -16,8 +16,9 @@ from prometheus_client.registry import Collector
 
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.entries import Sleeper
 from mien_server.repository.statistics import InferenceTotals, VersionStatistics
-from mien_server.repository.versions import Sleeper, State, VersionStatus
+from mien_server.repository.versions import State, VersionStatus
 from mien_server.scheduling.statistics import DURATION_BOUNDS, DurationHistogram, SlotStatistics
 
 _MICROSECONDS_PER_SECOND = 1_000_000

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from mien_server.errors import at
 from mien_server.models.analyser import AnalyserOptions, AnalyserRow, Crop
 from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, cut, similarity
-from mien_server.pipeline.choosing import find_chosen, judge, load_crop
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.embedding import cut_aligned, embed_crops, face_of
+from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.quality import of_crop
+from mien_server.pipeline.quality import judge, of_crop
 from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.running import identity_of, run_parts, together
 from mien_server.pipeline.types import (

@@ -13,10 +13,10 @@ from mien_server.errors import at
 from mien_server.models.detections import Detections
 from mien_server.models.roles import EmbedderRow
 from mien_server.pipeline.align import CROP_SIDE, crop_faces, magnification
-from mien_server.pipeline.choosing import find_chosen, judge, load_crop
 from mien_server.pipeline.decode import Photo, load
+from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.quality import of_crop
+from mien_server.pipeline.quality import judge, of_crop
 from mien_server.pipeline.room import PictureRoom
 from mien_server.pipeline.running import identity_of, run_parts
 from mien_server.pipeline.types import (

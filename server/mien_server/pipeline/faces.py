@@ -35,11 +35,16 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.versions import Lease, ReadyModel
-from mien_server.repository.waking import Wakeable, hold
 
 
-class Models(Wakeable, Protocol):
-    """Where the pipeline finds its models."""
+class Models(Protocol):
+    """Where the pipeline finds its models: the catalogue."""
+
+    def hold(
+        self, name: str, version: int, *, role: AnyRole, fingerprint: str
+    ) -> AbstractAsyncContextManager[Lease]:
+        """As `Catalogue.hold`."""
+        ...
 
     def config(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> ModelConfig:
         """The configuration of what `hold` would give, which is not woken for it.
@@ -345,7 +350,7 @@ class FacePipeline:
         aligned: bool,
     ) -> Asked:
         async def enter(ref: ModelRef) -> Lease:
-            lease = hold(self._models, ref.name, ref.version, role=ANALYSER, fingerprint="")
+            lease = self._models.hold(ref.name, ref.version, role=ANALYSER, fingerprint="")
             return await leases.enter_async_context(lease)
 
         return await lease_asked(enter, named, path, require, aligned=aligned)
@@ -363,7 +368,7 @@ class FacePipeline:
         self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
     ) -> AbstractAsyncContextManager[Lease]:
         name = ref.name or self._defaults[role]
-        return hold(self._models, name, ref.version, role=role, fingerprint=fingerprint)
+        return self._models.hold(name, ref.version, role=role, fingerprint=fingerprint)
 
 
 def _embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:

@@ -1,4 +1,4 @@
-"""From a picture to the faces in it: one pass over a coarse canvas, one over a finer if need be.
+"""From a picture to the faces that a call is about: one pass over a coarse canvas, perhaps one over a finer.
 
 Fits photos into the square canvases that share batches, and finds out which canvas a photo needs.
 
@@ -35,18 +35,21 @@ Measured with RetinaFace mobilenet0.25 and SFace on the six sample portraits:
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 
+from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.detections import Detections, areas
 from mien_server.models.roles import DetectorOptions, DetectorRow
+from mien_server.pipeline.align import CROP_SIDE, alignable
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.running import run_rows
-from mien_server.pipeline.selection import rank
+from mien_server.pipeline.selection import rank, select_faces
 from mien_server.pipeline.types import (
+    AlignedFace,
     ArrayF32,
     Call,
     EncodedImage,
@@ -156,6 +159,20 @@ class FoundFaces:
     faces: Detections
 
 
+class Chosen(NamedTuple):
+    """A photo and its faces.
+
+    Attributes:
+        photo: decoded, perhaps reduced.
+        faces: all that can be aligned, in pixels of the full photo.
+        indices: of the chosen ones, in the policy's order.
+    """
+
+    photo: Photo
+    faces: Detections
+    indices: list[int]
+
+
 async def find_faces(
     source: EncodedImage | RawPixels,
     detector: Lease,
@@ -233,6 +250,73 @@ async def find_faces(
             overlap=options.nms_threshold,
         )
     return FoundFaces(photo, faces)
+
+
+async def find_chosen(
+    image: EncodedImage | RawPixels,
+    detector: Lease,
+    selection: FaceSelection,
+    *,
+    limits: Limits,
+    pool: PicturePool,
+    call: Call,
+    reserve: float,
+) -> Chosen:
+    """The chosen ones of a photo's faces that can be aligned.
+
+    Args:
+        selection: checked by `check_selection`.
+        reserve: seconds that the call needs after detection.
+
+    Raises:
+        InvalidRequest: the picture cannot be used.
+        Unmet: the photo has no face that is wanted (unless the policy is ALL), or too many.
+        SchedulingError: why there is no result.
+    """
+    found = await find_faces(
+        image, detector, selection, limits=limits, pool=pool, call=call, reserve=reserve
+    )
+    faces = found.faces.take(np.flatnonzero(alignable(found.faces.landmarks)))
+    indices = select_faces(
+        faces,
+        selection,
+        width=found.photo.width,
+        height=found.photo.height,
+        limits=limits,
+        required=True,
+    )
+    return Chosen(found.photo, faces, indices)
+
+
+async def load_crop(
+    image: AlignedFace, *, limits: Limits, pool: PicturePool, call: Call
+) -> ImageU8:
+    """The pixels [112, 112, 3] of an aligned face.
+
+    Raises:
+        InvalidRequest: it cannot be decoded, or has another size. Its field begins with the picture's part.
+    """
+    source = image.crop
+
+    def crop() -> tuple[ImageU8, float]:
+        begun = time.monotonic()
+        with pool.room.hold() as hold:
+            photo = load(source, limits, hold=hold)
+        if (photo.width, photo.height) != (CROP_SIDE, CROP_SIDE):
+            raise InvalidRequest(
+                Reason.INVALID_IMAGE,
+                f"An aligned face has {CROP_SIDE}x{CROP_SIDE} pixels, this one has"
+                f" {photo.width}x{photo.height}: align it, or send it as a photo.",
+            )
+        return photo.pixels, time.monotonic() - begun
+
+    queued = time.monotonic()
+    with at(source.part):
+        (pixels, seconds), waited = await pool.decode(
+            crop, nbytes=len(source.data), deadline=call.deadline
+        )
+    call.add(queued, StageTime("decode.queue", waited), StageTime("decode", seconds))
+    return pixels
 
 
 def _is_settled(faces: Detections, policy: FacePolicy, photo: Photo, trusted: float) -> bool:

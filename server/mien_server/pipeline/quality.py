@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.models.detections import Detections
 from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, similarity
 from mien_server.pipeline.types import ArrayF32, ImageU8, Quality
 
@@ -195,3 +196,22 @@ def problems(quality: Quality, limits: QualityLimits = LIMITS) -> list[Issue]:
 
 def _size_of(angle: float | None) -> float | None:
     return None if angle is None else abs(angle)
+
+
+def judge(
+    crops: Sequence[ImageU8], faces: Detections, chosen: Sequence[int], width: int, height: int
+) -> list[Quality]:
+    """The quality of the chosen ones of a photo's faces, of which these are the crops."""
+    sure = faces.scores >= LIMITS.min_score
+    return [
+        of_face(
+            crop,
+            box=faces.boxes[i],
+            landmarks=faces.landmarks[i],
+            score=float(faces.scores[i]),
+            others=faces.boxes[sure & (np.arange(len(sure)) != i)],
+            width=width,
+            height=height,
+        )
+        for crop, i in zip(crops, chosen, strict=True)
+    ]

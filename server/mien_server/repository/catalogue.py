@@ -1,17 +1,19 @@
 """Which models and versions there are, which of them answer calls, and why the others do not."""
 
+import asyncio
 import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
+from mien_server.errors import MienError, ModelAsleep, ModelNotReady
 from mien_server.models.interface import AnyRole
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
+from mien_server.repository.entries import LOADING, UNLOADING, ModelEntry, Sleeper, reasons_of
 from mien_server.repository.routing import (
     answers,
     choose,
@@ -23,20 +25,13 @@ from mien_server.repository.routing import (
     statuses_of,
 )
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics
-from mien_server.repository.thresholds import judged_by, told_with
 from mien_server.repository.versions import (
-    LOADING,
-    UNLOADED,
-    UNLOADING,
     Lease,
     LoadedVersion,
-    ModelEntry,
     ReadyModel,
     Shadow,
-    Sleeper,
     State,
     VersionStatus,
-    reasons_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -80,7 +75,8 @@ class Catalogue:
 
         Raises:
             ModelNotFound: no such model or version; the message lists those there are.
-            ModelNotReady: it exists and does not serve; the message says why. ModelAsleep: `hold` loads it.
+            ModelNotReady: it exists and does not serve; the message says why.
+            ModelAsleep: `hold` has it loaded.
             InvalidRequest: INVALID_OPTION, the model has another role, or is an ensemble.
         """
         with self._lock:
@@ -102,6 +98,36 @@ class Catalogue:
         finally:
             for each in held:
                 each.release()
+
+    @contextlib.asynccontextmanager
+    async def hold(
+        self, name: str, version: int = 0, *, role: AnyRole | None = None, fingerprint: str = ""
+    ) -> AsyncIterator[Lease]:
+        """As `lease`, but a model that is asleep is loaded, which the caller waits for.
+
+        Whoever holds models already goes on holding them meanwhile, so that none falls asleep over another
+        one. A call whose deadline passes is cancelled out of the wait; the load goes on.
+
+        Raises:
+            ModelNotFound, InvalidRequest: as `lease` says. ModelNotReady: also of a load that failed.
+            Draining: the server is shutting down.
+        """
+        failure: MienError | None = None
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    lease = held.enter_context(
+                        self.lease(name, version, role=role, fingerprint=fingerprint)
+                    )
+                    break
+                except ModelAsleep:
+                    if failure:
+                        raise ModelNotReady(failure.message) from failure
+                try:
+                    await asyncio.wrap_future(self.wake(name))
+                except MienError as error:
+                    failure = error
+            yield lease
 
     def in_use(self, role: AnyRole) -> dict[str, Any]:
         """The options of the models of a role that serve, or should but do not, by name.
@@ -231,13 +257,10 @@ class Catalogue:
         Returns:
             their names.
         """
-        fallen: list[tuple[ModelEntry, list[LoadedVersion]]] = []
         with self._lock:
-            for entry in self._models.values():
-                if entry.may_sleep():
-                    unused = list(entry.serving.values())
-                    entry.fall_asleep()
-                    fallen.append((entry, unused))
+            fallen = [
+                (entry, entry.fall_asleep()) for entry in self._models.values() if entry.may_sleep()
+            ]
         for entry, unused in fallen:
             self._retire(entry, unused)
         return [entry.name for entry, _ in fallen]
@@ -302,22 +325,7 @@ class Catalogue:
         """
         with self._lock:
             entry = find(self._models, config.name)
-            taken = loaded.keys() - failures.keys()
-            if entry.serving and not (taken and config.traffic.choose(loaded, None)):
-                unused = _without(loaded, entry.serving)
-            else:
-                for number in taken:
-                    # Of what stays as it is, settings that need no load have changed perhaps.
-                    own = loaded[number].thresholds
-                    loaded[number].model = replace(
-                        loaded[number].model, config=judged_by(config, own)
-                    )
-                    loaded[number].message = told_with(message, own)
-                unused = _without(entry.serving, loaded)
-                if loaded:
-                    entry.wake_up()
-                entry.config, entry.serving = config, dict(loaded)
-            entry.settle(unused, failures)
+            unused = entry.serve(config, message, loaded, failures)
         self._retire(entry, unused)
 
     def swap_ensemble(self, config: EnsembleConfig, message: Any) -> str:
@@ -377,14 +385,7 @@ class Catalogue:
         """
         with self._lock:
             entry = find(self._models, name)
-            unused = list(entry.serving.values())
-            entry.serving, entry.asleep = {}, {}
-            if isinstance(entry.config, EnsembleConfig):
-                entry.config = entry.message = None
-            if entry.config is None:
-                entry.ensemble_counter = EnsembleCounter()
-            entry.settle(unused, {})
-            entry.reason = UNLOADED[1]
+            unused = entry.withdraw()
         self._retire(entry, unused)
 
     def drained(self, timeout: float | None = None) -> bool:
@@ -410,16 +411,5 @@ class Catalogue:
         except BaseException:  # this thread ends anyhow, and others wait for what it has to say
             _log.exception("model %s version %d did not unload", model.name, model.version)
         with self._lock:
-            entry.retired = [other for other in entry.retired if other is not version]
-            left = [other.model.version for other in entry.retired]
-            if entry.notes.get(model.version) == UNLOADING and model.version not in left:
-                notes = {n: note for n, note in entry.notes.items() if n != model.version}
-                served = model.version in (*entry.serving, *entry.asleep)
-                entry.notes = notes if served else {**notes, model.version: UNLOADED}
+            entry.freed(version)
             self._freed.notify_all()
-
-
-def _without(
-    versions: Mapping[int, LoadedVersion], others: Mapping[int, LoadedVersion]
-) -> list[LoadedVersion]:
-    return [version for version in versions.values() if version not in others.values()]

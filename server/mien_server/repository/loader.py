@@ -16,6 +16,7 @@ from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, is_ensemble
 from mien_server.repository.config.model import ModelConfig, parse_config
 from mien_server.repository.config.pbtxt import ConfigError, ConfigText
+from mien_server.repository.entries import reason_of
 from mien_server.repository.folders import (
     CONFIG,
     ModelFolder,
@@ -27,7 +28,7 @@ from mien_server.repository.folders import (
 from mien_server.repository.loading import load_version, load_wanted
 from mien_server.repository.operations import Operations
 from mien_server.repository.placement import AnyDevice, place
-from mien_server.repository.versions import LoadedVersion, VersionStatus, reason_of
+from mien_server.repository.versions import LoadedVersion, VersionStatus
 from mien_server.scheduling.errors import Draining
 from mien_server.scheduling.scheduler import Scheduler
 

@@ -20,14 +20,8 @@ from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.quoting import quoted
 from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.versions import (
-    SERVES_ON,
-    AsleepVersion,
-    LoadedVersion,
-    ModelEntry,
-    State,
-    VersionStatus,
-)
+from mien_server.repository.entries import SERVES_ON, AsleepVersion, ModelEntry
+from mien_server.repository.versions import LoadedVersion, State, VersionStatus
 
 Models: TypeAlias = Mapping[str, ModelEntry]
 """The catalogue's entries, by name."""

@@ -23,7 +23,6 @@ from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleCo
 from mien_server.repository.config.model import ModelConfig
 from mien_server.repository.loader import Loader
 from mien_server.repository.versions import State
-from mien_server.repository.waking import hold
 from mien_server.rpc.calls import Context, bounded, bounded_call
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.peers import is_local
@@ -254,7 +253,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         else:
             async with AsyncExitStack() as leases:
                 with at("model_name"):
-                    lease = await leases.enter_async_context(hold(self._models, name, version))
+                    lease = await leases.enter_async_context(self._models.hold(name, version))
                 version = lease.model.version
                 outputs = await run_model(lease, request, call, self._pool)
         response = triton.ModelInferResponse(

@@ -10,8 +10,8 @@ import pytest
 
 from mien_server.errors import InvalidRequest, ModelAsleep, ModelNotFound, ModelNotReady
 from mien_server.models.roles import DETECTOR, EMBEDDER
-from mien_server.repository.versions import Sleeper, State
-from mien_server.repository.waking import hold
+from mien_server.repository.entries import Sleeper
+from mien_server.repository.versions import State
 from mien_server.scheduling.errors import Draining
 from tests.unit.repository.folders import (
     SECONDS,
@@ -50,7 +50,7 @@ async def test_idle_model_is_freed_and_the_next_call_has_it_again(opened: Opened
     assert not hasattr(before.slot.instances[0].instance, "_runner"), "its network is gone"
     with pytest.raises(ModelAsleep), opened.catalogue.lease("sface"):
         pass
-    async with hold(opened.catalogue, "sface", role=EMBEDDER) as (model, _):
+    async with opened.catalogue.hold("sface", role=EMBEDDER) as (model, _):
         assert model.fingerprint == before.fingerprint
         assert (await asyncio.to_thread(embed, model)).shape == (128,)
         assert opened.catalogue.sleep() == [], "somebody holds it"
@@ -61,7 +61,7 @@ async def test_callers_at_once_wait_for_one_load(opened: Opened) -> None:
     doze(opened)
 
     async def call() -> int:
-        async with hold(opened.catalogue, "sface") as (model, _):
+        async with opened.catalogue.hold("sface") as (model, _):
             return id(model.slot)
 
     assert len(set(await asyncio.gather(*(call() for _ in range(20))))) == 1
@@ -89,10 +89,10 @@ async def test_asleep_it_is_ready_and_tells_what_it_is_without_being_woken(opene
 async def test_request_that_can_not_be_answered_wakes_nobody(opened: Opened) -> None:
     doze(opened)
     with pytest.raises(ModelNotFound, match="has no version 7"):
-        async with hold(opened.catalogue, "sface", 7):
+        async with opened.catalogue.hold("sface", 7):
             pass
     with pytest.raises(InvalidRequest, match="is an embedding model"):
-        async with hold(opened.catalogue, "sface", role=DETECTOR):
+        async with opened.catalogue.hold("sface", role=DETECTOR):
             pass
     assert opened.catalogue.sleepers()[0].asleep
 
@@ -105,14 +105,14 @@ async def test_load_that_fails_is_told_and_tried_again_by_the_next_call(
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
     with pytest.raises(ModelNotReady, match="could not be loaded: version 1: "):
-        async with hold(opened.catalogue, "sface"):
+        async with opened.catalogue.hold("sface"):
             pass
     assert states(opened)["sface", 1] is State.UNAVAILABLE
     assert "sface" in opened.catalogue.unready([], strict=True)
     with pytest.raises(ModelNotReady):
         opened.catalogue.config("sface")
     weights.write_bytes(whole)
-    async with hold(opened.catalogue, "sface") as (model, _):
+    async with opened.catalogue.hold("sface") as (model, _):
         assert model.version == 1
     assert states(opened)["sface", 1] is State.READY
 
@@ -121,7 +121,7 @@ async def test_caller_that_gives_up_leaves_the_load_to_the_others(opened: Opened
     doze(opened)
 
     async def call() -> int:
-        async with hold(opened.catalogue, "sface") as (model, _):
+        async with opened.catalogue.hold("sface") as (model, _):
             return model.version
 
     impatient, patient = asyncio.create_task(call()), asyncio.create_task(call())
@@ -141,14 +141,14 @@ async def test_unloaded_while_asleep_it_is_not_woken_any_more(
     doze(repository)
     repository.loader.unload("sface").result(SECONDS)
     with pytest.raises(ModelNotReady, match="it has been unloaded"):
-        async with hold(repository.catalogue, "sface"):
+        async with repository.catalogue.hold("sface"):
             pass
     repository.loader.load("sface").result(SECONDS)
     assert repository.catalogue.resolve("sface").version == 1
     doze(repository)
     assert repository.loader.close(SECONDS)
     with pytest.raises(Draining):
-        async with hold(repository.catalogue, "sface"):
+        async with repository.catalogue.hold("sface"):
             pass
 
 
@@ -182,7 +182,7 @@ async def test_no_call_is_lost_between_falling_asleep_and_waking(
 
     async def call(after: float) -> None:
         await asyncio.sleep(after)
-        async with hold(opened.catalogue, "sface") as (model, _):
+        async with opened.catalogue.hold("sface") as (model, _):
             done = await asyncio.to_thread(embed, model)
             assert done.shape == (128,)
 

@@ -3,9 +3,9 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any, cast
@@ -40,10 +40,11 @@ from mien_server.pipeline.types import (
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import EnsembleConfig, EnsembleStep
 from mien_server.repository.config.model import InstanceGroup, ModelConfig
+from mien_server.repository.entries import Sleeper
 from mien_server.repository.loader import Loader
 from mien_server.repository.statistics import EnsembleCounter, VersionStatistics, totals_of
 from mien_server.repository.traffic import ShadowStatistics, TrafficStatistics
-from mien_server.repository.versions import Lease, ReadyModel, Sleeper, State, VersionStatus
+from mien_server.repository.versions import Lease, ReadyModel, State, VersionStatus
 from mien_server.rpc.faces import FaceService
 from mien_server.rpc.galleries import GalleryService
 from mien_server.rpc.intake import Intake
@@ -155,10 +156,8 @@ class World:
                 return model
         raise ModelNotFound(f"there is no {name!r} {version}")
 
-    @contextmanager
-    def lease(
-        self, name: str, version: int = 0, *, role: AnyRole | None, fingerprint: str
-    ) -> Iterator[Lease]:
+    @asynccontextmanager
+    async def hold(self, name: str, version: int = 0) -> AsyncIterator[Lease]:
         model = self.resolve(name, version)
         self.leases += 1
         try:
