@@ -14,6 +14,7 @@ from mien import Client
 from mien_server.backends.weights_file import GRAPH
 from mien_server.repository.golden import read_golden
 from tests.conftest import LaunchServer
+from tests.unit.weights.onnx_files import one_layer
 from tools.local_server import PROGRAM, LocalServer, local_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,29 @@ def test_what_needs_it_says_so_in_a_line(
     done = run(environment, "models", "check", "sface", "--model-repository", repository)
     assert done.returncode == 1
     assert CURE in done.stderr, done.stderr
+
+
+def test_a_graph_is_imported_and_checked_without_it(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    repository, graph = (
+        tmp_path / "models",
+        one_layer(tmp_path / "mine.onnx", ("n", 3, 112, 112), 64),
+    )
+    at = ("--model-repository", repository)
+    done = run(environment, "models", "import", "mine", graph, *at)
+    assert done.returncode == 0, done.stderr
+    assert "architecture 'embedder' on backend 'onnxruntime'" in done.stderr
+    assert read_golden(repository / "mine" / "1") is not None
+    assert "passed" in run(environment, "models", "check", "mine", *at).stdout
+
+    # It may be the backbone that a model of PyTorch's wants, which is not to be seen here.
+    (repository / "arcface").mkdir()
+    shutil.copy(ROOT / "model_repository" / "arcface" / "config.pbtxt", repository / "arcface")
+    done = run(environment, "models", "import", "arcface", graph, *at)
+    assert done.returncode == 1
+    assert "import it under another name" in done.stderr
+    assert CURE in done.stderr
 
 
 @pytest.mark.long

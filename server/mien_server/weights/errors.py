@@ -5,6 +5,9 @@
 
 from mien_server.errors import OperatorError
 
+AGAIN = "copy or download it again, and compare its size and sha256 with the publisher's"
+"""What to do about a damaged file."""
+
 
 class FetchError(OperatorError):
     """A file could not be had, or is not the one that was asked for; nothing of it is used."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.errors import OperatorError
 from mien_server.models.analyser import ANALYSER
 from mien_server.models.families import find_family
@@ -240,11 +241,14 @@ def _fitting(wanted: AnyConfig, kinds: list[Recognised]) -> Recognised | None:
 def _mismatch(config: Path, wanted: AnyConfig, found: list[_Checkpoint]) -> str:
     kinds = " or ".join(kind.kind for each in found for kind in each.kinds)
     asks = "is an ensemble"
+    hint = ""
     if isinstance(wanted, ModelConfig):
         asks = f"says architecture {wanted.architecture!r} on backend {wanted.backend!r}"
+        if wanted.backend == "pytorch" and not has_pytorch():
+            hint = f". A graph may hold that network's weights, but {NO_PYTORCH}"
     return (
         f"{', '.join(each.path.name for each in found)} is {kinds}, but {config} {asks}: import it under"
-        " another name, which makes a new model, or change that file"
+        f" another name, which makes a new model, or change that file{hint}"
     )
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import onnx
 
+from mien_server.backends.devices import has_pytorch
 from mien_server.models.interface import Normalisation
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
 from mien_server.weights.recognise.graph_kinds import GRAPHS, named, unknown_graph, with_shapes
-from mien_server.weights.recognise.own_networks import own
 from mien_server.weights.recognise.recognised import Recognised
-from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
 
 
 def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised]:
@@ -66,12 +65,20 @@ def _look(contents: Contents, path: Path, source: str, wanted: str) -> list[Reco
     if isinstance(contents, onnx.ModelProto):
         graph = with_shapes(contents).graph
         found = [each for look in GRAPHS if (each := look(graph, path))]
+        if has_pytorch():
+            from mien_server.weights.recognise.iresnet_graph import iresnet_graph
+
+            own_weights = iresnet_graph(graph)
+            found = [own_weights, *found] if own_weights else found
         asked_for = named(graph, path, wanted) if wanted else None
         if asked_for:
             found.append(asked_for)
         if found:
             return found
         raise WeightsError(unknown_graph(graph))
+    from mien_server.weights.recognise.own_networks import own
+    from mien_server.weights.recognise.state_dict_kinds import STATE_DICTS, unknown_state_dict
+
     if found := [each for look in STATE_DICTS if (each := look(contents, source))]:
         return found
     if ours := own(contents):

@@ -2,21 +2,18 @@
 
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx
-import torch
 from google.protobuf.message import DecodeError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.backends.onnx_graph import read_graph
 from mien_server.backends.weights_file import LoadError
-from mien_server.weights.errors import WeightsError
+from mien_server.weights.errors import AGAIN, WeightsError
 
 Contents: TypeAlias = Mapping[Any, Any] | onnx.ModelProto
 """What a PyTorch or safetensors file holds (tensors by name, perhaps in wrappers), or an ONNX model."""
@@ -26,8 +23,6 @@ MAX_BYTES = 4 << 30
 
 An IResNet-100 has a quarter of a GiB.
 """
-
-AGAIN = "copy or download it again, and compare its size and sha256 with the publisher's"
 
 _ZIP = b"PK\x03\x04"
 _OTHERS = (
@@ -58,20 +53,32 @@ def read(path: Path) -> Contents:
         head = file.read(512)
     # First, because the length that a safetensors file begins with may look like anything else.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size:
-        return _read_safetensors(path)
+        _need_pytorch(path, "a safetensors file")
+        from mien_server.weights.recognise.torch_files import read_safetensors
+
+        return read_safetensors(path)
     for pattern, problem in _OTHERS:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
             raise WeightsError(f"{path.name} is {problem}")
     if head.startswith(_ZIP):
         _check_torch_archive(path)
-        return _read_torch(path, mmap=True)
-    if head.startswith(pickle.PROTO):  # PyTorch's format before version 1.6
-        return _read_torch(path, mmap=False)
+    if head.startswith((_ZIP, pickle.PROTO)):  # the latter of PyTorch before version 1.6
+        _need_pytorch(path, "a PyTorch checkpoint")
+        from mien_server.weights.recognise.torch_files import read_torch
+
+        return read_torch(path, mmap=head.startswith(_ZIP))
     if head.startswith(b"\x08"):  # the field `ir_version`, with which every ONNX writer begins
         return _read_onnx(path)
     raise WeightsError(
         f"{path.name} is no PyTorch, safetensors or ONNX file (it begins with {head[:8]!r}): {AGAIN}"
     )
+
+
+def _need_pytorch(path: Path, what: str) -> None:
+    if not has_pytorch():
+        raise WeightsError(
+            f"{path.name} is {what}. {NO_PYTORCH}. An ONNX file is imported without it"
+        )
 
 
 def is_pack(path: Path) -> bool:
@@ -110,57 +117,6 @@ def _check_torch_archive(path: Path) -> None:
             f"{path.name} was packed by another program than torch.save (its members are compressed):"
             " unpack it and import the checkpoint that is in it"
         )
-
-
-def _read_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the file, for its publisher
-        return _load_torch(path, mmap=mmap)
-
-
-def _load_torch(path: Path, *, mmap: bool) -> Mapping[Any, Any]:
-    try:
-        if mmap and path.suffix != ".safetensors":
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:  # by its handle, because PyTorch goes by the name of a file that it opens itself
-            with path.open("rb") as file:
-                contents = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the reader of a hostile file may fail in any way
-        raise WeightsError(_explain(path, error)) from error
-    if isinstance(contents, torch.Tensor):
-        contents = {"": contents}
-    if not isinstance(contents, Mapping):
-        raise WeightsError(
-            f"{path.name} holds a {type(contents).__name__}, must hold a state_dict: torch.save the"
-            " network's state_dict()"
-        )
-    return contents
-
-
-def _explain(path: Path, error: Exception) -> str:
-    reasons = [part.strip() for part in str(error).split("\n\n") if part.strip()]
-    if isinstance(error, pickle.UnpicklingError) and len(reasons) > 1:
-        # PyTorch names what it would not import or call; what it recommends instead is to run it.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        return (
-            f"{path.name} is a pickle that can only be read by running code"
-            f" ({refused[1] if refused else reasons[1]}); nothing of it was executed. Get the plain"
-            " state_dict from its publisher; where you trust the file, load it in a program of your own"
-            " and torch.save the network's state_dict()"
-        )
-    first = (reasons or [type(error).__name__])[0].splitlines()[0]
-    return f"{path.name} cannot be read as a PyTorch checkpoint ({first}): {AGAIN}"
-
-
-def _read_safetensors(path: Path) -> Mapping[Any, Any]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path.name} cannot be read as safetensors ({error}): {AGAIN}"
-        ) from error
 
 
 def _read_onnx(path: Path) -> onnx.ModelProto:

@@ -12,16 +12,12 @@ import onnx
 from onnx import shape_inference
 
 from mien_server.models.interface import Normalisation
-from mien_server.models.iresnet import DIMENSIONS
-from mien_server.weights.recognise.iresnet_graph import read_iresnet
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
     NO_LICENSE,
     Recognised,
-    for_pytorch,
 )
-from mien_server.weights.recognise.state_dicts import FoundState, fit
 
 _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 
@@ -32,24 +28,6 @@ _INSIGHTFACE = re.compile(r"w600k_|glintr|ms1mv|webface", re.IGNORECASE)
 """What the files of InsightFace's embedders are called. Others are somebody's own, of whatever licence."""
 _SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
 """The last dimensions of scores, boxes and landmarks for each of the three strides."""
-
-
-def iresnet_graph(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # noqa: ARG001
-    """An ArcFace backbone exported to ONNX, such as InsightFace's w600k_r50.onnx, read into PyTorch."""
-    found = read_iresnet(graph)
-    if found is None:
-        return None
-    architecture, weights = found
-    state, notes = fit(FoundState("", weights, ()), architecture)
-    return for_pytorch(
-        architecture,
-        state,
-        notes,
-        title="ArcFace IResNet as an ONNX graph (InsightFace w600k_r50)",
-        normalisation=ARCFACE_INPUT,
-        license_=INSIGHTFACE_LICENSE,
-        dimensions=DIMENSIONS,
-    )
 
 
 def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
@@ -117,11 +95,11 @@ def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised |
 
 
 GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
-    iresnet_graph,
     embedder,
     scrfd,
 )
-"""Each looks at an ONNX graph and its file. A new model becomes what the first one recognises."""
+"""Each looks at an ONNX graph and its file. A new model becomes what the first one recognises, if
+`iresnet_graph` does not."""
 
 
 def unknown_graph(graph: onnx.GraphProto) -> str:

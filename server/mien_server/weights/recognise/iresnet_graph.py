@@ -15,10 +15,21 @@ from onnx import helper
 from torch import Tensor, nn
 
 from mien_server.models.families import find_family
-from mien_server.models.iresnet import BLOCKS
+from mien_server.models.iresnet import BLOCKS, DIMENSIONS
 from mien_server.models.networks.iresnet import IResNet
 from mien_server.weights.recognise.onnx_weights import Array, constants
-from mien_server.weights.recognise.state_dicts import StateDict, norm_entries
+from mien_server.weights.recognise.recognised import (
+    ARCFACE_INPUT,
+    INSIGHTFACE_LICENSE,
+    Recognised,
+)
+from mien_server.weights.recognise.state_dicts import (
+    FoundState,
+    StateDict,
+    fit,
+    for_pytorch,
+    norm_entries,
+)
 
 _PASSED_OVER = frozenset({"Identity", "Dropout", "Cast"})
 """Operators that leave values what they are in inference."""
@@ -33,6 +44,24 @@ _CONV_DEFAULTS: dict[str, Any] = {
 
 class _AnotherNetwork(Exception):
     """The graph is not that of an IResNet."""
+
+
+def iresnet_graph(graph: onnx.GraphProto) -> Recognised | None:
+    """An ArcFace backbone exported to ONNX, such as InsightFace's w600k_r50.onnx, read into PyTorch."""
+    found = read_iresnet(graph)
+    if found is None:
+        return None
+    architecture, weights = found
+    state, notes = fit(FoundState("", weights, ()), architecture)
+    return for_pytorch(
+        architecture,
+        state,
+        notes,
+        title="ArcFace IResNet as an ONNX graph (InsightFace w600k_r50)",
+        normalisation=ARCFACE_INPUT,
+        license_=INSIGHTFACE_LICENSE,
+        dimensions=DIMENSIONS,
+    )
 
 
 def read_iresnet(graph: onnx.GraphProto) -> tuple[str, StateDict] | None:

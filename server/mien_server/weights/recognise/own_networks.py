@@ -9,8 +9,8 @@ from mien_server.models.families import families
 from mien_server.models.interface import AnyFamily, NoNetwork
 from mien_server.models.roles import EMBEDDER
 from mien_server.weights.errors import WeightsError
-from mien_server.weights.recognise.recognised import NO_LICENSE, Recognised, for_pytorch
-from mien_server.weights.recognise.state_dicts import find, fit
+from mien_server.weights.recognise.recognised import NO_LICENSE, Recognised
+from mien_server.weights.recognise.state_dicts import find, fit, for_pytorch
 
 
 def own(contents: Mapping[Any, Any]) -> Recognised | None:

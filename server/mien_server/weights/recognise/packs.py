@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from mien_server.weights.errors import WeightsError
-from mien_server.weights.recognise.formats import AGAIN, MAX_BYTES, is_pack
+from mien_server.weights.errors import AGAIN, WeightsError
+from mien_server.weights.recognise.formats import MAX_BYTES, is_pack
 
 _MAX_FILES = 1000
 

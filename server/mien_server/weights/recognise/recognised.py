@@ -1,15 +1,15 @@
 """What a checkpoint was recognised as: everything that importing it needs to know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from mien_server.models.families import find_family
 from mien_server.models.interface import Normalisation, normalisation_of
 from mien_server.repository.config.model import Backend
-from mien_server.weights.recognise.state_dicts import StateDict
+
+if TYPE_CHECKING:  # graphs are imported without it
+    from torch import Tensor
 
 ARCFACE_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
 NO_LICENSE = "not stated"
@@ -60,7 +60,7 @@ class Recognised:
     title: str
     backend: Backend
     architecture: str
-    weights: StateDict | Path
+    weights: "Mapping[str, Tensor] | Path"
     tensors: int
     parameters: int
     normalisation: Normalisation | None
@@ -79,30 +79,3 @@ class Recognised:
     def filename(self) -> str:
         """What the weights are called in a version folder."""
         return "model.onnx" if isinstance(self.weights, Path) else "model.safetensors"
-
-
-def for_pytorch(
-    architecture: str,
-    state: StateDict,
-    notes: list[str],
-    *,
-    title: str,
-    normalisation: Normalisation | None,
-    license_: str,
-    dimensions: int = 0,
-) -> Recognised:
-    """A state_dict that is exactly that of one of mien's own networks."""
-    with torch.device("meta"):
-        parameters = sum(each.numel() for each in find_family(architecture).network().parameters())
-    return Recognised(
-        title=title,
-        backend="pytorch",
-        architecture=architecture,
-        weights=state,
-        tensors=len(state),
-        parameters=parameters,
-        normalisation=normalisation,
-        license=license_,
-        dimensions=dimensions,
-        notes=tuple(notes),
-    )

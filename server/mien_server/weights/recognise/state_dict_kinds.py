@@ -15,9 +15,8 @@ from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
     Recognised,
-    for_pytorch,
 )
-from mien_server.weights.recognise.state_dicts import find, fit, keys_of
+from mien_server.weights.recognise.state_dicts import find, fit, for_pytorch, keys_of
 
 _RETINAFACE_MEAN = (104.0, 117.0, 123.0)
 

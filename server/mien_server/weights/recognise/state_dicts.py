@@ -10,7 +10,9 @@ from torch import Tensor
 from mien_server.backends.checkpoint import layout_of
 from mien_server.backends.weights_file import differences, first_names
 from mien_server.models.families import find_family
+from mien_server.models.interface import Normalisation
 from mien_server.weights.errors import WeightsError
+from mien_server.weights.recognise.recognised import Recognised
 
 StateDict = dict[str, Tensor]
 
@@ -194,3 +196,30 @@ def norm_entries(
         f"{key}.running_var": variance,
         f"{key}.num_batches_tracked": torch.tensor(0),
     }
+
+
+def for_pytorch(
+    architecture: str,
+    state: StateDict,
+    notes: list[str],
+    *,
+    title: str,
+    normalisation: Normalisation | None,
+    license_: str,
+    dimensions: int = 0,
+) -> Recognised:
+    """A state_dict that is exactly that of one of mien's own networks."""
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in find_family(architecture).network().parameters())
+    return Recognised(
+        title=title,
+        backend="pytorch",
+        architecture=architecture,
+        weights=state,
+        tensors=len(state),
+        parameters=parameters,
+        normalisation=normalisation,
+        license=license_,
+        dimensions=dimensions,
+        notes=tuple(notes),
+    )
