@@ -1,8 +1,9 @@
-"""Reading the galleries' file while one thread writes to it: on threads and connections of its own."""
+"""Reading the galleries' file while one thread writes to it: on connections of its own, one for a thread."""
 
 import asyncio
+import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from mien_server.gallery.database import connect
 from mien_server.gallery.live import Live
 from mien_server.gallery.reading import Written
 from mien_server.gallery.types import EnrolledFace, ExportedFace, Person
+from mien_server.pipeline.types import ArrayF32
 
 T = TypeVar("T")
 
@@ -31,11 +33,18 @@ class FileReader:
     def __init__(self, path: Path) -> None:
         self._file = path
         self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
         self.threads = ThreadPoolExecutor(_READERS, thread_name_prefix="gallery-read")
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads. No other thread may read any more."""
         self.threads.shutdown()
+        for connection in self._opened:
+            connection.close()
+
+    def vectors(self, keys: Sequence[int]) -> dict[int, ArrayF32]:
+        """As `reading.vectors`, on the thread that asks."""
+        return reading.vectors(self._connection(), keys)
 
     async def of_request(self, live: Live, request_key: str) -> Written | None:
         """The face that was enrolled with a request key, if there is one."""
@@ -73,8 +82,14 @@ class FileReader:
         """What a function of `reading` or `reembedding` reads, on a thread and a connection of its own."""
 
         def run() -> T:
-            if not hasattr(self._local, "connection"):
-                self._local.connection = connect(self._file, read_only=True)
-            return function(self._local.connection, live.collection, *args, **options)
+            return function(self._connection(), live.collection, *args, **options)
 
         return await asyncio.wrap_future(self.threads.submit(run))
+
+    def _connection(self) -> sqlite3.Connection:
+        """The connection of this thread."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = connect(self._file, read_only=True)
+            self._opened.append(self._local.connection)
+        connection: sqlite3.Connection = self._local.connection
+        return connection

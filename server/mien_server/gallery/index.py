@@ -1,4 +1,4 @@
-"""The faces of one collection in memory, searched exactly.
+"""The faces of one collection in memory: what a search goes over to find those to look at.
 
 One thread writes, any number search. What a search sees is a `Snapshot`: blocks of rows and how many of
 them count. Rows are appended beyond what counts, so that no snapshot sees them and nothing is copied;
@@ -6,13 +6,14 @@ whatever changes rows that count makes new arrays for all but the vectors. A sea
 nobody and sees one state from its beginning to its end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.gallery.halves import Halves, to_halves
 from mien_server.gallery.labels import LabelSets
 from mien_server.pipeline.types import ArrayF32
 
@@ -33,7 +34,7 @@ class Block:
     """Rows of a collection, of which the first `length` count. Arrays may be longer.
 
     Attributes:
-        vectors: [capacity, d] float32, each of unit length.
+        vectors: [capacity, d] of unit length, rounded to half precision.
         faces: [capacity] int64, the faces' keys; `_GONE` where one was deleted.
         persons: [capacity] int64, the persons' keys.
         names: [capacity] object, the persons' names.
@@ -41,7 +42,7 @@ class Block:
         gone: deleted rows among those that count.
     """
 
-    vectors: ArrayF32
+    vectors: Halves
     faces: NDArray[np.int64]
     persons: NDArray[np.int64]
     names: NDArray[np.object_]
@@ -53,7 +54,7 @@ class Block:
     def empty(cls, capacity: int, dimensions: int) -> "Block":
         """A block with room for so many rows. The system gives it memory as rows are written."""
         return cls(
-            np.empty((capacity, dimensions), np.float32),
+            np.empty((capacity, dimensions), np.float16),
             np.empty(capacity, np.int64),
             np.empty(capacity, np.int64),
             np.empty(capacity, object),
@@ -100,14 +101,24 @@ class Snapshot:
         """The persons' keys of all rows."""
         return np.concatenate([block.persons[: block.length] for block in self.blocks])
 
-    def all_faces(self, dimensions: int) -> tuple[NDArray[np.int64], ArrayF32]:
-        """The keys [n] and vectors [n, d] of all faces, in no order that counts."""
-        keys, vectors = [np.empty(0, np.int64)], [np.empty((0, dimensions), np.float32)]
-        for block in self.blocks:
-            kept = np.flatnonzero(block.faces[: block.length] != _GONE)
-            keys.append(block.faces[kept])
-            vectors.append(block.vectors[kept])
-        return np.concatenate(keys), np.concatenate(vectors)
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """The keys of all faces, in their order."""
+        keys = [np.empty(0, np.int64), *(block.faces[: block.length] for block in self.blocks)]
+        found = np.sort(np.concatenate(keys))
+        return np.delete(found, np.flatnonzero(found == _GONE))
+
+    def in_blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
+        """Where some rows, counted through all blocks, are: each block with its rows among them."""
+        of_block = np.searchsorted(self.ends, rows, side="right")
+        for number in np.unique(of_block):
+            block = self.blocks[number]
+            yield block, rows[of_block == number] - (self.ends[number] - block.length)
+
+    def faces_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The keys of the faces in some rows."""
+        keys = [block.faces[at] for block, at in self.in_blocks(rows)]
+        return np.concatenate([np.empty(0, np.int64), *keys])
 
     @property
     def rows(self) -> int:
@@ -135,8 +146,8 @@ class Index:
 
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
-        self.row_bytes = 4 * dimensions + _ROW_BYTES
-        self._full_rows = max(_FIRST_ROWS, BLOCK_BYTES // (4 * dimensions))
+        self.row_bytes = 2 * dimensions + _ROW_BYTES
+        self._full_rows = max(_FIRST_ROWS, BLOCK_BYTES // (2 * dimensions))
         self._labels = LabelSets()
         self._snapshot = Snapshot((), self._labels.texts)
 
@@ -181,7 +192,7 @@ class Index:
             taken = slice(start, start + min(block.room, count - start))
             size = taken.stop - taken.start
             to = slice(block.length, block.length + size)
-            block.vectors[to] = vectors[taken]
+            block.vectors[to] = to_halves(vectors[taken])
             block.faces[to] = faces[taken]
             block.persons[to] = persons[taken]
             block.names[to] = names[taken]
@@ -219,7 +230,13 @@ class Index:
                 text = self._labels.texts[block.labels[row]] or ""
                 face, person = int(block.faces[row]), int(block.persons[row])
                 taken.append(
-                    NewRow(face, person, block.names[row], text, block.vectors[row].copy())
+                    NewRow(
+                        face,
+                        person,
+                        block.names[row],
+                        text,
+                        block.vectors[row].astype(np.float32),
+                    )
                 )
         if taken:
             self.remove([row.face for row in taken])

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -196,6 +196,16 @@ def exported(
         )
         for *told, norm, vector in rows.fetchall()
     ]
+
+
+def vectors(connection: sqlite3.Connection, keys: Sequence[int]) -> dict[int, ArrayF32]:
+    """The vectors [d] of faces by their keys, as they were enrolled; none of a face that is not there."""
+    rows = connection.execute(
+        "SELECT faces.id, body FROM faces JOIN payloads ON payloads.id = vector"
+        " WHERE faces.id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(keys)),),
+    )
+    return {key: np.frombuffer(body, "<f4") for key, body in rows.fetchall()}
 
 
 def face(connection: sqlite3.Connection, collection: Collection, key: int) -> EnrolledFace:

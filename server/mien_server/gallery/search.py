@@ -1,10 +1,11 @@
 """Searching a collection: one product for the queries of many callers, then the best persons of each.
 
-`Search` is what a collection's slot runs. Similarities are told in float64 from the stored vectors, so that
-a face gets the same one alone and in a batch; the product in float32 only says which rows to look at.
+`Search` is what a collection's slot runs. The product is one with vectors in halves, and only says which rows
+may be among the best. Of those the record has the vectors as they were enrolled, and similarities are told
+from these in float64: exact, and the same alone and in a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.backends.devices import CpuDevice
+from mien_server.gallery.halves import ROUNDING, Halves, to_halves, to_singles
 from mien_server.gallery.index import Block, Index, Snapshot
 from mien_server.gallery.labels import fitting, from_text
 from mien_server.gallery.types import Found, Labels, Match, Query, Sample
@@ -20,9 +22,6 @@ from mien_server.pipeline.types import ArrayF32
 
 MAX_SAMPLES = 10
 """Faces of a person that an answer lists."""
-
-_ROUNDING = 1e-4
-"""More than a product of unit vectors in float32 can be wrong by, whatever the order of its sums."""
 
 _SCORES_BYTES = 32 * 1024 * 1024
 """Similarities of the queries of one product, which are all in memory at once."""
@@ -33,6 +32,9 @@ _FEW = 4
 _GONE = float("-inf")
 
 _Rows: TypeAlias = NDArray[np.int64]
+
+Record: TypeAlias = Callable[[Sequence[int]], Mapping[int, ArrayF32]]
+"""The vectors [d] of faces by their keys, as they were enrolled; none of a face that has gone."""
 
 
 class Lanes:
@@ -69,18 +71,16 @@ class Lanes:
         self._pool.shutdown()
 
 
-def _multiply(queries: ArrayF32, vectors: ArrayF32, out: ArrayF32) -> None:
+def _multiply(queries: ArrayF32, vectors: Halves, out: ArrayF32) -> None:
     """Writes the products of queries [n, d] with vectors [m, d] into `out` [n, m].
 
     In strips that stay in a core's cache, which every query then reads from there. For a few queries BLAS has
     no product that is faster than one for each.
     """
-    if len(queries) == 1:
-        np.dot(vectors, queries[0], out=out[0])
-        return
-    rows = max(1, _STRIP_BYTES // (4 * vectors.shape[1]))
+    rows = min(len(vectors), max(1, _STRIP_BYTES // (4 * vectors.shape[1])))
+    singles = np.empty((rows, vectors.shape[1]), np.float32)
     for start in range(0, len(vectors), rows):
-        strip = vectors[start : start + rows]
+        strip = to_singles(vectors[start : start + rows], singles)
         part = out[:, start : start + rows]
         if len(queries) > _FEW:
             np.matmul(queries, strip.T, out=part)
@@ -109,11 +109,17 @@ class Search:
     """Runs batches of `Query` against one collection: `scheduling.interface.Instance`.
 
     A batch sees the collection as it is when the batch begins.
+
+    Args:
+        index: the collection's faces.
+        lanes: where products run.
+        record: what it reads the vectors from that may be among the best; called by several threads.
     """
 
-    def __init__(self, index: Index, lanes: Lanes) -> None:
+    def __init__(self, index: Index, lanes: Lanes, record: Record) -> None:
         self._index = index
         self._lanes = lanes
+        self._record = record
 
     def collate(self, rows: Sequence[Query]) -> _Batch:
         """The queries, and the state of the collection that they are to see."""
@@ -129,8 +135,14 @@ class Search:
         for start in range(0, len(batch.queries), most):
             queries = batch.queries[start : start + most]
             scores = self._lanes.scores(snapshot, np.stack([query.vector for query in queries]))
-            for query, row in zip(queries, scores, strict=True):
-                found.append(Found(best_persons(snapshot, row, query), snapshot.faces))
+            chosen = [
+                candidates(snapshot, row, query) for query, row in zip(queries, scores, strict=True)
+            ]
+            keys = {key for rows in chosen for key in snapshot.faces_of(rows).tolist()}
+            vectors = self._record(sorted(keys)) if keys else {}
+            for query, rows in zip(queries, chosen, strict=True):
+                persons = _persons(snapshot, rows, query, vectors)[: query.top_k]
+                found.append(Found(persons, snapshot.faces))
         return found
 
     def split(self, outputs: list[Found], rows: Sequence[Query]) -> list[Found]:  # noqa: ARG002
@@ -138,8 +150,11 @@ class Search:
         return outputs
 
 
-def best_persons(snapshot: Snapshot, scores: ArrayF32, query: Query) -> list[Match]:
-    """The persons most like a query, the best first; of equals the one enrolled first.
+def candidates(snapshot: Snapshot, scores: ArrayF32, query: Query) -> _Rows:
+    """The rows that may be among the best faces of the persons most like a query, in their order.
+
+    Each score is off by at most `ROUNDING`, so a person whose best one is more than twice that below the
+    best one of the person at place `top_k` is not among the first `top_k`; and so with a person's faces.
 
     Args:
         snapshot: not empty.
@@ -148,31 +163,34 @@ def best_persons(snapshot: Snapshot, scores: ArrayF32, query: Query) -> list[Mat
     """
     if query.labels:
         scores[~_with_labels(snapshot, query.labels)] = _GONE
-    floor = max(query.threshold - _ROUNDING, -2.0)
-    rows = np.flatnonzero(scores >= floor)
-    if not len(rows):
-        return []
-    keep = 4 * query.top_k + 64
+    rows = np.flatnonzero(scores >= max(query.threshold - ROUNDING, -2.0))
+    if len(rows) <= query.top_k:
+        return rows
+    scores, persons = scores[rows], snapshot.persons[rows]
+    last = _score_of_place(scores, persons, query.top_k)
+    mine = np.isin(persons, persons[scores >= last - 2 * ROUNDING])
+    rows, scores, persons = rows[mine], scores[mine], persons[mine]
+    order = np.lexsort((-scores, persons))
+    _, first, counts = np.unique(persons[order], return_index=True, return_counts=True)
+    lasts = scores[order[first + np.minimum(counts, MAX_SAMPLES) - 1]]
+    kept = scores[order] >= np.repeat(lasts, counts) - 2 * ROUNDING
+    return np.sort(rows[order[kept]])
+
+
+def _score_of_place(scores: ArrayF32, persons: NDArray[np.int64], place: int) -> float:
+    """The best score of the person who comes in at a place, the first being 1; -2 if there are fewer."""
+    most = 4 * place + 64
     while True:
-        few = rows
-        sure = -2.0
-        if keep < len(rows):
-            at = len(rows) - keep
-            cut = float(np.partition(scores[rows], at)[at])
-            few = rows[scores[rows] >= cut - _ROUNDING]
-            sure = cut  # no row that was left out is truly as similar as this
-        matches = _persons(snapshot, few, query)
-        certain = sum(match[1] > sure for match in matches)
-        if len(few) == len(rows) or certain >= query.top_k:
-            break
-        keep *= 4
-    best = matches[: query.top_k]
-    if len(few) < len(rows):
-        # The best persons may have further faces among the rows that were not looked at.
-        keys = np.array([key for key, _, _ in best])
-        of_best = rows[np.isin(snapshot.persons[rows], keys)]
-        best = _persons(snapshot, of_best, query)
-    return [match for _, _, match in best]
+        best = np.arange(len(scores))
+        if most < len(scores):
+            best = np.argpartition(scores, len(scores) - most)[-most:]
+        order = best[np.argsort(-scores[best])]
+        _, first = np.unique(persons[order], return_index=True)
+        if len(first) >= place:
+            return float(scores[order[np.sort(first)[place - 1]]])
+        if len(best) == len(scores):
+            return -2.0
+        most *= 4
 
 
 def _with_labels(snapshot: Snapshot, wanted: Labels) -> NDArray[np.bool_]:
@@ -181,32 +199,49 @@ def _with_labels(snapshot: Snapshot, wanted: Labels) -> NDArray[np.bool_]:
     return np.concatenate([fits[block.labels[: block.length]] for block in snapshot.blocks])
 
 
-def _persons(snapshot: Snapshot, rows: _Rows, query: Query) -> list[tuple[int, float, Match]]:
-    """The persons of some rows at or above the query's threshold, the best first: key, similarity, match."""
+def _persons(
+    snapshot: Snapshot, rows: _Rows, query: Query, vectors: Mapping[int, ArrayF32]
+) -> list[Match]:
+    """The persons of some rows at or above the query's threshold, the best first.
+
+    Of equals the one comes first who was enrolled first.
+    """
     found: dict[int, tuple[str, list[Sample]]] = {}
     for person, name, sample in sorted(
-        _looked_at(snapshot, rows, query), key=lambda each: (-each[2].similarity, each[2].key)
+        _looked_at(snapshot, rows, query, vectors),
+        key=lambda each: (-each[2].similarity, each[2].key),
     ):
         _, samples = found.setdefault(person, (name, []))
         if len(samples) < MAX_SAMPLES:
             samples.append(sample)
-    return [
-        (person, samples[0].similarity, Match(name, samples[0].similarity, samples))
-        for person, (name, samples) in found.items()
-    ]
+    return [Match(name, samples[0].similarity, samples) for name, samples in found.values()]
 
 
-def _looked_at(snapshot: Snapshot, rows: _Rows, query: Query) -> Iterator[tuple[int, str, Sample]]:
+def _looked_at(
+    snapshot: Snapshot, rows: _Rows, query: Query, vectors: Mapping[int, ArrayF32]
+) -> Iterator[tuple[int, str, Sample]]:
     """The rows at or above the query's threshold: the person's key and name, and the face."""
-    vector = query.vector.astype(np.float64)
-    ends = snapshot.ends
-    of_block = np.searchsorted(ends, rows, side="right")
-    for number in np.unique(of_block):
-        block = snapshot.blocks[number]
-        at = rows[of_block == number] - (ends[number] - block.length)
-        exact = np.clip((block.vectors[at].astype(np.float64) * vector).sum(axis=1), -1.0, 1.0)
-        for row, similarity in zip(at.tolist(), exact.tolist(), strict=True):
+    for block, at in snapshot.in_blocks(rows):
+        exact = _enrolled(block, at, vectors).astype(np.float64)
+        similarities = np.clip((exact * query.vector.astype(np.float64)).sum(axis=1), -1.0, 1.0)
+        for row, similarity in zip(at.tolist(), similarities.tolist(), strict=True):
             if similarity >= query.threshold:
                 labels = from_text(snapshot.label_texts[block.labels[row]] or "")
                 sample = Sample(int(block.faces[row]), similarity, labels)
                 yield int(block.persons[row]), block.names[row], sample
+
+
+def _enrolled(block: Block, at: _Rows, vectors: Mapping[int, ArrayF32]) -> ArrayF32:
+    """The vectors [n, d] of rows of a block as they were enrolled.
+
+    Of a face that was deleted or embedded anew since the snapshot, the rounded ones are all there is.
+    """
+    rounded = block.vectors[at]
+    exact = rounded.astype(np.float32)
+    for place, key in enumerate(block.faces[at].tolist()):
+        vector = vectors.get(key)
+        if vector is not None and np.array_equal(
+            to_halves(vector[None]), rounded[place : place + 1]
+        ):
+            exact[place] = vector
+    return exact

@@ -92,9 +92,9 @@ class Store:
             undo.callback(connection.close)
             self._lanes = Lanes(device)
             undo.callback(self._lanes.close)
-            self._live: Mapping[str, Live] = self._load(connection)
             self.reader = FileReader(self._path)
             undo.callback(self.reader.close)
+            self._live: Mapping[str, Live] = self._load(connection)
             self._writer = Writer(connection, threads or Threads())
             self._close = undo.pop_all().close
 
@@ -236,12 +236,18 @@ class Store:
 
     async def unnamed(self, live: Live, most: int) -> tuple[NDArray[np.int64], ArrayF32, int]:
         """The first faces without a person, at most `most`: keys [n], vectors [n, d], how many are left."""
-        snapshot = live.unnamed.snapshot
+        keys = live.unnamed.snapshot.keys
 
         def run() -> tuple[NDArray[np.int64], ArrayF32, int]:
-            keys, vectors = snapshot.all_faces(live.collection.dimensions)
-            first = np.argsort(keys)[:most]
-            return keys[first], vectors[first], len(keys) - len(first)
+            found = sorted(self.reader.vectors(keys[:most].tolist()).items())
+            vectors = [vector for _, vector in found]
+            return (
+                np.array([key for key, _ in found], np.int64),
+                np.stack(vectors)
+                if vectors
+                else np.empty((0, live.collection.dimensions), np.float32),
+                max(0, len(keys) - most),
+            )
 
         return await asyncio.wrap_future(self.reader.threads.submit(run))
 
@@ -340,7 +346,9 @@ class Store:
 
     def _opened(self, collection: Collection, index: Index, unnamed: Index) -> Live:
         # One product at a time, on all cores that are free: others gather meanwhile and share the next.
-        placed = [PlacedInstance(Search(index, self._lanes), self._device.name)]
+        placed = [
+            PlacedInstance(Search(index, self._lanes, self.reader.vectors), self._device.name)
+        ]
         slot = self._scheduler.open_slot(f"collection {collection.name}", 1, SEARCHES, placed)
         return Live(collection, index, unnamed, slot)
 

@@ -62,7 +62,7 @@ def test_every_state_is_what_the_changes_say_and_stays_as_it_was(
                     row.person,
                     row.name,
                     str(row.labels),
-                    tuple(row.vector.tolist()),
+                    tuple(row.vector.astype(np.float16).tolist()),
                 )
             next_face += argument
         elif faces:

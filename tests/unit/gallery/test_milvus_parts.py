@@ -1,5 +1,6 @@
 """What of Milvus' store needs no Milvus: addresses, names, numbers, and persons made of faces."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mien_server.backends.devices import CpuDevice
 from mien_server.errors import OperatorError
 from mien_server.gallery.milvus_link import Link
 from mien_server.gallery.milvus_rows import (
@@ -20,7 +22,7 @@ from mien_server.gallery.milvus_rows import (
 )
 from mien_server.gallery.milvus_search import MOST_HITS, search
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.search import best_persons
+from mien_server.gallery.search import Lanes, Search
 from mien_server.gallery.types import Collection, Query
 from mien_server.pipeline.types import ModelIdentity, Quality
 from mien_server.settings import Settings, SettingsError, load_settings
@@ -132,10 +134,11 @@ def test_persons_are_those_of_the_exact_search(clustered: bool) -> None:
         for vector in random_units(4, 16, seed=9):
             query = Query(vector, top_k, threshold)
             (found,) = search([query], HASHES, ask)
-            scores = (vectors @ vector).copy()
-            exact = best_persons(index.snapshot, scores, query)
-            assert [m.person for m in found] == [m.person for m in exact]
-            for one, other in zip(found, exact, strict=True):
+            with contextlib.closing(Lanes(CpuDevice(1))) as lanes:
+                in_memory = Search(index, lanes, index.record)
+                (exact,) = in_memory.compute(in_memory.collate([query]))
+            assert [m.person for m in found] == [m.person for m in exact.matches]
+            for one, other in zip(found, exact.matches, strict=True):
                 assert [s.key for s in one.samples] == [s.key for s in other.samples]
     assert max(asked) <= MOST_HITS
 

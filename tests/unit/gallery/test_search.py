@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.gallery.index import Index
+from mien_server.gallery.halves import ROUNDING, to_halves, to_singles
 from mien_server.gallery.search import MAX_SAMPLES, Lanes, Search
 from mien_server.gallery.types import Found, Query
-from tests.unit.gallery.vectors import best, clustered_units, filled, random_units, rows, unit
+from tests.unit.gallery.vectors import (
+    Kept,
+    best,
+    clustered_units,
+    filled,
+    random_units,
+    rows,
+    unit,
+)
 
 DEVICE = CpuDevice(2)
 
@@ -21,9 +29,9 @@ def lanes() -> Iterator[Lanes]:
     made.close()
 
 
-def search(index: Index, lanes: Lanes, *queries: Query, cores: int = 1) -> list[Found]:
+def search(index: Kept, lanes: Lanes, *queries: Query, cores: int = 1) -> list[Found]:
     DEVICE.begin(cores)
-    instance = Search(index, lanes)
+    instance = Search(index, lanes, index.record)
     return instance.split(instance.compute(instance.collate(queries)), queries)
 
 
@@ -51,16 +59,18 @@ def test_top_k_is_that_of_a_plain_product(kind: str, cores: int, lanes: Lanes) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["random", "clustered"])
-def test_top_k_of_many_is_that_of_a_plain_product(kind: str, lanes: Lanes) -> None:
-    count, d = 100_000, 512
+def test_top_k_of_a_thousand_queries_is_that_of_a_plain_product(kind: str, lanes: Lanes) -> None:
+    count, d, top = 100_000, 512, 10
     vectors = random_units(count, d) if kind == "random" else clustered_units(count, d, 500)
-    persons = list(range(1, count + 1))
-    index = filled(vectors, persons)
-    asked = np.concatenate([vectors[::10_000], random_units(10, d, seed=9)])
-    queries = [Query(vector, 10, -1.0) for vector in asked]
-    for query, found in zip(queries, search(index, lanes, *queries, cores=2), strict=True):
-        expected = best(vectors, persons, query.vector, 10)
-        assert [person for person, _ in told(found)] == [person for person, _ in expected]
+    index = filled(vectors, range(1, count + 1))
+    asked = np.concatenate([vectors[::200], random_units(500, d, seed=9)])
+    exact = vectors.astype(np.float64)
+    for start in range(0, len(asked), 50):
+        some = asked[start : start + 50]
+        cosines = some.astype(np.float64) @ exact.T
+        expected = np.argsort(-cosines, axis=1, kind="stable")[:, :top] + 1
+        found = search(index, lanes, *(Query(vector, top, -1.0) for vector in some), cores=2)
+        assert [[person for person, _ in told(each)] for each in found] == expected.tolist()
 
 
 def test_face_gets_one_similarity_alone_and_in_any_batch(lanes: Lanes) -> None:
@@ -117,7 +127,7 @@ def test_of_equal_faces_the_one_enrolled_first_comes_first(lanes: Lanes) -> None
 def test_only_faces_with_all_labels_are_looked_at(lanes: Lanes) -> None:
     vectors = random_units(400, 16)
     labels = [{"site": f"s{i % 4}", "kind": f"k{i % 3}"} for i in range(400)]
-    index = Index(16)
+    index = Kept(16)
     index.add(rows(vectors, range(1, 401), labels=labels))
     (found,) = search(index, lanes, Query(vectors[0], 100, -1.0, {"site": "s1", "kind": "k2"}))
     fitting = [i + 1 for i in range(400) if i % 4 == 1 and i % 3 == 2]
@@ -129,7 +139,7 @@ def test_only_faces_with_all_labels_are_looked_at(lanes: Lanes) -> None:
 
 def test_collection_without_faces_has_nobody(lanes: Lanes) -> None:
     vector = random_units(1, 8)[0]
-    assert search(Index(8), lanes, Query(vector, 5, -1.0)) == [Found([], 0)]
+    assert search(Kept(8), lanes, Query(vector, 5, -1.0)) == [Found([], 0)]
     index = filled(random_units(3, 8), [1, 2, 3])
     index.remove([1, 2, 3])
     assert search(index, lanes, Query(vector, 5, -1.0)) == [Found([], 0)]
@@ -145,6 +155,39 @@ def test_deleted_and_moved_faces_are_found_where_they_are(lanes: Lanes) -> None:
     assert gone.faces == 999
     (moved,) = search(index, lanes, Query(vectors[1], 1, 0.99))
     assert [match.person for match in moved.matches] == ["p5000"]
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "embedded anew", "embedded by a larger model"])
+def test_face_that_has_changed_since_is_found_as_it_was(meanwhile: str, lanes: Lanes) -> None:
+    """The record is ahead of the state that a search sees: what is in memory of the face counts."""
+    vectors = random_units(300, 32)
+    index = filled(vectors, range(1, 301))
+    query = Query(random_units(1, 32, seed=7)[0], 300, -1.0)
+    (before,) = search(index, lanes, query)
+    index.vectors |= dict.fromkeys(index.vectors, random_units(1, 32, seed=8)[0])
+    if meanwhile == "deleted":
+        index.vectors.clear()
+    elif meanwhile == "embedded by a larger model":
+        index.vectors |= dict.fromkeys(index.vectors, random_units(1, 48, seed=8)[0])
+    (found,) = search(index, lanes, query)
+    as_it_was = dict(told(before))
+    assert len(found.matches) == 300
+    for person, similarity in told(found):
+        assert similarity == pytest.approx(as_it_was[person], abs=ROUNDING)
+
+
+def test_halves_are_the_nearest_and_no_product_is_off_by_more_than_is_said() -> None:
+    random = np.random.default_rng(2)
+    # The last are the worst: all of their numbers are rounded to one side, by as much as can be.
+    worst = unit(np.full((4, 512), 1.0 + 2.0**-11) * random.choice([1.0, 2.0], (4, 512)))
+    vectors = np.concatenate([random_units(200, 512), clustered_units(200, 512, 5), worst])
+    halves = to_halves(vectors)
+    assert np.array_equal(halves, vectors.astype(np.float16))
+    singles = to_singles(halves, np.empty_like(vectors))
+    assert np.array_equal(singles, halves.astype(np.float32))
+    exact = vectors.astype(np.float64)
+    assert np.abs(exact @ exact.T - singles @ vectors.T).max() < ROUNDING
+    assert to_halves(vectors[:0]).shape == to_singles(halves[:0], vectors).shape == (0, 512)
 
 
 def test_scores_of_many_queries_are_bounded_in_memory(

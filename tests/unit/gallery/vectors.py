@@ -41,8 +41,23 @@ def rows(
     ]
 
 
-def filled(vectors: ArrayF32, persons: Sequence[int]) -> Index:
-    index = Index(vectors.shape[1])
+class Kept(Index):
+    """An index beside a record of the vectors as they were added, from which nothing is ever deleted."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__(dimensions)
+        self.vectors: dict[int, ArrayF32] = {}
+
+    def add(self, rows: Sequence[NewRow]) -> None:
+        self.vectors |= {row.face: row.vector for row in rows}
+        super().add(rows)
+
+    def record(self, keys: Sequence[int]) -> dict[int, ArrayF32]:
+        return {key: self.vectors[key] for key in keys if key in self.vectors}
+
+
+def filled(vectors: ArrayF32, persons: Sequence[int]) -> Kept:
+    index = Kept(vectors.shape[1])
     index.add(rows(vectors, persons))
     return index
 
