@@ -26,7 +26,7 @@ MAX_SAMPLES = 10
 _SCORES_BYTES = 32 * 1024 * 1024
 """Similarities of the queries of one product, which are all in memory at once."""
 
-_STRIP_BYTES = 1024 * 1024
+_STRIP_BYTES = 4 * 1024 * 1024
 _FEW = 4
 
 _GONE = float("-inf")
