@@ -19,6 +19,7 @@ from mien_server.scheduling.errors import SchedulingError
 
 audit = logging.getLogger("mien_server.audit")
 audit.addFilter(RateLimit())
+audit.setLevel(logging.INFO)  # whatever the level of the other lines
 
 Check = Callable[..., Awaitable[None]]
 """Admits the call with this context, or, with `message=True`, the next message of its stream."""
