@@ -232,7 +232,7 @@ def _watch(
     watch(
         registry,
         "mien_calls_arriving",
-        "Calls whose request is still on its way.",
+        "Calls whose request is still on its way, and open streams.",
         lambda: intake.arriving,
     )
     watch(

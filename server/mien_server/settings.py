@@ -258,9 +258,9 @@ class Settings(BaseSettings):
     max_arriving_requests: int | None = _setting(
         None,
         "Limits",
-        "Calls whose request is still on its way, of up to `--max-message-bytes` each. More are refused with"
-        " QUEUE_FULL; one that takes longer than its deadline, or `--default-deadline-secs`, with"
-        " DEADLINE_EXCEEDED. none: that of `--max-pending-requests`.",
+        "Calls whose request is still on its way, of up to `--max-message-bytes` each, and open streams. More"
+        " are refused with QUEUE_FULL; a request that takes longer than its deadline, or"
+        " `--default-deadline-secs`, with DEADLINE_EXCEEDED. none: that of `--max-pending-requests`.",
         ge=1,
         le=1_000_000,
     )

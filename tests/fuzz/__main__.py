@@ -42,7 +42,10 @@ def _run(access: LocalAccess | None, options: argparse.Namespace) -> bool:
     if access:
         flags += [*access.key_flags, *access.tls_flags]
     log, trusted = options.out / f"{name}.log", access.trusted if access else None
-    with local_server(log, flags=flags, trusted=trusted) as server:
+    with (
+        TemporaryDirectory() as galleries,
+        local_server(log, flags=[*flags, "--gallery-dir", galleries], trusted=trusted) as server,
+    ):
         report = fuzz(
             server,
             photos=options.photos,

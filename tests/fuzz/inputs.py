@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image
 from tritonclient.grpc import service_pb2
 
-from mien.v1 import face_pb2
+from mien.v1 import face_pb2, gallery_pb2
 from tests.crafted import exif, png, segment, tiff, with_segments
 
 FACES = "/mien.v1.FaceService/"
+GALLERIES = "/mien.v1.GalleryService/"
 TRITON = "/inference.GRPCInferenceService/"
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "person_a_1.jpg"
 _LARGE = (
@@ -140,9 +141,56 @@ def photo_call(number: int, seed: int) -> tuple[str, bytes]:
             return f"{FACES}Detect", face_pb2.DetectRequest(image=image).SerializeToString()
 
 
+def enrolling() -> tuple[tuple[str, bytes], ...]:
+    """Calls that make two collections, of which one keeps crops, and enrol a face in each."""
+    calls: list[tuple[str, Any]] = []
+    for name, keeps in (("staff", True), ("guests", False)):
+        make = gallery_pb2.CreateCollectionRequest(name=name, keep_crops=keeps)
+        photo = face_pb2.Subject(image=face_pb2.Image(encoded=SAMPLE.read_bytes()))
+        face = gallery_pb2.NewFace(subject=photo, person_id="ann", request_key=name)
+        calls += [
+            (f"{GALLERIES}CreateCollection", make),
+            (f"{GALLERIES}Enrol", gallery_pb2.EnrolRequest(collection=name, faces=[face])),
+        ]
+    return tuple((path, request.SerializeToString()) for path, request in calls)
+
+
+def _gallery_requests() -> Mapping[str, Any]:
+    """Sound requests of every method of the galleries, by its name."""
+    photo = face_pb2.Subject(image=face_pb2.Image(encoded=seeds()[0]))
+    face = gallery_pb2.NewFace(subject=photo, person_id="bob", labels={"door": "one"})
+    one = {"collection": "staff", "face_id": f"{1:016x}"}
+    faces = [f"{number:016x}" for number in (1, 2)]
+    return {
+        "CreateCollection": gallery_pb2.CreateCollectionRequest(name="other", threshold=0.4),
+        "ListCollections": gallery_pb2.ListCollectionsRequest(),
+        "GetCollection": gallery_pb2.GetCollectionRequest(collection="staff"),
+        "DeleteCollection": gallery_pb2.DeleteCollectionRequest(collection="other"),
+        "Enrol": gallery_pb2.EnrolRequest(
+            collection="guests", faces=[face], quality_policy=gallery_pb2.QUALITY_POLICY_ACCEPT
+        ),
+        "Identify": gallery_pb2.IdentifyRequest(
+            collections=["staff", "guests"], subject=photo, top_k=3, labels={"door": "one"}
+        ),
+        "ListPersons": gallery_pb2.ListPersonsRequest(collection="staff", page_size=2),
+        "GetPerson": gallery_pb2.GetPersonRequest(collection="staff", person_id="ann"),
+        "ListFaces": gallery_pb2.ListFacesRequest(collection="guests", page_token="x"),  # noqa: S106
+        "GetFace": gallery_pb2.GetFaceRequest(**one),
+        "GetCrop": gallery_pb2.GetCropRequest(**one),
+        "ExportFaces": gallery_pb2.ExportFacesRequest(collection="staff", page_size=9),
+        "MoveFaces": gallery_pb2.MoveFacesRequest(
+            collection="staff", face_ids=faces, person_id="eve"
+        ),
+        "DeleteFaces": gallery_pb2.DeleteFacesRequest(collection="staff", face_ids=faces),
+        "DeletePerson": gallery_pb2.DeletePersonRequest(collection="guests", person_id="bob"),
+        "Group": gallery_pb2.GroupRequest(collection="staff", threshold=0.4, min_faces=2),
+        "Reembed": gallery_pb2.ReembedRequest(collection="staff", max_faces=10),
+    }
+
+
 @cache
-def _messages() -> tuple[tuple[str, bytes], ...]:
-    """Sound requests of every method that the server has, with their paths."""
+def sound_messages() -> tuple[tuple[str, bytes], ...]:
+    """Sound requests of every unary method that asks who calls, with their paths."""
     image = face_pb2.Image(encoded=seeds()[0])
     raw = face_pb2.Image(pixels=face_pb2.Pixels(height=8, width=8, data=bytes(192)))
     vector = face_pb2.Embedding(values=[0.5, 0.5, 0.5, 0.5], norm=1.0)
@@ -164,21 +212,35 @@ def _messages() -> tuple[tuple[str, bytes], ...]:
         f"{TRITON}ModelMetadata": lambda: service_pb2.ModelMetadataRequest(name="sface"),
         f"{TRITON}ModelConfig": lambda: service_pb2.ModelConfigRequest(name="sface"),
         f"{TRITON}ModelStatistics": lambda: service_pb2.ModelStatisticsRequest(name="sface"),
+        f"{TRITON}ServerMetadata": service_pb2.ServerMetadataRequest,
         f"{TRITON}RepositoryIndex": service_pb2.RepositoryIndexRequest,
         f"{TRITON}RepositoryModelLoad": lambda: service_pb2.RepositoryModelLoadRequest(
             model_name="sface"
         ),
-        f"{TRITON}SystemSharedMemoryStatus": service_pb2.SystemSharedMemoryStatusRequest,
+        f"{TRITON}RepositoryModelUnload": lambda: service_pb2.RepositoryModelUnloadRequest(
+            model_name="sface"
+        ),
+        f"{TRITON}TraceSetting": lambda: service_pb2.TraceSettingRequest(model_name="sface"),
+        f"{TRITON}LogSettings": service_pb2.LogSettingsRequest,
+        **{
+            f"{TRITON}{kind}SharedMemory{what}": getattr(
+                service_pb2, f"{kind}SharedMemory{what}Request"
+            )
+            for kind in ("System", "Cuda")
+            for what in ("Status", "Register", "Unregister")
+        },
     }
-    return tuple((path, make().SerializeToString()) for path, make in requests.items())
+    galleries = ((GALLERIES + name, request) for name, request in _gallery_requests().items())
+    calls = (*((path, make()) for path, make in requests.items()), *galleries)
+    return tuple((path, request.SerializeToString()) for path, request in calls)
 
 
 def message_call(number: int, seed: int) -> tuple[str, bytes]:
     """The method and the bytes of a damaged request, or of one that belongs to another method."""
     draw = Random(f"{seed} message {number}")  # noqa: S311 - no secret
-    path, request = draw.choice(_messages())
+    path, request = draw.choice(sound_messages())
     if draw.random() < 0.1:
-        path = draw.choice(_messages())[0]
+        path = draw.choice(sound_messages())[0]
     if draw.random() < 0.05:
         return path, draw.randbytes(draw.randrange(400))
     return path, damaged(request, draw)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from mien_server.access.roles import CallerRole
-from tests.fuzz.inputs import FACES, credential, crowd, message_call, photo_call
+from tests.fuzz.inputs import FACES, credential, crowd, enrolling, message_call, photo_call
 from tools.local_access import LocalAccess, bearer
 from tools.local_server import LocalServer, open_channel
 
@@ -89,6 +89,7 @@ def fuzz(
     """Sends so many damaged photos and messages, from a few callers at once.
 
     Args:
+        server: one that has galleries.
         seed: of the damage.
         rest: seconds that the server gets to give memory back before it is looked at.
         access: of a server whose callers prove who they are: calls carry a key or a token, every fourth a
@@ -109,6 +110,10 @@ def fuzz(
         for future in [pool.submit(_try, channel, large, allowed, report) for _ in range(CALLERS)]:
             future.result()
         for tenth in range(10):
+            # Damaged calls may have deleted them.
+            for path, request in enrolling():
+                prepare = FuzzCall("enrolling", path, request, known[0] if known else "")
+                _try(channel, prepare, allowed, report)
             count = total * (tenth + 1) // 10 - total * tenth // 10
             part = [next(calls) for _ in range(count)]
             tried = [pool.submit(_try, channel, each, allowed, report) for each in part]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mien_server.access.roles import METHODS, OPEN
 from mien_server.errors import Reason
-from tests.fuzz.inputs import message_call, once_failed, photo_call
+from tests.fuzz.inputs import enrolling, message_call, once_failed, photo_call, sound_messages
 from tests.fuzz.run import CALLERS, fuzz, table
+from tests.integration.access_rig import served_methods
 from tools.local_access import LocalAccess
 from tools.local_server import LocalServer
 
@@ -20,7 +22,8 @@ def test_damaged_photos_and_messages_bring_about_nothing_that_is_not_in_the_tabl
     launch_server: Callable[..., AbstractContextManager[LocalServer]],
     tmp_path: Path,
 ) -> None:
-    flags, access = ["--access-log", "false"], None
+    galleries = str(tmp_path / "galleries")
+    flags, access = ["--access-log", "false", "--gallery-dir", galleries], None
     if authenticated:
         access = LocalAccess(tmp_path)
         flags += [*access.key_flags, *access.tls_flags]
@@ -29,11 +32,19 @@ def test_damaged_photos_and_messages_bring_about_nothing_that_is_not_in_the_tabl
     # In so short a run memory only warms up.
     report.wrong.pop("memory", None)
     assert report.wrong == {}
-    assert report.answers.total() == 400 + CALLERS  # they begin with a crowd each
+    # They begin with a crowd each, and make the galleries.
+    assert report.answers.total() == 400 + CALLERS + 10 * len(enrolling())
     refused = report.answers["UNAUTHENTICATED UNAUTHENTICATED"]
     assert (70 < refused < 130) == authenticated
     assert report.answers["OK"] > 20
     assert report.answers["INVALID_ARGUMENT INVALID_IMAGE"] > 40
+
+
+def test_every_method_that_asks_who_calls_has_a_sound_request() -> None:
+    streams = {method for method, (sends, _) in served_methods().items() if sends}
+    assert {path for path, _ in sound_messages()} == {
+        method for method, needed in METHODS.items() if needed != OPEN and method not in streams
+    }
 
 
 def test_inputs_come_again_by_their_numbers() -> None:

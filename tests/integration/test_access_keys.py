@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 
 import mien
 from mien.model_control import ModelControl
+from mien.v1 import gallery_pb2
 from mien_server.access.gate import Gate
 from mien_server.access.keyring import Keyring
 from mien_server.access.keys import Entry, KeysFile, new_entry, read_keys
@@ -286,6 +287,48 @@ async def test_every_admin_call_leaves_a_line_with_caller_model_and_outcome(
         by_other | {"method": load, "subject": "", "outcome": "PERMISSION_DENIED"},
         by_nobody | {"method": load, "subject": "", "outcome": "UNAUTHENTICATED"},
     ]
+
+
+async def test_calls_that_change_or_hand_out_leave_a_line_whatever_the_level_and_others_none(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
+    everything, key = new_entry("all", tuple(CallerRole), certificate=False)
+    async with guarded([everything]) as (running, _):
+        for method in METHODS:
+            await ended(running.channel, method, bearer(key))
+    told = {str(line["method"]) for line in audit_lines(caplog)}
+    assert {method.rpartition("/")[2] for method in told if "Gallery" in method} == {
+        *("CreateCollection", "DeleteCollection", "Enrol", "MoveFaces", "DeleteFaces"),
+        *("DeletePerson", "Reembed", "ExportFaces", "GetCrop"),
+    }
+    assert {method.rpartition("/")[2] for method in told if "Inference" in method} == {
+        *("RepositoryModelLoad", "RepositoryModelUnload", "LogSettings", "TraceSetting"),
+        *(
+            f"{kind}SharedMemory{what}"
+            for kind in ("System", "Cuda")
+            for what in ("Status", "Register", "Unregister")
+        ),
+    }
+    assert {line["caller"] for line in audit_lines(caplog)} == {"all"}
+    assert len(told) == 9 + 10 == len(audit_lines(caplog))
+
+
+async def test_line_of_a_gallery_names_the_collection(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    service = gallery_pb2.DESCRIPTOR.services_by_name["GalleryService"]
+    async with serving() as running:
+        for method in service.methods:
+            name = "name" if method.name == "CreateCollection" else "collection"
+            if name in method.input_type.fields_by_name:
+                kind: Any = getattr(gallery_pb2, method.input_type.name)
+                request = kind(**{name: "staff"}).SerializeToString()
+                await ended(running.channel, f"/{service.full_name}/{method.name}", (), request)
+    lines = audit_lines(caplog)
+    assert len(lines) == 9
+    # Nobody has to prove anything here.
+    assert {(line["caller"], line["proof"]) for line in lines} == {("anonymous", "")}
+    assert {line["subject"] for line in lines} == {"staff"}
 
 
 async def test_flood_of_wrong_keys_is_refused_counted_and_summarised(

@@ -4,6 +4,7 @@ import io
 import signal
 import socket
 import ssl
+import struct
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import grpc
 from PIL import Image
 from tritonclient.grpc import service_pb2
 
-from mien.v1 import face_pb2
+from mien.v1 import face_pb2, gallery_pb2
 from tests.conftest import LaunchServer
 from tests.http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame
 from tests.integration.access_rig import EMBED, INFER, UNLOAD
@@ -24,6 +25,8 @@ from tools.local_server import open_channel
 
 MARK = b"a-marker-of-a-photo-nobody-may-see"
 DETECT, VERIFY = (EMBED.replace("Embed", name) for name in ("Detect", "Verify"))
+GALLERY = "/mien.v1.GalleryService/"
+LABEL = "what-only-a-label-says"
 STREAM = INFER.replace("ModelInfer", "ModelStreamInfer")
 EVERYTHING = ["--log-level", "debug", "--log-format", "json", "--access-log", "true"]
 
@@ -51,6 +54,28 @@ def marked(portrait: Path) -> Iterator[bytes]:
 def vectors(answer: bytes) -> list[float]:
     """The numbers of an embedding in an answer of Embed."""
     return list(face_pb2.EmbedResponse.FromString(answer).faces[0].embedding.values)
+
+
+def use_gallery(call: Callable[[str, Any], bytes], photo: face_pb2.Image) -> list[bytes]:
+    """Enrols a photo, looks for it, and has everything of it handed out: the crop, and the vector's bytes."""
+    make = gallery_pb2.CreateCollectionRequest(name="staff", keep_crops=True)
+    assert call("CreateCollection", make)
+    subject = face_pb2.Subject(image=photo)
+    face = gallery_pb2.NewFace(subject=subject, person_id="ann", labels={"note": LABEL})
+    new = gallery_pb2.EnrolRequest(
+        collection="staff", faces=[face], quality_policy=gallery_pb2.QUALITY_POLICY_ACCEPT
+    )
+    enrolled = gallery_pb2.EnrolResponse.FromString(call("Enrol", new)).results[0].face_id
+    seek = gallery_pb2.IdentifyRequest(collections=["staff"], subject=subject)
+    assert b"ann" in call("Identify", seek)
+    assert LABEL.encode() in call("ListFaces", gallery_pb2.ListFacesRequest(collection="staff"))
+    asked = gallery_pb2.GetCropRequest(collection="staff", face_id=enrolled)
+    crop = gallery_pb2.GetCropResponse.FromString(call("GetCrop", asked)).crop.data
+    given = gallery_pb2.ExportFacesRequest(collection="staff")
+    faces = gallery_pb2.ExportFacesResponse.FromString(call("ExportFaces", given)).faces
+    assert len(faces) == 1
+    values = faces[0].embedding.values
+    return [crop, struct.pack(f"<{len(values)}f", *values)]
 
 
 def stray_byte(access: LocalAccess, address: str, key: str) -> bytes:
@@ -104,6 +129,7 @@ def test_nothing_secret_is_in_the_output_of_a_whole_run(
     wrong = [revoked, key[:-4] + "aaaa", key[:30], good[:-9], ended, forged, f"{key} {good}"]
     repository = lighten(copy_repository(model_repository_path, tmp_path / "models"))
     flags = [*EVERYTHING, *access.key_flags, *access.tls_flags]
+    flags += ["--gallery-dir", str(tmp_path / "galleries")]
     numbers: set[float] = set()
     codes: set[str] = set()
     with (
@@ -147,6 +173,12 @@ def test_nothing_secret_is_in_the_output_of_a_whole_run(
         aligned = face_pb2.AlignedFace(pixels=pixels)
         call(EMBED, face_pb2.EmbedRequest(image=face_pb2.Image(aligned_face=aligned)), key)
         call(DETECT, MARK + b"\xff" * 9, key)
+        crops = use_gallery(
+            lambda name, message: call(GALLERY + name, message, access.key), photos[0]
+        )
+        for name in ("Enrol", "GetCrop", "ExportFaces"):
+            call(GALLERY + name, b"\x0a\x05staff" + MARK, key)
+            call(GALLERY + name, b"", forged)
         call(UNLOAD, service_pb2.RepositoryModelUnloadRequest(model_name="sface"), key)
         call(UNLOAD, service_pb2.RepositoryModelUnloadRequest(model_name="sface"), access.key)
         for credential in wrong:
@@ -182,7 +214,13 @@ def test_nothing_secret_is_in_the_output_of_a_whole_run(
             name
         )
     private = "".join((access.folder / "server.key").read_text().splitlines()[1:-1])
-    for secret in (MARK.decode(), MARK.hex(), private):
+    assert "mien_server.audit" in log
+    assert '"subject": "staff"' in log
+    for raw in crops:
+        at = len(raw) // 2
+        for written in (raw[at : at + 8].hex(), repr(raw[at : at + 8])[2:-1]):
+            assert written not in told
+    for secret in (MARK.decode(), MARK.hex(), LABEL, private):
         assert not any(piece in told for piece in pieces(secret, 20))
     # The metrics have so many numbers that some begin alike.
     assert not [n for n in numbers if abs(n) > 0.01 and repr(abs(n))[:9] in log]

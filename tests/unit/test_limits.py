@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from mien_server.limits import CONNECTION_BYTES, worst_case
+from mien_server.limits import CONNECTION_BYTES, GROUPING_BYTES, worst_case
+from mien_server.rpc.intake import PROBES
 from mien_server.settings import Settings, flag_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,9 @@ MIB = 1024 * 1024
 def test_every_limit_is_on_the_page_with_a_metric_that_exists_and_a_test_that_does() -> None:
     rows = re.findall(r"^\|.*?\| (.*`--[a-z-]+`.*?) \|.*?\| `(\w+)` \| `([\w/.]+)` \|$", PAGE, re.M)
     flags = {flag for cell, _, _ in rows for flag in re.findall(r"`(--[a-z-]+)`", cell)}
-    assert flags == {flag_of(name) for name in settings_of("Limits")} | {"--default-deadline-secs"}
+    assert flags == {flag_of(name) for name in settings_of("Limits")} | {
+        *("--default-deadline-secs", "--gallery-max-bytes")
+    }
     metrics = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     for _, metric, test in rows:
         assert metric in metrics or metric.startswith("process_")
@@ -29,11 +32,12 @@ def test_memory_at_worst_is_that_of_the_settings() -> None:
         max_pending_requests=7,
     )
     assert worst_case(settings, 3) == {
-        "arriving": 14 * MIB,
+        "arriving": (7 + PROBES) * 2 * MIB,
         "requests": 20 * MIB,
         "pictures": 20 * MIB,
         "queues": 10 * MIB,
         "connections": 3 * CONNECTION_BYTES,
+        "galleries": 0,
     }
     limits = {
         "max_arriving_requests": 2,
@@ -41,4 +45,17 @@ def test_memory_at_worst_is_that_of_the_settings() -> None:
         "max_queued_bytes": 4 * MIB,
     }
     own = worst_case(settings.model_copy(update=limits), 3)
-    assert (own["arriving"], own["pictures"], own["queues"]) == (4 * MIB, 6 * MIB, 4 * MIB)
+    assert (own["arriving"], own["pictures"], own["queues"]) == (
+        (2 + PROBES) * 2 * MIB,
+        6 * MIB,
+        4 * MIB,
+    )
+
+
+def test_galleries_in_a_folder_count_and_those_elsewhere_do_but_for_their_faces(
+    tmp_path: Path,
+) -> None:
+    here = Settings(gallery_dir=tmp_path, gallery_max_bytes=100 * MIB)
+    assert worst_case(here, 3)["galleries"] == 200 * MIB + GROUPING_BYTES
+    elsewhere = Settings(gallery_url="milvus://milvus.example:19530")
+    assert worst_case(elsewhere, 3)["galleries"] == GROUPING_BYTES

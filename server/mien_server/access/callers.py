@@ -22,10 +22,7 @@ class Caller:
 
 
 ANONYMOUS = Caller("anonymous", frozenset(CallerRole))
-"""Everybody, where nobody has to prove anything."""
+"""Everybody, where nobody has to prove anything; and who has not proved anything, or not yet."""
 
-NOBODY = Caller("-", frozenset())
-"""Who has not proved anything, or not yet."""
-
-CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
+CALLER: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
 """The caller of the call that this task answers, for the lines of the log about it."""

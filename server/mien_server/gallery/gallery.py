@@ -9,11 +9,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery import grouping
 from mien_server.gallery.checks import check_collection_name, check_threshold
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.types import (
+    FaceGroup,
     Found,
     Grouped,
     Identification,
@@ -30,6 +34,7 @@ from mien_server.pipeline.faces import FacePipeline, Models
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
     AlignedFace,
+    ArrayF32,
     Call,
     Embedding,
     Face,
@@ -68,6 +73,7 @@ class Gallery:
         self._default_embedder = default_embedder
         # One grouping at a time: beside it, cores are for calls that take milliseconds.
         self._grouping = ThreadPoolExecutor(1, thread_name_prefix="gallery-group")
+        self._grouping_turn = asyncio.Lock()
 
     async def create(
         self,
@@ -183,7 +189,16 @@ class Gallery:
         check_threshold(threshold)
         live = self.store.find(name)
         limit, source = self._threshold(live, threshold)
-        faces, vectors, left_out = await self.store.unnamed(live, grouping.MAX_FACES)
+        async with self._grouping_turn:  # who waits for it holds no vectors
+            faces, vectors, left_out = await self.store.unnamed(live, grouping.MAX_FACES)
+            began = time.monotonic()
+            groups = await self._grouped(faces, vectors, limit, least, call)
+        call.add(began, StageTime("group", time.monotonic() - began))
+        return Grouped(groups, len(faces), left_out, limit, source)
+
+    async def _grouped(
+        self, faces: NDArray[np.int64], vectors: ArrayF32, threshold: float, least: int, call: Call
+    ) -> list[FaceGroup]:
         abandoned = threading.Event()
 
         def check() -> None:
@@ -194,14 +209,13 @@ class Gallery:
                     f"The call's time was not enough to group {len(faces):,} faces: give it more."
                 )
 
-        began = time.monotonic()
-        work = partial(grouping.group, faces, vectors, threshold=limit, least=least, check=check)
+        work = partial(
+            grouping.group, faces, vectors, threshold=threshold, least=least, check=check
+        )
         try:
-            groups = await asyncio.wrap_future(self._grouping.submit(work))
+            return await asyncio.wrap_future(self._grouping.submit(work))
         finally:
             abandoned.set()
-        call.add(began, StageTime("group", time.monotonic() - began))
-        return Grouped(groups, len(faces), left_out, limit, source)
 
     async def embedder(self, asked: ModelRef) -> tuple[ModelIdentity, int]:
         """The embedder that serves under a name, or else the default one, and the length of its vectors.

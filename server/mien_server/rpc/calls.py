@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from mien_server.access.gate import Gate
-from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.pipeline.types import Call, StageTime
 from mien_server.rpc.gatekeeper import (
@@ -26,6 +24,7 @@ from mien_server.rpc.gatekeeper import (
 )
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
+from mien_server.rpc.requests import arrived, parsed
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.errors import Expired
 
@@ -106,8 +105,8 @@ def server_timing(stages: list[StageTime]) -> str:
     )
 
 
-INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
-"""Services that answer whatever the load, and while the server drains."""
+HEALTH, REFLECTION = "/grpc.health.", "/grpc.reflection."
+"""Services that answer while the server drains, and the first of them whatever the load."""
 
 UNCOUNTED = frozenset(
     f"/inference.GRPCInferenceService/{method}"
@@ -178,8 +177,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         check = check_of(self._gate, method, streams=bool(handler.request_streaming))
         parse, run = handler.request_deserializer, handler.unary_unary
         wrapped: Handler
-        if method.startswith(INFRASTRUCTURE):
-            wrapped = guarded_stream(check, handler) if check else handler
+        if method.startswith(HEALTH):
+            wrapped = handler
+        elif method.startswith(REFLECTION):
+            wrapped = guarded_stream(check, self._intake, handler)
         elif parse and run:
             # To the caller it is the same as a unary method. But gRPC reads the request of one of those
             # before it asks anybody, of whatever size and for however long.
@@ -214,7 +215,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await check(context)
             raw = await self._arrived(requests, context)
             with admitted(len(raw)):
-                request = _parsed(parse, raw)
+                request = parsed(parse, raw)
                 if told:
                     note_subject(request)
                 del raw  # parsing has copied it
@@ -250,14 +251,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async for raw in stream:
                 if check:  # a key may be revoked while its stream is open
                     await check(context, message=True)
-                yield _parsed(parse, raw)
+                yield parsed(parse, raw)
 
         async def answer(stream: AsyncIterable[bytes], context: Context) -> None:
             with self._record(STREAM, method, context) as record:
                 try:
                     if check:  # one that sends nothing is not to stay
                         await check(context)
-                    await run(messages(stream, context), context)
+                    # Nobody can tell half a message from a pause between two.
+                    with self._intake.arrival():
+                        await run(messages(stream, context), context)
                 except asyncio.CancelledError:
                     record.cancelled()
                     raise
@@ -281,16 +284,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         remaining = cast(float | None, context.time_remaining())
         seconds = min(self._arrival_seconds, remaining if remaining is not None else math.inf)
         with self._intake.arrival():
-            try:
-                async with asyncio.timeout(seconds):
-                    return await anext(requests)
-            except StopAsyncIteration:
-                raise InvalidRequest(
-                    Reason.INVALID_REQUEST,
-                    "The call has no request message, or a larger one than the server takes.",
-                ) from None
-            except TimeoutError:
-                raise Expired(f"The request did not arrive within {seconds:.3f} s.") from None
+            return await arrived(requests, seconds)
 
     def _record(self, kind: str, method: str, context: Context) -> CallRecord:
         """The record of a call, whose name the answer gets."""
@@ -318,15 +312,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             yield
         finally:
             self._intake.leave(nbytes)
-
-
-def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
-    try:
-        return parse(raw)
-    except DecodeError as error:
-        raise InvalidRequest(
-            Reason.INVALID_REQUEST, f"The request is no valid message of its type: {error}."
-        ) from error
 
 
 def _let_go(error: BaseException | None) -> None:

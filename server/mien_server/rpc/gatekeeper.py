@@ -13,10 +13,13 @@ from mien_server.access.gate import Gate
 from mien_server.access.roles import AUDITED, METHODS, OPEN
 from mien_server.errors import MienError
 from mien_server.observability.logging import RateLimit
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.status import fault_of
+from mien_server.scheduling.errors import SchedulingError
 
 audit = logging.getLogger("mien_server.audit")
 audit.addFilter(RateLimit())
+audit.setLevel(logging.INFO)  # whatever the level of the other lines
 
 Check = Callable[..., Awaitable[None]]
 """Admits the call with this context, or, with `message=True`, the next message of its stream."""
@@ -70,17 +73,19 @@ def _certificate_names(context: Any) -> Iterator[str]:
                 yield name.decode("utf-8", "replace")
 
 
-def guarded_stream(check: Check, handler: Any) -> Any:
-    """The handler of a streaming method of gRPC's own (reflection), behind a check."""
+def guarded_stream(check: Check | None, intake: Intake, handler: Any) -> Any:
+    """The handler of a streaming method of gRPC's own (reflection), behind a check, and counted."""
 
     async def answer(requests: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            await check(context)
-        except MienError as error:
+            if check:
+                await check(context)
+            with intake.arrival():
+                async for response in handler.stream_stream(requests, context):
+                    yield response
+        except (MienError, SchedulingError) as error:
             fault = fault_of(error)
             await context.abort(fault.code, fault.message, fault.trailing_metadata())
-        async for response in handler.stream_stream(requests, context):
-            yield response
 
     return grpc.stream_stream_rpc_method_handler(
         answer, handler.request_deserializer, handler.response_serializer

@@ -3,14 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 
 from mien_server.scheduling.admission import Budget
 from mien_server.scheduling.errors import Draining, QueueFull, Unavailable
 
 RETRY_AFTER_SECONDS = 1.0
+
+PROBES = 8
+"""Of so many health checks requests may be on their way beside those of calls; others wait for their turn.
+They are there at once, unless somebody means it ill."""
 
 
 class Intake:
@@ -20,8 +24,10 @@ class Intake:
 
     Attributes:
         budget: counts the calls in progress, with the bytes of their requests.
-        arriving: calls whose request is still on its way; nobody knows how large it is.
-        last_event: when a call last came or went, by the monotonic clock; -inf: none has.
+        arriving: calls whose request is still on its way, and streams that are open, whose next one may be;
+            nobody knows how large it is.
+        last_event: when a call, or a part of a request, last came or went, by the monotonic clock; -inf: none
+            has.
 
     Args:
         max_calls: how many calls may be in progress at the same time, at least 1.
@@ -33,6 +39,7 @@ class Intake:
         self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
         self.arriving = 0
         self._max_arriving = max_arriving or max_calls
+        self._probes = asyncio.Semaphore(PROBES)
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
         self.last_event = -math.inf
@@ -58,6 +65,17 @@ class Intake:
             yield
         finally:
             self.arriving -= 1
+            self.last_event = time.monotonic()
+
+    @asynccontextmanager
+    async def probe(self) -> AsyncIterator[None]:
+        """Waits for one of the places of health checks, whose request arrives in the block."""
+        async with self._probes:
+            try:
+                yield
+            except BaseException:
+                self.last_event = time.monotonic()  # what has come of it is memory to give back
+                raise
 
     def enter(self, nbytes: int) -> None:
         """Admits a call whose request has `nbytes`; `leave` must follow.

@@ -98,6 +98,8 @@ class Connections:
             ("grpc.max_concurrent_streams", self.max_streams),
             ("grpc.keepalive_time_ms", round(1e3 * self.keepalive)),
             ("grpc.keepalive_timeout_ms", round(1e3 * self.keepalive_timeout)),
+            # Else any ping has a minute, and the line above no effect.
+            ("grpc.http2.ping_timeout_ms", round(1e3 * self.keepalive_timeout)),
         ]
         if self.max_idle is not None:
             found.append(("grpc.max_connection_idle_ms", round(1e3 * self.max_idle)))

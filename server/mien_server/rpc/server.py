@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc, gallery_pb2, gallery_pb2_grpc
 from mien_server.access.certificates import Certificate
@@ -18,6 +17,8 @@ from mien_server.access.gate import Gate
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.quoting import without_folders
 from mien_server.rpc.calls import CallInterceptor
+from mien_server.rpc.health import NAME as HEALTH_SERVICE
+from mien_server.rpc.health import Health
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import Connections, ListenError, UnixSocket, server_credentials
 from mien_server.rpc.reflection import add_reflection
@@ -91,7 +92,7 @@ class RpcServer:
         self.unready: Mapping[str, str] = {"server": "it is loading its models"}
         self._hide = hide
         self._services = [SERVICE]
-        self._health = health.aio.HealthServicer()
+        self._health = Health(intake)
         connections = connections or Connections()
         self.max_connections = connections.limit
         self._server = grpc.aio.server(
@@ -166,9 +167,9 @@ class RpcServer:
 
             self._services.append(INFERENCE_SERVICE)
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health.add_to(self._server)
         if reflect:
-            add_reflection((*self._services, health.SERVICE_NAME), self._server)
+            add_reflection((*self._services, HEALTH_SERVICE), self._server)
         await self.set_ready(False)
         await self._server.start()
 
@@ -183,9 +184,8 @@ class RpcServer:
             self.unready = {
                 name: without_folders(reason, self._hide) for name, reason in (why or {}).items()
             }
-        status = health_pb2.HealthCheckResponse
         for name in ("", *self._services):
-            await self._health.set(name, status.SERVING if ready else status.NOT_SERVING)
+            self._health.set(name, ready)
 
     async def stop(self, *, lame_duck: float, grace: float) -> bool:
         """Says NOT_SERVING, serves on for `lame_duck` seconds, then finishes the accepted calls.
@@ -194,7 +194,7 @@ class RpcServer:
             False if calls had to be cancelled because `grace` seconds ran out.
         """
         self.ready, self.unready = False, {"server": "it is stopping"}
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         if lame_duck:
             logger.info("lame duck", extra={"seconds": lame_duck})
             await asyncio.sleep(lame_duck)

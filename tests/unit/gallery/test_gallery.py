@@ -1,11 +1,14 @@
 """Enrol and Identify over scripted models: what is wrong with one face, with the call, and with the model."""
 
+import asyncio
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
+from mien_server.gallery import grouping
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy
@@ -182,6 +185,42 @@ async def test_groups_are_of_those_without_a_person_and_by_the_collections_thres
     alone = await gallery.group("staff", threshold=1.0, least=1, call=Call())
     assert [len(each.faces) for each in alone.groups] == [1, 1, 1, 1]
     assert alone.threshold_from == "request"
+
+
+async def test_who_waits_to_group_holds_no_vectors(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    await enrolled(gallery, face(given(ANN), ""), face(given(PAINT_VECTOR), ""))
+    read, go, begun = gallery.store.unnamed, threading.Event(), threading.Event()
+    reads = []
+
+    async def unnamed(*arguments: Any) -> Any:
+        reads.append(arguments)
+        return await read(*arguments)
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return grouped(*arguments, **options)
+
+    grouped = grouping.group
+    monkeypatch.setattr(gallery.store, "unnamed", unnamed)
+    monkeypatch.setattr(grouping, "group", slowly)
+
+    def ask() -> "asyncio.Task[Any]":
+        return asyncio.create_task(gallery.group("staff", threshold=None, least=1, call=Call()))
+
+    calls = [ask() for _ in range(3)]
+    await asyncio.to_thread(begun.wait, 30)
+    await asyncio.sleep(0.05)
+    assert len(reads) == 1
+    calls[0].cancel()  # who leaves makes room for the next
+    go.set()
+    ended: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+    first, *others = ended
+    assert isinstance(first, asyncio.CancelledError)
+    assert [len(each.groups) for each in others] == [2, 2]
 
 
 async def test_grouping_ends_with_the_time_of_its_call(gallery: Gallery) -> None:

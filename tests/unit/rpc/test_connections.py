@@ -161,6 +161,28 @@ async def test_connection_without_calls_is_closed_and_its_client_connects_again(
         await running.faces.Detect(PHOTO)
 
 
+async def test_client_that_does_not_answer_pings_is_closed_and_one_that_does_is_not() -> None:
+    limits = Connections(keepalive=1, keepalive_timeout=0.5)
+    async with serving(returning(EMPTY), connections=limits) as running:
+        await running.faces.Detect(PHOTO)
+        states = list[grpc.ChannelConnectivity]()
+        watching = asyncio.create_task(_watch(running.channel, states))
+        with await asyncio.to_thread(connect, running.server.address) as silent:
+            greet(silent)
+            began = time.monotonic()
+            assert await asyncio.to_thread(is_closed, silent)
+            assert time.monotonic() - began < 8
+        await asyncio.sleep(1)
+        watching.cancel()
+        assert states == [grpc.ChannelConnectivity.READY]
+
+
+async def _watch(channel: grpc.aio.Channel, states: list[grpc.ChannelConnectivity]) -> None:
+    while True:
+        states.append(channel.get_state())
+        await channel.wait_for_state_change(states[-1])
+
+
 async def test_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "HANDSHAKE_TIMEOUT_MS", 200)
     async with serving(returning(EMPTY)) as running:
