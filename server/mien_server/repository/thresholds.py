@@ -122,7 +122,11 @@ def judged_by(config: ModelConfig, thresholds: Thresholds | None) -> ModelConfig
     """The configuration of a version: its model's, with its own thresholds where it has some."""
     if thresholds is None or config.role is not EMBEDDER:
         return config
-    options = EmbedderOptions(thresholds.match_threshold, thresholds.thresholds_by_far)
+    options: EmbedderOptions = replace(
+        config.options,
+        match_threshold=thresholds.match_threshold,
+        thresholds_by_far=thresholds.thresholds_by_far,
+    )
     return replace(config, options=options)
 
 
