@@ -199,13 +199,8 @@ def to_embedding(raw: ArrayF32, model: ModelIdentity) -> Embedding:
     norm = float(np.linalg.norm(vector))
     if not math.isfinite(norm) or norm <= 0.0:
         incident = uuid.uuid4().hex[:8]
-        logger.error(
-            "incident %s: %s version %d gave a vector of norm %s",
-            incident,
-            model.name,
-            model.version,
-            norm,
-        )
+        facts = {"incident": incident, "model": model.name, "version": model.version}
+        logger.error("the model gave a vector of norm %s", norm, extra=facts)
         raise RowFailed(
             f"{model.name} version {model.version} gave no usable vector for this face.",
             incident=incident,

@@ -113,6 +113,7 @@ def read_thresholds(folder: Path, root: Path, fingerprint: str) -> Thresholds | 
         _log.warning(
             "%s was measured with fingerprint %s, the version now has %s: it is not used, calibrate again",
             *(path, found.fingerprint, fingerprint),
+            extra={"model": folder.parent.name, "version": int(folder.name)},
         )
         return None
     return found
