@@ -429,7 +429,8 @@ async def put_to_sleep(catalogue: "Catalogue") -> None:
         await asyncio.sleep(SLEEP_SECONDS)
         try:
             for name in catalogue.sleep():
-                logger.info("model %s is asleep: nobody calls it; the next call loads it", name)
+                facts = {"model": name}
+                logger.info("asleep: nobody calls the model; the next call loads it", extra=facts)
         except Exception:
             logger.exception("no model was put to sleep; the next look follows")
 

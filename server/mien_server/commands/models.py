@@ -205,6 +205,13 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
             metavar="X|X,X,X",
             help=f"{example}, or three numbers in the channels' order",
         )
+    group.add_argument(
+        "--window",
+        type=_window,
+        metavar="LEFT,TOP,SIDE",
+        help="of an embedder: the part of the aligned face that it sees, in pixels of the 112x112 template:"
+        " 0,0,112 is all of it, --window=-8,-8,128 more. A network of another input size than 112 needs it",
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -221,14 +228,28 @@ def _numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def _window(text: str) -> tuple[float, float, float]:
+    """Three numbers: left, top, and a side of a pixel or more."""
+    try:
+        left, top, side = (float(part) for part in text.split(","))
+    except ValueError:
+        left = top = side = math.nan
+    if not (all(map(math.isfinite, (left, top))) and 1 <= side < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} must be left, top and side: -8,-8,128")
+    return (left, top, side)
+
+
 def _given_input(
-    channel_order: Any, mean: tuple[float, ...] | None, scale: tuple[float, ...] | None
+    channel_order: Any,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
+    window: tuple[float, float, float] | None,
 ) -> "GivenInput | None":
     from mien_server.weights.recognise.recognised import GivenInput
 
-    if (channel_order, mean, scale) == (None, None, None):
+    if (channel_order, mean, scale, window) == (None, None, None, None):
         return None
-    return GivenInput(channel_order=channel_order, mean=mean, scale=scale)
+    return GivenInput(channel_order=channel_order, mean=mean, scale=scale, window=window)
 
 
 def _add_version(parser: argparse.ArgumentParser, help_: str) -> None:
@@ -266,6 +287,7 @@ def _import(
     channel_order: Any,
     mean: tuple[float, ...] | None,
     scale: tuple[float, ...] | None,
+    window: tuple[float, float, float] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
@@ -278,7 +300,7 @@ def _import(
         version=version,
         license_=license,
         source=source,
-        given=_given_input(channel_order, mean, scale),
+        given=_given_input(channel_order, mean, scale, window),
     )
     _say_next(repository, done)
     return 0
@@ -294,6 +316,7 @@ def _pull(
     channel_order: Any,
     mean: tuple[float, ...] | None,
     scale: tuple[float, ...] | None,
+    window: tuple[float, float, float] | None,
     **flags: object,
 ) -> int:
     repository = first_repository(flags)
@@ -307,7 +330,7 @@ def _pull(
         sha256=sha256,
         version=version,
         license_=license,
-        given=_given_input(channel_order, mean, scale),
+        given=_given_input(channel_order, mean, scale, window),
     )
     _say_next(repository, done)
     return 0

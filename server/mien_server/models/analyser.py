@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.models import portraits
+from mien_server.models.crops import ALIGNED, AROUND, WHOLE, Crop, input_side, read_window
 from mien_server.models.interface import (
-    CROP_SIDE,
     AnyFamily,
     ArrayF32,
     ImageU8,
@@ -34,7 +33,6 @@ Activation: TypeAlias = Literal["none", "softmax", "sigmoid"]
 
 _KINDS: tuple[Kind, ...] = ("classification", "score", "number", "points")
 _ACTIVATIONS: tuple[Activation, ...] = ("none", "softmax", "sigmoid")
-_AROUND: tuple[Literal["template", "box", "inside"], ...] = ("template", "box", "inside")
 _UNITS: tuple[Literal["pixels", "fractions"], ...] = ("pixels", "fractions")
 
 _AGREE = 0.05
@@ -45,37 +43,6 @@ _ROUNDING = 1e-3
 
 _LARGEST = 1e9
 _MAX_MARGIN = 10.0
-_MAX_SIDE = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """The square part of a photo that an analyser sees.
-
-    Attributes:
-        side: of what it gets, in pixels.
-        around: "template": the face aligned, as embedders see it; "box": the detector's box, upright;
-            "inside": the same, but no more than the photo has, and stretched to the square.
-        window: of "template": left, top and side of the square, in pixels of the 112x112 template and from
-            the outer corner of its first pixel. (0, 0, 112) is the template itself.
-        margin: of "box": the square's side, as a multiple of the box's longer one. Of "inside": by how much
-            the box is enlarged, unless the photo ends before.
-    """
-
-    side: int = CROP_SIDE
-    around: Literal["template", "box", "inside"] = "template"
-    window: tuple[float, float, float] = (0.0, 0.0, float(CROP_SIDE))
-    margin: float = 1.0
-
-    @property
-    def needs_photo(self) -> bool:
-        """Whether it shows more than an aligned face has."""
-        return self.around != "template"
-
-    @property
-    def is_template(self) -> bool:
-        """Whether it is the crop that embedders get."""
-        return self == Crop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +63,7 @@ class AnalyserOptions:
     """
 
     kind: Kind
-    crop: Crop = Crop()
+    crop: Crop = ALIGNED
     activation: Activation = "none"
     labels: tuple[str, ...] = ()
     score_class: int = 0
@@ -171,11 +138,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         outputs: Sequence[TensorSpec],
     ) -> AnalyserOptions:
         """The side of the crop is the input's, and labels may come from the output's `label_filename`."""
-        _, height, width = inputs[0].dims
-        if not 0 < height == width <= _MAX_SIDE:
-            raise parameters.error(
-                "crop", f"wants a square input: its dims must be [3, S, S], S at most {_MAX_SIDE}"
-            )
+        side = input_side("crop", parameters, inputs)
         (count,), labels = outputs[0].dims, outputs[0].labels
         if labels and options.labels:
             raise parameters.error("labels", "are given here and by label_filename; remove one")
@@ -197,23 +160,17 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
                     raise parameters.error(
                         "answer", f"is one {options.kind}; output.dims must be [1], not [{count}]"
                     )
-        return replace(options, labels=labels, crop=replace(options.crop, side=height))
+        return replace(options, labels=labels, crop=replace(options.crop, side=side))
 
     def describe(self, options: AnalyserOptions) -> str:
         """All but the words: labels, the unit, and who gets it."""
-        crop = options.crop
-        seen = (
-            f"{crop.around} x {crop.margin:g}"
-            if crop.needs_photo
-            else f"template {', '.join(f'{value:g}' for value in crop.window)}"
-        )
         told = {
             "classification": "",
             "score": f" {options.score_class}",
             "number": f" {', '.join(f'{value:g}' for value in options.values)}",
             "points": f" in {options.points_in}",
         }[options.kind]
-        return f"{options.kind}{told}, {options.activation}; {seen}, {crop.side} pixels"
+        return f"{options.kind}{told}, {options.activation}; {options.crop.describe()}"
 
     def run_alike(self, options: AnalyserOptions, others: AnalyserOptions) -> bool:
         """Whether only words differ, or who gets it."""
@@ -264,9 +221,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
 
     def golden_pictures(self, options: AnalyserOptions) -> ImageU8:
         """Two aligned crops and their mirror images, at the side of its own."""
-        size = (options.crop.side, options.crop.side)
-        faces = [cv2.resize(crop, size, interpolation=cv2.INTER_AREA) for crop in portraits.crops()]
-        return np.asarray(np.stack(faces), np.uint8)
+        return portraits.crops(options.crop.side)
 
     def golden_rows(self, pictures: ImageU8) -> list[AnalyserRow]:
         """The crops."""
@@ -351,18 +306,12 @@ def _activated(values: ArrayF32, activation: Activation) -> ArrayF32:
 
 
 def _crop(parameters: Parameters) -> Crop:
-    around = parameters.choice("crop", _AROUND, "template")
+    around = parameters.choice("crop", AROUND, "template")
     for key, only in (("window", ("template",)), ("margin", ("box", "inside"))):
         if key in parameters and around not in only:
             raise parameters.error(key, f"has no meaning for a crop around the {around}; remove it")
-    usual = Crop()
-    window = usual.window
-    if "window" in parameters:
-        given = parameters.numbers("window", -CROP_SIDE, 4 * CROP_SIDE)
-        if len(given) != 3 or given[2] < 1:
-            raise parameters.error("window", "must be left, top and side in pixels of the template")
-        window = (given[0], given[1], given[2])
-    margin = parameters.number("margin", 0.1, _MAX_MARGIN, usual.margin)
+    window = read_window(parameters) if "window" in parameters else WHOLE
+    margin = parameters.number("margin", 0.1, _MAX_MARGIN, 1.0)
     return Crop(around=around, window=window, margin=margin)
 
 

@@ -23,11 +23,15 @@ _LARGE = (slice(160, 320), slice(160, 320))
 _PADDING = 96
 
 
-def crops() -> ImageU8:
-    """Two aligned faces, each with its mirror image: [4, 112, 112, 3]."""
+def crops(side: int = CROP_SIDE) -> ImageU8:
+    """Two aligned faces, each with its mirror image: [4, side, side, 3]."""
     picture = _picture()
     faces = [picture[y : y + CROP_SIDE, x : x + CROP_SIDE] for y, x in _CORNERS]
-    return np.stack([view for face in faces for view in (face, face[:, ::-1])])
+    views = np.stack([view for face in faces for view in (face, face[:, ::-1])])
+    if side == CROP_SIDE:
+        return views
+    resized = [cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA) for view in views]
+    return np.asarray(np.stack(resized), np.uint8)
 
 
 def canvases(side: int) -> ImageU8:

@@ -5,13 +5,14 @@ needs a model of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.models import portraits
+from mien_server.models.crops import ALIGNED, Crop, input_side, read_window
 from mien_server.models.detections import Detections
 from mien_server.models.interface import (
     CROP_SIDE,
@@ -183,7 +184,7 @@ model_warmup [
 
 
 class EmbedderRow(NamedTuple):
-    """One aligned face for an embedder: a crop [112, 112, 3], RGB uint8."""
+    """One aligned face for an embedder: a crop [side, side, 3], RGB uint8; most see 112 pixels."""
 
     image: ImageU8
 
@@ -195,10 +196,12 @@ class EmbedderOptions:
     Attributes:
         match_threshold: the cosine from which two faces match, in [-1, 1], or None.
         thresholds_by_far: false accept rates, each with the cosine that was measured to keep it.
+        crop: what it sees, always of the aligned face: so it can embed what galleries keep, too.
     """
 
     match_threshold: float | None = None
     thresholds_by_far: tuple[tuple[float, float], ...] = ()
+    crop: Crop = ALIGNED
 
 
 class Embedder(Role[EmbedderRow, ArrayF32, EmbedderOptions]):
@@ -206,13 +209,13 @@ class Embedder(Role[EmbedderRow, ArrayF32, EmbedderOptions]):
 
     name = "embed"
     title = "an embedding model"
-    inputs = (TensorSpec("face", "TYPE_UINT8", (3, CROP_SIDE, CROP_SIDE)),)
+    inputs = (TensorSpec("face", "TYPE_UINT8", (3, -1, -1)),)
     outputs = (TensorSpec("embedding", "TYPE_FP32", (-1,)),)
-    parameters = frozenset({"match_threshold", "thresholds_by_far"})
+    parameters = frozenset({"match_threshold", "thresholds_by_far", "window"})
     template = """
 # Aligned crops, RGB 0..255, and their embeddings as the network gives them: not of unit length.
 input [
-  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, 112, 112 ] }
+  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, $side, $side ] }
 ]
 output [
   { name: "embedding", data_type: TYPE_FP32, dims: [ $dimensions ] }
@@ -227,30 +230,52 @@ model_warmup [
   {
     name: "one face"
     batch_size: 1
-    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, 112, 112 ], random_data: true } }
+    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
   }
 ]
 """
 
     def read_options(self, parameters: Parameters) -> EmbedderOptions:
-        """The thresholds, all of which may be left out."""
+        """The thresholds and the crop's window, all of which may be left out."""
         threshold = (
             parameters.number("match_threshold", -1, 1) if "match_threshold" in parameters else None
         )
         table = parameters.table("thresholds_by_far", keys=(0, 1), values=(-1, 1))
-        return EmbedderOptions(threshold, table)
+        crop = Crop(window=read_window(parameters)) if "window" in parameters else ALIGNED
+        return EmbedderOptions(threshold, table, crop)
 
-    def run_alike(self, options: EmbedderOptions, others: EmbedderOptions) -> bool:  # noqa: ARG002
-        """Always: thresholds judge vectors, and are looked up when they do."""
-        return True
+    def with_tensors(
+        self,
+        options: EmbedderOptions,
+        parameters: Parameters,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],  # noqa: ARG002
+    ) -> EmbedderOptions:
+        """The side of the crop is the input's; what another than the usual one shows, has to be said."""
+        side = input_side("window", parameters, inputs)
+        if side != CROP_SIDE and "window" not in parameters:
+            raise parameters.error(
+                "window",
+                f"is missing: say which part of the {CROP_SIDE}x{CROP_SIDE} template an input of"
+                f" {side}x{side} pixels shows, as left, top and side; all of it is 0, 0, {CROP_SIDE}",
+            )
+        return replace(options, crop=replace(options.crop, side=side))
+
+    def describe(self, options: EmbedderOptions) -> str:
+        """The crop, if it is not the aligned face itself."""
+        return "" if options.crop.is_template else options.crop.describe()
+
+    def run_alike(self, options: EmbedderOptions, others: EmbedderOptions) -> bool:
+        """Whether they see the same: thresholds judge vectors, and are looked up when they do."""
+        return options.crop == others.crop
 
     def output_problem(self, output: TensorSpec) -> str:
         """An embedding has a fixed size, which its config says."""
         return "" if output.dims[0] >= 1 else "must be the embedding's size, for example [ 512 ]"
 
-    def sides(self, options: EmbedderOptions) -> tuple[int, ...]:  # noqa: ARG002
-        """That of a crop."""
-        return (CROP_SIDE,)
+    def sides(self, options: EmbedderOptions) -> tuple[int, ...]:
+        """That of its crop."""
+        return (options.crop.side,)
 
     def row(self, image: ImageU8, options: EmbedderOptions) -> EmbedderRow:  # noqa: ARG002
         """A crop."""
@@ -281,9 +306,9 @@ model_warmup [
                 "the embedding of a random image is not finite: the weights are broken"
             )
 
-    def golden_pictures(self, options: EmbedderOptions) -> ImageU8:  # noqa: ARG002
-        """Two crops and their mirror images."""
-        return portraits.crops()
+    def golden_pictures(self, options: EmbedderOptions) -> ImageU8:
+        """Two crops and their mirror images, at the side of its own."""
+        return portraits.crops(options.crop.side)
 
     def golden_rows(self, pictures: ImageU8) -> list[EmbedderRow]:
         """The crops."""
@@ -302,7 +327,7 @@ model_warmup [
         """Whether they are crops and a vector of each."""
         match pictures.shape, expected.shape:
             case (n, height, width, 3), (m, _):
-                return bool(n == m and height == width == CROP_SIDE)
+                return bool(n == m and height == width)
         return False
 
 

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import at
-from mien_server.models.analyser import AnalyserOptions, AnalyserRow, Crop
-from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, cut, similarity
-from mien_server.pipeline.decode import Photo, load
-from mien_server.pipeline.embedding import cut_aligned, embed_crops, face_of
+from mien_server.models.analyser import AnalyserOptions, AnalyserRow
+from mien_server.models.crops import ALIGNED, Crop
+from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, cut
+from mien_server.pipeline.cutting import Cut, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.decode import Photo
+from mien_server.pipeline.embedding import embed_crops, face_of
 from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.quality import judge, of_crop
@@ -28,7 +30,6 @@ from mien_server.pipeline.types import (
     Face,
     FaceSelection,
     ImageSource,
-    ImageU8,
     Limits,
     ModelIdentity,
     PhotoFaces,
@@ -36,16 +37,6 @@ from mien_server.pipeline.types import (
     StageTime,
 )
 from mien_server.repository.versions import Lease
-
-_TEMPLATE = Crop()
-"""What embedders see, and quality is judged by."""
-
-
-class _Cut(NamedTuple):
-    """One crop of one face: its pixels [side, side, 3], and [2, 3], how it was cut out of the picture."""
-
-    pixels: ImageU8
-    matrix: NDArray[np.float64]
 
 
 async def analyse_image(
@@ -92,12 +83,12 @@ async def _analyse_crop(
 ) -> PhotoFaces:
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
     # It is a photo of one face that lies where the template has it.
-    matrices = {crop: _matrix(crop, TEMPLATE) for crop in _wanted(analysers)}
+    matrices = {crop: matrix_of(crop, TEMPLATE) for crop in _wanted(analysers, embedder)}
     begun = time.monotonic()
     cuts, quality = await pool.finish(
         lambda: (
             {
-                crop: [_Cut(pixels if crop.is_template else cut(pixels, matrix, crop.side), matrix)]
+                crop: [Cut(pixels if crop.is_template else cut(pixels, matrix, crop.side), matrix)]
                 for crop, matrix in matrices.items()
             },
             of_crop(pixels),
@@ -133,14 +124,14 @@ async def _analyse_photo(
     if not chosen:
         return PhotoFaces([], width, height, identity, _identity(embedder))
     matrices = {
-        crop: [_matrix(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
-        for crop in _wanted(analysers)
+        crop: [matrix_of(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
+        for crop in _wanted(analysers, embedder)
     }
     begun = time.monotonic()
     cuts = await pool.finish(
         partial(_cut_all, image, photo, faces.landmarks[chosen], matrices, limits, pool.room)
     )
-    crops = [each.pixels for each in cuts[_TEMPLATE]]
+    crops = [each.pixels for each in cuts[ALIGNED]]
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
@@ -164,54 +155,10 @@ def _identity(embedder: Lease | None) -> ModelIdentity | None:
     return identity_of(embedder.model) if embedder else None
 
 
-def _wanted(analysers: Sequence[Lease]) -> set[Crop]:
+def _wanted(analysers: Sequence[Lease], embedder: Lease | None) -> set[Crop]:
     """The different crops that they want of a face, and that of which quality is told."""
-    options = [analyser.model.config.options for analyser in analysers]
-    return {_TEMPLATE, *(each.crop for each in options)}
-
-
-def _matrix(
-    crop: Crop,
-    landmarks: ArrayF32,
-    box: ArrayF32 | None = None,
-    size: tuple[int, int] = (0, 0),
-) -> NDArray[np.float64]:
-    """From pixels of a picture to those of a crop of a face of it: [2, 3].
-
-    Args:
-        crop: which part of the picture.
-        landmarks: [5, 2], where they are; alignable.
-        box: [4]; a crop around the box needs it.
-        size: width and height of the picture, which a crop inside of it needs.
-    """
-    if crop.needs_photo:
-        if box is None:
-            raise ValueError("a crop around the box needs one")
-        low, high = box[:2].astype(np.float64), box[2:].astype(np.float64)
-        if crop.around == "inside":
-            return _inside(crop, low, high, np.array(size, np.float64) - 1)
-        scale = crop.side / max(crop.margin * float((high - low).max()), 1.0)
-        middle = (crop.side - 1) / 2
-        return np.column_stack([np.eye(2) * scale, middle - scale * (low + high) / 2])
-    matrix: NDArray[np.float64] = similarity(landmarks[None])[0]
-    if crop.is_template:
-        return matrix
-    left, top, side = crop.window
-    scale = crop.side / side
-    # Whole pixels lie between their edges: half of one before the centre of the first.
-    shift = scale * (0.5 - np.array([left, top])) - 0.5
-    return np.column_stack([scale * matrix[:, :2], scale * matrix[:, 2] + shift])
-
-
-def _inside(
-    crop: Crop, low: NDArray[np.float64], high: NDArray[np.float64], most: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """As `_matrix`, of a box enlarged and moved so that it ends where the picture does: MiniFASNet's crop."""
-    span = np.maximum(high - low, 1.0)
-    part = span * min(crop.margin, *(most / span))
-    first = np.clip((low + high - part) / 2, 0, np.maximum(most - part, 0))
-    scale = crop.side / np.maximum(part, 1.0)
-    return np.column_stack([np.diag(scale), (crop.side - 1) / 2 - scale * (first + part / 2)])
+    models = [*analysers, embedder] if embedder else analysers
+    return {ALIGNED, *(each.model.config.options.crop for each in models)}
 
 
 def _cut_all(
@@ -221,29 +168,20 @@ def _cut_all(
     matrices: dict[Crop, list[NDArray[np.float64]]],
     limits: Limits,
     room: PictureRoom,
-) -> dict[Crop, list[_Cut]]:
+) -> dict[Crop, list[Cut]]:
     """The crops of a photo's faces [n, 5, 2]. Blocking."""
     # The template's are those that Embed makes, to the last bit, whatever else is cut.
     aligned = cut_aligned(image, photo, landmarks, limits, room)
     others = {crop: part for crop, part in matrices.items() if not crop.is_template}
-    finest = max((np.hypot(*each[:, 0]) for part in others.values() for each in part), default=0.0)
-    if photo.reduction > 1 and finest * photo.reduction > 1.0:
-        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
-        with room.hold(refusable=False) as hold:
-            photo = load(image, limits, hold=hold)
-    reduction = np.array([photo.reduction, photo.reduction, 1.0])
-    cuts = {
-        crop: [_Cut(cut(photo.pixels, each * reduction, crop.side), each) for each in part]
-        for crop, part in others.items()
-    }
-    pairs = zip(aligned, matrices[_TEMPLATE], strict=True)
-    return {**cuts, _TEMPLATE: [_Cut(pixels, matrix) for pixels, matrix in pairs]}
+    cuts = cut_others(image, photo, others, limits, room)
+    pairs = zip(aligned, matrices[ALIGNED], strict=True)
+    return {**cuts, ALIGNED: [Cut(pixels, matrix) for pixels, matrix in pairs]}
 
 
 async def _run(
     analysers: Sequence[Lease],
     embedder: Lease | None,
-    cuts: dict[Crop, list[_Cut]],
+    cuts: dict[Crop, list[Cut]],
     call: Call,
     *,
     passed: int,
@@ -270,11 +208,12 @@ async def _run(
         ]
 
     parts: list[Coroutine[Any, Any, Sequence[Any]]] = [run(analyser) for analyser in analysers]
-    crops = [each.pixels for each in cuts[_TEMPLATE]]
     if embedder is not None:
+        crops = [each.pixels for each in cuts[embedder.model.config.options.crop]]
         parts.append(embed_crops(crops, embedder, call, passed=passed))
     found: list[Any] = await together(*parts)
-    return found[: len(analysers)], found[-1] if embedder is not None else [None] * len(crops)
+    none = [None] * len(cuts[ALIGNED])
+    return found[: len(analysers)], found[-1] if embedder is not None else none
 
 
 def _in_picture(values: ArrayF32, matrix: NDArray[np.float64]) -> ArrayF32:

@@ -10,10 +10,12 @@ from functools import partial
 import numpy as np
 
 from mien_server.errors import at
+from mien_server.models.crops import Crop
 from mien_server.models.detections import Detections
 from mien_server.models.roles import EmbedderRow
-from mien_server.pipeline.align import CROP_SIDE, crop_faces, magnification
-from mien_server.pipeline.decode import Photo, load
+from mien_server.pipeline.align import CROP_SIDE
+from mien_server.pipeline.cutting import cut_again, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.quality import judge, of_crop
@@ -83,7 +85,9 @@ async def _embed_crop(
     inspect: bool,
 ) -> PhotoFaces:
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
-    (embedding,) = await embed_crops([pixels], embedder, call, passed=0)
+    wanted: Crop = embedder.model.config.options.crop
+    seen = pixels if wanted.is_template else await pool.finish(partial(cut_again, pixels, wanted))
+    (embedding,) = await embed_crops([seen], embedder, call, passed=0)
     quality = await pool.finish(partial(of_crop, pixels)) if inspect else None
     face = Face(None, 0.0, None, embedding, quality, crop=pixels if inspect else None)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=identity_of(embedder.model))
@@ -110,10 +114,12 @@ async def _embed_photo(
     )
     width, height = photo.width, photo.height
     crops: list[ImageU8] = []
+    seen: list[ImageU8] = []
     if chosen:
         begun = time.monotonic()
-        crops = await pool.finish(
-            partial(cut_aligned, image, photo, faces.landmarks[chosen], limits, pool.room)
+        wanted: Crop = embedder.model.config.options.crop
+        crops, seen = await pool.finish(
+            partial(_cut, image, photo, faces.landmarks[chosen], wanted, limits, pool.room)
         )
         call.add(begun, StageTime("align", time.monotonic() - begun))
     qualities: Sequence[Quality | None] = [None] * len(chosen)
@@ -121,7 +127,7 @@ async def _embed_photo(
         qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     # The crops are all that the call needs of the photo while it waits.
     del photo
-    embeddings = await embed_crops(crops, embedder, call, passed=1)
+    embeddings = await embed_crops(seen, embedder, call, passed=1)
     return PhotoFaces(
         [
             face_of(faces, i, embedding, quality, crop=crop if inspect else None)
@@ -136,25 +142,27 @@ async def _embed_photo(
     )
 
 
-def cut_aligned(
+def _cut(
     image: EncodedImage | RawPixels,
     photo: Photo,
     landmarks: ArrayF32,
+    wanted: Crop,
     limits: Limits,
     room: PictureRoom,
-) -> list[ImageU8]:
-    """The crops [112, 112, 3] of the faces [n, 5, 2] of a photo. Blocking."""
-    if photo.reduction > 1 and magnification(landmarks / photo.reduction).max() > 1.0:
-        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
-        with room.hold(refusable=False) as hold:
-            photo = load(image, limits, hold=hold)
-    return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
+) -> tuple[list[ImageU8], list[ImageU8]]:
+    """The aligned faces [112, 112, 3], and what an embedder sees of them: mostly the same. Blocking."""
+    aligned = cut_aligned(image, photo, landmarks, limits, room)
+    if wanted.is_template:
+        return aligned, aligned
+    others = {wanted: [matrix_of(wanted, each) for each in landmarks]}
+    cuts = cut_others(image, photo, others, limits, room)
+    return aligned, [each.pixels for each in cuts[wanted]]
 
 
 async def embed_crops(
     crops: Sequence[ImageU8], embedder: Lease, call: Call, *, passed: int
 ) -> list[Embedding]:
-    """Embeds crops in requests of at most the embedder's batch, all at once."""
+    """Embeds crops, as the embedder sees them, in requests of at most its batch, all at once."""
     results = await run_parts(embedder, [EmbedderRow(crop) for crop in crops], call, passed=passed)
     identity = identity_of(embedder.model)
     return [to_embedding(raw, identity) for raw in results]
@@ -191,13 +199,8 @@ def to_embedding(raw: ArrayF32, model: ModelIdentity) -> Embedding:
     norm = float(np.linalg.norm(vector))
     if not math.isfinite(norm) or norm <= 0.0:
         incident = uuid.uuid4().hex[:8]
-        logger.error(
-            "incident %s: %s version %d gave a vector of norm %s",
-            incident,
-            model.name,
-            model.version,
-            norm,
-        )
+        facts = {"incident": incident, "model": model.name, "version": model.version}
+        logger.error("the model gave a vector of norm %s", norm, extra=facts)
         raise RowFailed(
             f"{model.name} version {model.version} gave no usable vector for this face.",
             incident=incident,

@@ -74,7 +74,9 @@ def _compare(role: AnyRole, shadow: Shadow, ours: Sequence[Any], done: Future[Co
     except SchedulingError:
         _count(shadow, dropped=len(ours))
     except Exception:
-        _log.exception("the answers of %s could not be compared", shadow.version.model.slot)
+        model = shadow.version.model
+        facts = {"model": model.name, "version": model.version}
+        _log.exception("the shadow's answers could not be compared", extra=facts)
         _count(shadow, failed=len(ours))
     finally:
         shadow.version.release()

@@ -352,7 +352,8 @@ class Catalogue:
         if serves_on:
             self.fail(config.name, problem)
         elif problem:
-            _log.log(logging.INFO if lacking else logging.WARNING, "%s: %s", config.name, problem)
+            level = logging.INFO if lacking else logging.WARNING
+            _log.log(level, "the ensemble cannot serve: %s", problem, extra={"model": config.name})
         return problem
 
     def fail(self, name: str, reason: str, *, lacking: ModelConfig | None = None) -> None:
@@ -375,7 +376,8 @@ class Catalogue:
                 for number, note in entry.notes.items()
                 if note == UNLOADING or (entry.serving and number not in entry.serving)
             }
-        _log.log(logging.INFO if choice else logging.WARNING, "model %s: %s", name, reason)
+        level = logging.INFO if choice else logging.WARNING
+        _log.log(level, "the model cannot be loaded: %s", reason, extra={"model": name})
 
     def withdraw(self, name: str) -> None:
         """Gives a model to no more calls.
@@ -404,12 +406,12 @@ class Catalogue:
             version.retire(free.start)
 
     def _free(self, entry: ModelEntry, version: LoadedVersion) -> None:
-        model = version.model
+        facts = {"model": version.model.name, "version": version.model.version}
         try:
             version.close()
-            _log.info("model %s version %d is unloaded", model.name, model.version)
+            _log.info("the model is unloaded", extra=facts)
         except BaseException:  # this thread ends anyhow, and others wait for what it has to say
-            _log.exception("model %s version %d did not unload", model.name, model.version)
+            _log.exception("the model did not unload", extra=facts)
         with self._lock:
             entry.freed(version)
             self._freed.notify_all()

@@ -360,7 +360,9 @@ class Loader:
         self._catalogue.swap(config, message, loaded, failures)
         if failures:
             reasons = "; ".join(f"version {n}: {reason_of(e)}" for n, e in failures.items())
-            _log.warning("model %s: %s", name, reasons)
+            for number, error in failures.items():
+                facts = {"model": name, "version": number}
+                _log.warning("the model cannot serve: %s", reason_of(error), extra=facts)
             raise _load_failed(name, reasons) from next(iter(failures.values()))
 
     def _fail(self, name: str, reason: str, cause: Exception | None = None) -> NoReturn:

@@ -113,9 +113,10 @@ def load_version(
         slot=slot,
     )
     _log.info(
-        "model %s version %d is ready after %.1f s on %s",
-        *(config.name, version, time.monotonic() - started),
+        "the model is ready after %.1f s on %s",
+        time.monotonic() - started,
         ", ".join(f"{place.device} x{place.count}" for place in placed),
+        extra={"model": config.name, "version": version},
     )
     loaded = LoadedVersion(model, manifest.files, close)
     loaded.thresholds = thresholds
@@ -171,7 +172,8 @@ def load_wanted(
             raise
         except Exception as error:
             if not isinstance(error, OperatorError):
-                _log.exception("model %s version %d failed to load", config.name, version)
+                facts = {"model": config.name, "version": version}
+                _log.exception("the model failed to load", extra=facts)
             _forget_frames(error)
             fail(version, error)
     for parameter, version in config.traffic.candidates.items():
@@ -237,6 +239,7 @@ def _golden_of(folder: Path, config: ModelConfig) -> Golden | None:
             "%s was made for pixels prepared as %s, and config.pbtxt now says otherwise: it is not used,"
             " `mien-server models check %s --make-golden` makes another",
             *(folder / GOLDEN, golden.input, config.name),
+            extra={"model": config.name, "version": int(folder.name)},
         )
         return None
     return golden
@@ -263,9 +266,10 @@ def warm_up(
             started = time.monotonic()
             _run(config, instance, sample)
             _log.info(
-                "model %s version %d: warm-up %r, %d rows of %d px, took %.0f ms",
-                *(config.name, version, sample.name, sample.batch_size, sample.side),
+                "warm-up %r, %d rows of %d px, took %.0f ms",
+                *(sample.name, sample.batch_size, sample.side),
                 1000 * (time.monotonic() - started),
+                extra={"model": config.name, "version": version},
             )
 
 

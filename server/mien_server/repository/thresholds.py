@@ -113,6 +113,7 @@ def read_thresholds(folder: Path, root: Path, fingerprint: str) -> Thresholds | 
         _log.warning(
             "%s was measured with fingerprint %s, the version now has %s: it is not used, calibrate again",
             *(path, found.fingerprint, fingerprint),
+            extra={"model": folder.parent.name, "version": int(folder.name)},
         )
         return None
     return found
@@ -122,7 +123,11 @@ def judged_by(config: ModelConfig, thresholds: Thresholds | None) -> ModelConfig
     """The configuration of a version: its model's, with its own thresholds where it has some."""
     if thresholds is None or config.role is not EMBEDDER:
         return config
-    options = EmbedderOptions(thresholds.match_threshold, thresholds.thresholds_by_far)
+    options: EmbedderOptions = replace(
+        config.options,
+        match_threshold=thresholds.match_threshold,
+        thresholds_by_far=thresholds.thresholds_by_far,
+    )
     return replace(config, options=options)
 
 

@@ -16,7 +16,7 @@ import grpc
 from mien_server.access.callers import CALLER
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.observability.logging import RateLimit, log_quickly
-from mien_server.pipeline.types import StageTime
+from mien_server.pipeline.types import ModelIdentity, StageTime
 from mien_server.quoting import without_folders
 from mien_server.rpc.status import Fault, fault_of
 
@@ -185,12 +185,24 @@ def request_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return secrets.token_hex(8)
 
 
-def _durations(stages: Iterable[StageTime]) -> dict[str, float | int]:
-    """Milliseconds of decoding, in queues and in networks, both sides of Verify together; rows of a batch."""
+def _durations(stages: Iterable[StageTime]) -> dict[str, float | int | str]:
+    """Milliseconds of decoding, in queues and in networks, rows of a batch, and the models that ran.
+
+    Both sides of Verify count together.
+    """
     sums, rows = {"decode": 0.0, "queue": 0.0, "compute": 0.0}, 0
+    models: dict[ModelIdentity, None] = {}  # in their order
     for stage in stages:
+        if stage.model is not None:
+            models[stage.model] = None
         part = stage.name.rpartition(".")[2]
         if part in sums:
             sums[part] += stage.seconds
             rows = max(rows, stage.batch_rows or 0)
-    return {f"{part}_ms": round(1e3 * sums[part], 2) for part in sums} | {"batch": rows}
+    facts: dict[str, float | int | str] = {
+        f"{part}_ms": round(1e3 * sums[part], 2) for part in sums
+    }
+    facts["batch"] = rows
+    if models:
+        facts["models"] = ",".join(f"{model.name}:{model.version}" for model in models)
+    return facts

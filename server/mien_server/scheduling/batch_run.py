@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -28,12 +28,27 @@ class BatchRun:
         died: whether an executor died with it.
     """
 
-    def __init__(self, label: str, instance: Instance, rows: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        label: str,
+        instance: Instance,
+        rows: Sequence[Any],
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        """Takes the rows of a batch.
+
+        Args:
+            label: what of, for people.
+            instance: runs them.
+            rows: at least one.
+            facts: the same, for lines of the log.
+        """
         self.outcomes: list[Any] = [None] * len(rows)
         self.clean = False
         self.isolated = False
         self.died = False
         self._label = label
+        self._facts = facts
         self._instance = instance
         self._rows = rows
         self._next: int | None = None
@@ -56,6 +71,7 @@ class BatchRun:
                     len(self._rows),
                     self._label,
                     error,
+                    extra=self._facts,
                 )
             else:
                 self.clean = True
@@ -102,5 +118,6 @@ class BatchRun:
     def _failure(self, error: BaseException) -> RowFailed:
         """What the caller is told. Not chained to the error, whose traceback holds the batch's rows."""
         incident = secrets.token_hex(6)
-        _log.error("incident %s: %s failed on a row", incident, self._label, exc_info=error)
+        facts = {"incident": incident, **(self._facts or {})}
+        _log.error("%s failed on a row", self._label, exc_info=error, extra=facts)
         return RowFailed(f"{self._label} failed on this input", incident=incident)

@@ -330,7 +330,7 @@ class Dispatcher:
         device.free_cores -= cores
         device.idle -= 1
         rows = [row for part in batch.parts for row in part.request.rows[part.start : part.stop]]
-        run = BatchRun(str(slot), slot.instances[index].instance, rows)
+        run = BatchRun(str(slot), slot.instances[index].instance, rows, slot.facts)
         return Assignment(slot, index, device, batch, run, cores, now)
 
     def _has_for_itself(self, slot: SlotState, device: DeviceState) -> bool:

@@ -311,7 +311,8 @@ class Scheduler:
 
     def _abandon(self, assignment: Assignment, error: BaseException) -> None:
         incident = secrets.token_hex(6)
-        _log.error("incident %s: a batch of %s is lost", incident, assignment.slot, exc_info=error)
+        facts = {"incident": incident, **assignment.slot.facts}
+        _log.error("a batch of %s is lost", assignment.slot, exc_info=error, extra=facts)
         with self._desk.lock:
             settled = self._dispatcher.abandon(assignment, self._desk.clock(), incident)
             self._desk.settled.notify_all()

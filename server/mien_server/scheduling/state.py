@@ -145,6 +145,11 @@ class SlotState:
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What lines of the log say of it."""
+        return {"model": self.name, "version": self.version}
+
     def runs(self, device: str) -> int:
         """How many batches it may run on a device at once."""
         return sum(placed.count for placed in self.instances if placed.device == device)

@@ -11,7 +11,9 @@ from typing import TypeAlias
 from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.errors import OperatorError
 from mien_server.models.analyser import ANALYSER
+from mien_server.models.crops import Crop, Window
 from mien_server.models.families import find_family
+from mien_server.models.roles import EMBEDDER
 from mien_server.repository.config.ensembles import EnsembleConfig
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.folders import CONFIG, leads_out, version_numbers
@@ -22,7 +24,7 @@ from mien_server.weights.recognise.checkpoint import as_analyser, recognise
 from mien_server.weights.recognise.packs import files_of
 from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.write.golden import add_golden
-from mien_server.weights.write.templates import config_text, input_parameters
+from mien_server.weights.write.templates import config_text, input_parameters, window_text
 from mien_server.weights.write.version_folder import LOCK, turn, write_tensors, write_version
 
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
@@ -96,14 +98,17 @@ def import_weights(
     progress = progress or Progress()
     if not (path.is_file() or path.is_dir()):
         raise ImportRefused(f"{path} is no file and no folder")
+    window = given.window if given else None
     try:
         _check_names(repository, model, version)
+        asked = _asked(repository, model)
         with files_of(path) as files:
-            analyser = _analyser(repository, model) if files is None else None
+            if window and files is not None:
+                raise ImportRefused("a window is of one network: import its file by itself")
             found = (
-                [_Checkpoint(path, [as_analyser(path, analyser.normalisation)])]
-                if analyser
-                else _read(path, files, source or "", _wanted_graph(repository, model), progress)
+                _read_pack(path, files, source or "", asked, progress)
+                if files is not None
+                else [_Checkpoint(path, _recognised(path, source or "", asked, window))]
             )
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
@@ -113,7 +118,9 @@ def import_weights(
                     checkpoint,
                     kind
                     if given is None
-                    else replace(kind, normalisation=given.over(kind.normalisation)),
+                    else replace(
+                        kind, normalisation=given.over(kind.normalisation), window=given.window
+                    ),
                     progress,
                     said=given is not None,
                     version=version,
@@ -139,32 +146,35 @@ def _check_names(repository: Path, model: str | None, version: int | None) -> No
         raise ImportRefused(f"version {version} must be a whole number from 1 on")
 
 
-def _wanted_graph(repository: Path, model: str | None) -> str:
-    """The architecture that a model on graphs asks for, or ""."""
+def _asked(repository: Path, model: str | None) -> ModelConfig | None:
+    """The configuration of the model, if it is there and no ensemble's."""
     if model is None or not (repository / model / CONFIG).is_file():
-        return ""
+        return None
     config = read_config(repository / model / CONFIG)
-    if isinstance(config, ModelConfig) and config.default_model_filename.endswith(".onnx"):
-        return config.architecture
-    return ""
+    return config if isinstance(config, ModelConfig) else None
 
 
-def _analyser(repository: Path, model: str | None) -> ModelConfig | None:
-    """The configuration of the model, if it is there and an analyser's: any graph may be one."""
-    path = repository / (model or "") / CONFIG
-    config = read_config(path) if model and path.is_file() else None
-    return config if isinstance(config, ModelConfig) and config.role is ANALYSER else None
+def _wanted_graph(asked: ModelConfig | None) -> str:
+    """The architecture that a model on graphs asks for, or ""."""
+    return asked.architecture if asked and asked.default_model_filename.endswith(".onnx") else ""
 
 
-def _read(
-    path: Path, files: list[Path] | None, source: str, wanted: str, progress: Progress
+def _recognised(
+    path: Path, source: str, asked: ModelConfig | None, window: Window | None
+) -> list[Recognised]:
+    if asked and asked.role is ANALYSER:
+        return [as_analyser(path, asked.normalisation)]
+    known = asked is not None and asked.role is EMBEDDER and not asked.options.crop.is_template
+    return recognise(path, source, _wanted_graph(asked), cropped=known or window is not None)
+
+
+def _read_pack(
+    path: Path, files: list[Path], source: str, asked: ModelConfig | None, progress: Progress
 ) -> list[_Checkpoint]:
-    if files is None:
-        return [_Checkpoint(path, recognise(path, source, wanted))]
     found = []
     for file in files:
         try:
-            found.append(_Checkpoint(file, recognise(file, source, wanted)))
+            found.append(_Checkpoint(file, recognise(file, source, _wanted_graph(asked))))
         except WeightsError as error:
             progress.say(f"skipped: {error}")
     if not found:
@@ -270,6 +280,8 @@ def _import(
         f" {kind.parameters:,} parameters"
     )
     progress.say(f"sha256 {digest}")
+    if kind.window and find_family(kind.architecture).role is not EMBEDDER:
+        raise ImportRefused(f"{kind.title} is no embedder: only those see a window of the face")
     into = repository / model
     with _folder(into), turn(into, progress), _configured(into, kind, progress, license_, source):
         config = read_config(into / CONFIG)
@@ -368,6 +380,8 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bo
             f"these weights give {kind.dimensions} dimensions, but {path} says output dims"
             f" {list(config.outputs[0].dims)}: change it, or import them under another name"
         )
+    if config.role is EMBEDDER:
+        _check_crop(path, config, kind)
     if kind.normalisation in (None, config.normalisation):
         return []
     wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
@@ -380,6 +394,21 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bo
         f"{path} prepares pixels in another way than these weights' publisher does, {wanted}: change it"
         " there, unless you know better"
     ]
+
+
+def _check_crop(path: Path, config: ModelConfig, kind: Recognised) -> None:
+    """Refuses an embedder that sees another part of a face than its config.pbtxt says, or at another size."""
+    crop: Crop = config.options.crop
+    if kind.side not in (0, crop.side):
+        raise ImportRefused(
+            f"this network sees {kind.side}x{kind.side} pixels, but {path} says input dims"
+            f" {list(config.inputs[0].dims)}: change it, or import the network under another name"
+        )
+    if kind.window not in (None, crop.window):
+        raise ImportRefused(
+            f"{path} has the window {window_text(crop.window)}, not the one that you say: change it there, or"
+            " import the network under another name"
+        )
 
 
 def _write(kind: Recognised, path: Path) -> None:

@@ -15,10 +15,12 @@ from mien_server.backends.checkpoint import load_network
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.onnx_graph import read_graph
 from mien_server.errors import OperatorError
+from mien_server.models.crops import Crop
 from mien_server.models.families import find_family
 from mien_server.models.interface import CROP_SIDE, ArrayF32, ImageU8
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import EMBEDDER
+from mien_server.pipeline.cutting import cut_again
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS
@@ -101,7 +103,7 @@ def quantise(
         progress.say(f"quantising {model} version {number} on {len(crops)} crops")
         graph, batch = _graph(config, folder / config.default_model_filename)
         golden = _golden(config, folder)
-        pixels = onnx.normalise(crops, config.normalisation)
+        pixels = onnx.normalise(_seen(crops, config), config.normalisation)
         quantised = quantise_graph(graph, _multiple(pixels, batch or 1), batch)
         cosine = _compared(config, quantised, golden)
         target.mkdir(exist_ok=True)
@@ -164,6 +166,12 @@ def _crops(folder: Path, align: Align | None) -> list[ImageU8]:
         crops += align(photos)
         _check_count(folder, len(crops), "faces")
     return crops
+
+
+def _seen(aligned: list[ImageU8], config: ModelConfig) -> list[ImageU8]:
+    """What the network sees of aligned faces."""
+    crop: Crop = config.options.crop
+    return aligned if crop.is_template else [cut_again(face, crop) for face in aligned]
 
 
 def _check_count(folder: Path, count: int, what: str) -> None:

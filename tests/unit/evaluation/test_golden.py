@@ -217,7 +217,7 @@ def test_it_applies_only_to_pixels_that_are_prepared_alike() -> None:
     "changes",
     [
         {"role": Segmenter()},
-        {"role": EMBEDDER},
+        {"role": EMBEDDER, "expected": np.zeros((3, 16), np.float32)},
         {"pictures": np.zeros((1, 32, 64, 3), np.uint8)},
         {"pictures": np.zeros((1, 320, 320, 3), np.float32)},
         {"expected": np.zeros((2, 15), np.float32)},

@@ -229,11 +229,11 @@ def test_crops_are_contiguous_rows() -> None:
 @pytest.mark.parametrize(
     ("pictures", "expected", "canvases", "crops"),
     [
-        ((2, 64, 64, 3), np.eye(2, 16), True, False),
-        ((2, 64, 64, 3), np.eye(2, 16) * 2, False, False),
+        ((2, 64, 64, 3), np.eye(2, 16), True, True),
+        ((2, 64, 64, 3), np.eye(2, 16) * 2, False, True),
         ((2, 64, 32, 3), np.eye(2, 16), False, False),
         ((2, 64, 64), np.eye(2, 16), False, False),
-        ((2, 64, 64, 3), np.eye(2, 15), False, False),
+        ((2, 64, 64, 3), np.eye(2, 15), False, True),
         ((2, 112, 112, 3), np.eye(2, 15), False, True),
         ((2, 112, 112, 3), np.eye(3, 15), False, False),
         ((2, 112, 64, 3), np.eye(2, 15), False, False),

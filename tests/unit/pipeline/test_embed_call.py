@@ -11,14 +11,16 @@ import pytest
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
+from mien_server.models.crops import ALIGNED, Crop
 from mien_server.models.detections import Detections
-from mien_server.models.roles import DetectorRow, EmbedderRow
+from mien_server.models.roles import EMBEDDER, DetectorRow, EmbedderOptions, EmbedderRow
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.types import (
     AlignedFace,
     ArrayF32,
     EncodedImage,
     ImageU8,
+    ModelRef,
     RawPixels,
 )
 from mien_server.scheduling.errors import RowFailed
@@ -27,6 +29,7 @@ from tests.unit.pipeline.scripted import (
     GROUND,
     PAINT,
     PAINT_VECTOR,
+    Scripted,
     World,
     find_paint,
     mean_colour,
@@ -83,6 +86,41 @@ async def test_a_crop_of_another_size_is_refused(world: World, size: tuple[int, 
         await world.embed(AlignedFace(crop))
     assert caught.value.reason is Reason.INVALID_IMAGE
     assert caught.value.field == "image.aligned_face.pixels"
+
+
+async def test_an_embedder_sees_the_part_of_the_face_that_its_config_says(
+    world: World, encode: Encode
+) -> None:
+    """At its own size, cut out of the photo: not enlarged from the crop that others get."""
+    crops = {"vectors": ALIGNED, "large": Crop(224), "part": Crop(56, window=(56, 0, 56))}
+    models = {"vectors": world.embedder}
+    for name in ("large", "part"):
+        models[name] = Scripted(lambda row: row.image.mean(axis=(0, 1)))
+        world.add(name, EMBEDDER, models[name], options=EmbedderOptions(crop=crops[name]))
+    pixels = np.full((600, 600, 3), GROUND, np.uint8)
+    pixels[100:400, 150:450] = PAINT
+    pixels[100:400:4, 150:450] = (255, 40, 255)
+    photo = RawPixels(600, 600, pixels.tobytes())
+    for name in crops:
+        await world.embed(photo, embedder=ModelRef(name))
+    seen = {name: model.batches[0][0].image for name, model in models.items()}
+    assert {name: len(image) for name, image in seen.items()} == {
+        "vectors": 112, "large": 224, "part": 56
+    }  # fmt: skip
+    # Stripes of one pixel in four, of which 112 pixels show less than 224 do.
+    blurred = seen["vectors"][20:90, 40:70, 1].std()
+    assert seen["large"][40:180, 80:140, 1].std() > 1.5 * blurred
+    np.testing.assert_allclose(seen["part"], seen["vectors"][:56, 56:], atol=1)
+    # Analyze embeds what Embed does, also beside analysers that see something else.
+    found = await world.analyse(photo, embedder=ModelRef("large"))
+    np.testing.assert_array_equal(models["large"].batches[1][0].image, seen["large"])
+    assert found.faces[0].quality.sharpness > 0
+
+    aligned = AlignedFace(RawPixels(112, 112, seen["vectors"].tobytes()))
+    for call in (world.embed, world.analyse):
+        await call(aligned, embedder=ModelRef("part"))
+        image = models["part"].batches[-1][0].image
+        np.testing.assert_allclose(image, seen["part"], atol=1)
 
 
 async def test_a_face_without_usable_landmarks_is_passed_over(world: World) -> None:

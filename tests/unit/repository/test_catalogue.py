@@ -260,7 +260,8 @@ def test_version_that_does_not_free_is_let_go_all_the_same(
     catalogue.swap(config, None, {1: stubborn}, {})
     catalogue.withdraw("model")
     assert catalogue.drained(SECONDS)
-    assert "model model version 1 did not unload" in caplog.messages
+    (told,) = [each for each in caplog.records if each.getMessage() == "the model did not unload"]
+    assert (vars(told)["model"], vars(told)["version"]) == ("model", 1)
 
 
 def test_freeing_is_no_work_of_whoever_lets_go_last(
@@ -309,7 +310,9 @@ def test_model_that_lost_its_weights_serves_on_with_a_warning(
 ) -> None:
     catalogue.swap(config, None, {1: made.version(1)}, {})
     catalogue.fail("model", "it has no weights", lacking=config)
-    assert caplog.messages == ["model model: it has no weights"]
+    (told,) = caplog.records
+    assert told.getMessage() == "the model cannot be loaded: it has no weights"
+    assert vars(told)["model"] == "model"
     version = catalogue.resolve("model")
     version.slot.state.broken = "executors died in it"
     assert catalogue.unready([], strict=True) == {"model": "version 1: executors died in it"}

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from mien_server.models.analyser import ANALYSER
+from mien_server.models.crops import Crop
 from mien_server.models.interface import AnyRole, Normalisation, TensorSpec
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions, EmbedderOptions
 from mien_server.repository.config.model import (
+    ConfigError,
     InstanceGroup,
     ModelConfig,
     Warmup,
@@ -40,6 +42,20 @@ def test_shortest_embedder_has_the_documented_defaults(read: Read, embedder: str
     assert config.batching.max_queue_delay == 0
     assert not config.batching.split_rows
     assert config.wanted_versions([1, 3, 2]) == (3,)
+
+
+def test_an_embedder_of_another_size_says_what_it_sees(read: Read, embedder: str) -> None:
+    large = embedder.replace("[ 3, 112, 112 ]", "[ 3, 160, 160 ]")
+    with pytest.raises(ConfigError, match=r"window: is missing: say which part .* 160x160 pixels"):
+        read(large)
+    config = read(large + 'parameters { key: "window" value { string_value: "-8, -8, 128" } }')
+    assert config.options.crop == Crop(160, window=(-8, -8, 128))
+    assert config.sides == (160,)
+    with pytest.raises(ConfigError, match="wants a square input"):
+        read(embedder.replace("[ 3, 112, 112 ]", "[ 3, 112, 96 ]"))
+    usual = read(embedder + 'parameters { key: "window" value { string_value: "0, 0, 112" } }')
+    assert usual.runs_like(read(embedder))
+    assert EMBEDDER.describe(usual.options) == ""
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,13 @@ input [
     configure(root, "retinaface", "\ninput [\n", sample)
     with caplog.at_level(logging.INFO):
         open_repository()
-    said = [line for line in caplog.messages if "model retinaface" in line]
+    facts = ("retinaface", 1)
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if (getattr(record, "model", ""), getattr(record, "version", 0)) == facts
+    ]
     assert [line.split(", took")[0] for line in said[:2]] == [
-        "model retinaface version 1: warm-up 'wide', 3 rows of 128 px"
+        "warm-up 'wide', 3 rows of 128 px"
     ] * 2
     assert "is ready after" in said[2]

@@ -10,7 +10,7 @@ import pytest
 
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.manifest import describe, fingerprint, read_manifest
-from mien_server.repository.thresholds import Thresholds, write_thresholds
+from mien_server.repository.thresholds import Thresholds, judged_by, write_thresholds
 from tests.unit.repository.folders import (
     SECONDS,
     Open,
@@ -150,3 +150,14 @@ def test_a_manifest_does_not_list_them(both: Path) -> None:
     folder = measured(both, 1, 0.5)
     made = describe(folder, source="", license_="", created=datetime.now(UTC), importer="")
     assert set(made.files) == {"model.safetensors"}
+
+
+def test_they_leave_what_the_version_sees(root: Path) -> None:
+    add_version(root, "sface", 1)
+    parameter(root, "sface", "window", "0, 0, 100")
+    config = read_config(root / "sface" / "config.pbtxt")
+    assert isinstance(config, ModelConfig)
+    folder = measured(root, 1, 0.5)
+    found = Thresholds.model_validate_json((folder / "thresholds.json").read_bytes())
+    options = judged_by(config, found).options
+    assert (options.match_threshold, options.crop) == (0.5, config.options.crop)

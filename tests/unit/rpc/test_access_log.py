@@ -15,7 +15,7 @@ import pytest
 from mien.v1 import face_pb2
 from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.logging import GATHER_SECONDS, configure_logging
-from mien_server.pipeline.types import Call, PhotoFaces, StageTime
+from mien_server.pipeline.types import Call, ModelIdentity, PhotoFaces, StageTime
 from mien_server.rpc.record import request_id_of
 from mien_server.scheduling.errors import RowFailed
 from tests.unit.rpc.test_face_service import (
@@ -54,13 +54,17 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
+FINDER, VECTORS = ModelIdentity("retinaface", 1, "a"), ModelIdentity("sface", 2, "b")
+
+
 async def staged(call: Call) -> PhotoFaces:
     call.stages += [
         StageTime("decode.queue", 0.001),
         StageTime("decode", 0.002),
         StageTime("detect.queue", 0.004),
-        StageTime("detect.compute", 0.008, 4),
-        StageTime("b.embed.compute", 0.016, 2),
+        StageTime("detect.compute", 0.008, 4, model=FINDER),
+        StageTime("a.embed.compute", 0.010, 2, model=VECTORS),
+        StageTime("b.embed.compute", 0.006, 2, model=VECTORS),
         StageTime("align", 1.0),
     ]
     return EMPTY
@@ -92,6 +96,7 @@ async def test_call_has_one_line_with_its_durations_and_the_name_its_caller_gave
         "queue_ms": 5,
         "compute_ms": 24,
         "batch": 4,
+        "models": "retinaface:1,sface:2",
     }
 
 

@@ -73,7 +73,8 @@ def test_a_failure_is_logged_with_its_traceback_under_the_id_that_the_caller_get
     for future, error in zip(futures, (ArithmeticError, SystemExit), strict=True):
         failure = future.exception(timeout=0)
         assert isinstance(failure, RowFailed)
-        (record,) = [r for r in caplog.records if failure.incident in r.getMessage()]
+        (record,) = [r for r in caplog.records if vars(r).get("incident") == failure.incident]
+        assert (vars(record)["model"], vars(record)["version"]) == ("model", 1)
         assert record.exc_info is not None
         assert record.exc_info[0] is error
 

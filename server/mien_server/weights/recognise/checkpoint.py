@@ -9,11 +9,19 @@ from mien_server.backends.devices import has_pytorch
 from mien_server.models.interface import Normalisation
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.formats import Contents, read
-from mien_server.weights.recognise.graph_kinds import GRAPHS, named, unknown_graph, with_shapes
+from mien_server.weights.recognise.graph_kinds import (
+    GRAPHS,
+    embedder_of,
+    named,
+    unknown_graph,
+    with_shapes,
+)
 from mien_server.weights.recognise.recognised import Recognised
 
 
-def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised]:
+def recognise(
+    path: Path, source: str = "", wanted: str = "", *, cropped: bool = False
+) -> list[Recognised]:
     """Everything that a file can be imported as, the best first.
 
     Args:
@@ -21,6 +29,7 @@ def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised
         source: where it came from, if that is known. It decides what the content does not tell.
         wanted: the architecture that it shall be, if one is asked for. A graph of a family that nothing here
             knows is taken for that; whether it is one, shows when it is run.
+        cropped: whether it is said what an embedder sees of a face; its graph may then take any size.
 
     Raises:
         WeightsError: there is nothing; the message names the file and says why not and what to do.
@@ -28,7 +37,7 @@ def recognise(path: Path, source: str = "", wanted: str = "") -> list[Recognised
     """
     contents = read(path)
     try:
-        return _look(contents, path, source, wanted)
+        return _look(contents, path, source, wanted, cropped=cropped)
     except WeightsError as error:
         raise WeightsError(f"{path.name}: {error}") from error
 
@@ -61,7 +70,9 @@ def as_analyser(path: Path, normalisation: Normalisation) -> Recognised:
     )
 
 
-def _look(contents: Contents, path: Path, source: str, wanted: str) -> list[Recognised]:
+def _look(
+    contents: Contents, path: Path, source: str, wanted: str, *, cropped: bool
+) -> list[Recognised]:
     if isinstance(contents, onnx.ModelProto):
         graph = with_shapes(contents).graph
         found = [each for look in GRAPHS if (each := look(graph, path))]
@@ -70,6 +81,8 @@ def _look(contents: Contents, path: Path, source: str, wanted: str) -> list[Reco
 
             own_weights = iresnet_graph(graph)
             found = [own_weights, *found] if own_weights else found
+        if cropped and not found and (said := embedder_of(graph, path)):
+            found.append(said)
         asked_for = named(graph, path, wanted) if wanted else None
         if asked_for:
             found.append(asked_for)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
-from mien_server.models.interface import Normalisation
+from mien_server.models.interface import CROP_SIDE, Normalisation
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
@@ -21,7 +21,6 @@ from mien_server.weights.recognise.recognised import (
 
 _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 
-_CROP = 112
 _MIN_DIMENSIONS = 64
 """Networks on faces with fewer outputs tell age, gender or expression."""
 _INSIGHTFACE = re.compile(r"w600k_|glintr|ms1mv|webface", re.IGNORECASE)
@@ -32,12 +31,16 @@ _SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
 
 def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
     """Any network from one aligned crop to one embedding, such as InsightFace's w600k_mbf.onnx."""
+    return embedder_of(graph, path) if _crop_side(graph) == CROP_SIDE else None
+
+
+def embedder_of(graph: onnx.GraphProto, path: Path) -> Recognised | None:
+    """A network from a square crop of any side to one embedding, which somebody says it is."""
+    side = _crop_side(graph)
+    if not side:
+        return None
     inputs, outputs = _signature(graph)
-    if len(inputs) != 1 or len(outputs) != 1:
-        return None
     (shape,), (output,) = inputs.values(), outputs.values()
-    if shape[1:] != [3, _CROP, _CROP] or len(output) != 2 or output[1] < _MIN_DIMENSIONS:
-        return None
     # InsightFace's older graphs subtract and multiply themselves.
     own = {"Sub", "Mul"} <= {node.op_type for node in graph.node[:8]}
     return _onnx(
@@ -48,6 +51,7 @@ def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
         normalisation=Normalisation("RGB", (0, 0, 0), 1) if own else ARCFACE_INPUT,
         dimensions=output[1],
         batch=max(shape[0], 0),
+        side=side,
         license_=INSIGHTFACE_LICENSE if _INSIGHTFACE.match(path.name) else NO_LICENSE,
     )
 
@@ -108,10 +112,15 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
         ", ".join(f"{name} {shape}" for name, shape in tensors.items())
         for tensors in _signature(graph)
     )
+    hint = (
+        " If it is an embedder, say by --window which part of the aligned face it sees"
+        if _crop_side(graph)
+        else ""
+    )
     return (
-        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]:"
-        " no other crops are cut here) nor an SCRFD detector with landmarks (nine outputs). InsightFace's"
-        " landmark and age-and-gender models have no use here"
+        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
+        " an SCRFD detector with landmarks (nine outputs). InsightFace's landmark and age-and-gender models"
+        f" have no use here.{hint}"
     )
 
 
@@ -150,6 +159,15 @@ def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     inferred: onnx.ModelProto = shape_inference.infer_shapes(model)
     return inferred
+
+
+def _crop_side(graph: onnx.GraphProto) -> int:
+    """The side of the crops of which a graph may make embeddings; 0 if it cannot be one that does."""
+    inputs, outputs = _signature(graph)
+    match [*inputs.values()], [*outputs.values()]:
+        case [[_, 3, height, width]], [[_, dimensions]]:
+            return height if height == width > 0 and dimensions >= _MIN_DIMENSIONS else 0
+    return 0
 
 
 def _signature(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, list[int]]]:

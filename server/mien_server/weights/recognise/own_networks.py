@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mien_server.models.families import families
-from mien_server.models.interface import AnyFamily, NoNetwork
+from mien_server.models.interface import CROP_SIDE, AnyFamily, NoNetwork
 from mien_server.models.roles import EMBEDDER
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.recognised import NO_LICENSE, Recognised
@@ -51,9 +51,12 @@ def _keys(family: AnyFamily) -> set[str]:
 
 
 def _dimensions(family: AnyFamily) -> int:
-    """Of an embedder's vectors, or 0."""
+    """Of an embedder's vectors, or 0 where that cannot be told."""
     if family.role is not EMBEDDER:
         return 0
     with torch.device("meta"), torch.inference_mode():
-        vectors = family.network()(torch.zeros(1, *EMBEDDER.inputs[0].dims))
+        try:
+            vectors = family.network()(torch.zeros(1, 3, CROP_SIDE, CROP_SIDE))
+        except RuntimeError:  # it sees crops of another size, which its model's config.pbtxt says
+            return 0
     return int(vectors.shape[1])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mien_server.models.crops import Window
 from mien_server.models.interface import Normalisation, normalisation_of
 from mien_server.repository.config.model import Backend
 
@@ -25,11 +26,14 @@ class GivenInput:
     Attributes:
         channel_order: the order in which it sees channels.
         mean, scale: (x - mean) * scale, x in 0..255: one number, or three in `channel_order`.
+        window: the part of the aligned face that an embedder sees: left, top and side, in pixels of the
+            112x112 template.
     """
 
     channel_order: Literal["RGB", "BGR"] | None = None
     mean: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
+    window: Window | None = None
 
     def over(self, known: Normalisation | None) -> Normalisation | None:
         """The input that a network has if this is said of it; None if all of it is not known yet."""
@@ -53,7 +57,9 @@ class Recognised:
         license: what is known of who may use such weights for what.
         dimensions: those of its embeddings, or 0 where it gives none.
         batch: rows that the graph always takes at once, or 0 for any number.
-        side: of the square canvas that a detector's graph always takes, in pixels, or 0 for any size.
+        side: of the square pictures that its graph always takes, in pixels; 0: any of a
+            detector, and of an embedder what its config.pbtxt says.
+        window: the part of the aligned face that an embedder sees, where somebody has said it.
         notes: what a person should know.
     """
 
@@ -68,6 +74,7 @@ class Recognised:
     dimensions: int = 0
     batch: int = 0
     side: int = 0
+    window: Window | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -83,5 +83,5 @@ def _write(model: Path, staging: Path) -> str:
     assert isinstance(config, ModelConfig)  # noqa: S101 - an ensemble has no weights
     weights = staging / config.default_model_filename
     if weights.suffix == ".safetensors":
-        write_graph(find_family(config.architecture), weights)
+        write_graph(find_family(config.architecture), weights, config.sides[0])
     return write_golden(config, staging)

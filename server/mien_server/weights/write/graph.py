@@ -15,16 +15,18 @@ import onnx
 from mien_server.backends.devices import NO_PYTORCH, has_pytorch
 from mien_server.backends.openvino import ARCHITECTURE, HEADER, header_digest
 from mien_server.backends.weights_file import GRAPH, LoadError, first_names, read_tensors
-from mien_server.models.interface import AnyFamily, ArrayF32
+from mien_server.models.interface import CROP_SIDE, AnyFamily, ArrayF32
+from mien_server.models.roles import EMBEDDER
 from mien_server.weights.known_graphs import known_graph, layout_of
 
 
-def write_graph(family: AnyFamily, weights: Path) -> bool:
+def write_graph(family: AnyFamily, weights: Path, side: int = CROP_SIDE) -> bool:
     """Writes the graph of a network beside its weights.
 
     Args:
         family: of the network.
         weights: its safetensors file.
+        side: of the crops that an embedder sees, in pixels; detectors take any.
 
     Returns:
         whether there is one: a network that decides by what it sees which operators to run has none.
@@ -33,7 +35,7 @@ def write_graph(family: AnyFamily, weights: Path) -> bool:
         LoadError: the weights are not the network's, or not finite; or PyTorch is needed and not there.
     """
     model = known_graph(family.name)
-    model = _exported(family, weights) if model is None else _filled(model, family, weights)
+    model = _exported(family, weights, side) if model is None else _filled(model, family, weights)
     if model is None:
         return False
     _point_into(model, weights)
@@ -44,7 +46,7 @@ def write_graph(family: AnyFamily, weights: Path) -> bool:
     return True
 
 
-def _exported(family: AnyFamily, weights: Path) -> onnx.ModelProto | None:
+def _exported(family: AnyFamily, weights: Path, side: int) -> onnx.ModelProto | None:
     """The graph of a network with its weights in it, made with PyTorch."""
     if not has_pytorch():
         raise LoadError(f"no graph of architecture {family.name!r} can be made: {NO_PYTORCH}")
@@ -55,7 +57,8 @@ def _exported(family: AnyFamily, weights: Path) -> onnx.ModelProto | None:
     check_finite(network, _damaged(weights))
     if not getattr(network, "CAPTURABLE", True):
         return None
-    return onnx.ModelProto.FromString(export(network, *family.role.inputs[0].dims[1:]))
+    size = family.role.inputs[0].dims[1:] if family.role is not EMBEDDER else (side, side)
+    return onnx.ModelProto.FromString(export(network, *size))
 
 
 def _filled(model: onnx.ModelProto, family: AnyFamily, weights: Path) -> onnx.ModelProto:

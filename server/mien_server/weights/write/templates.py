@@ -2,8 +2,10 @@
 
 from string import Template
 
+from mien_server.models.crops import Window
 from mien_server.models.families import find_family
-from mien_server.models.interface import Normalisation
+from mien_server.models.interface import CROP_SIDE, Normalisation
+from mien_server.models.roles import EMBEDDER
 from mien_server.weights.recognise.recognised import Recognised
 
 _HEAD = """\
@@ -38,12 +40,14 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
         "architecture": recognised.architecture,
         "precision": "auto",
         **input_parameters(recognised.normalisation),
+        **({"window": window_text(recognised.window)} if recognised.window else {}),
         "license": license_,
         "source": source,
     }
     role = find_family(recognised.architecture).role
     rows = recognised.batch or role.template_rows
     buckets = (recognised.side,) if recognised.side else _BUCKETS
+    side = recognised.side or (CROP_SIDE if role is EMBEDDER else buckets[0])
     return Template(_HEAD + role.template).substitute(
         title=" ".join(recognised.title.split()),
         name=_quoted(name),
@@ -56,7 +60,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
             for key, value in parameters.items()
         ),
         buckets=", ".join(map(str, buckets)),
-        side=buckets[0],
+        side=side,
     )
 
 
@@ -69,6 +73,11 @@ def input_parameters(normalisation: Normalisation) -> dict[str, str]:
         "mean": ", ".join(f"{value:g}" for value in mean),
         "scale": ", ".join(f"{each:g}" if each >= 1 else f"1/{1 / each:g}" for each in scale),
     }
+
+
+def window_text(window: Window) -> str:
+    """The parameter `window` of config.pbtxt."""
+    return ", ".join(f"{value:g}" for value in window)
 
 
 def _quoted(text: str) -> str:
