@@ -26,7 +26,8 @@ from mien_server.gallery.types import (
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
 from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
-from mien_server.pipeline.faces import FacePipeline, Models
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.leasing import Models
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
     AlignedFace,

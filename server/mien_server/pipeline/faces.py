@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Protocol, TypedDict
+from typing import TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
-from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
 from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
+from mien_server.pipeline.leasing import Leasing, Models
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.requirements import Asked, Requirements, check_met, lease_asked
+from mien_server.pipeline.requirements import Requirements, check_met
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
@@ -33,30 +33,7 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
-from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.versions import Lease, ReadyModel
-
-
-class Models(Protocol):
-    """Where the pipeline finds its models: the catalogue."""
-
-    def hold(
-        self, name: str, version: int, *, role: AnyRole, fingerprint: str
-    ) -> AbstractAsyncContextManager[Lease]:
-        """As `Catalogue.hold`."""
-        ...
-
-    def config(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> ModelConfig:
-        """The configuration of what `hold` would give, which is not woken for it.
-
-        Raises:
-            ModelNotFound, ModelNotReady, InvalidRequest: as `hold` says.
-        """
-        ...
-
-    def in_use(self, role: AnyRole) -> Mapping[str, Any]:
-        """The options of the models of a role that serve, or should, by name."""
-        ...
+from mien_server.repository.versions import ReadyModel
 
 
 class _Here(TypedDict):
@@ -90,12 +67,9 @@ class FacePipeline:
         default_embedder: str,
         limits: Limits,
     ) -> None:
-        self._models = models
         self._pool = pool
-        self._defaults: dict[AnyRole, str] = {
-            DETECTOR: default_detector,
-            EMBEDDER: default_embedder,
-        }
+        defaults: dict[AnyRole, str] = {DETECTOR: default_detector, EMBEDDER: default_embedder}
+        self._leasing = Leasing(models, defaults, limits)
         self._limits = limits
 
     async def detect(
@@ -117,7 +91,7 @@ class FacePipeline:
             check_selection(selection, self._limits)
         async with AsyncExitStack() as leases:
             with at("detector"):
-                lease = await leases.enter_async_context(self._lease(detector, DETECTOR))
+                lease = await leases.enter_async_context(self._leasing.lease(detector, DETECTOR))
             with at("image"), at(image.part):
                 found = await find_faces(
                     image, lease, selection, limits=self._limits, pool=self._pool, call=call
@@ -156,8 +130,8 @@ class FacePipeline:
         """
         async with AsyncExitStack() as leases:
             with at("embedder"):
-                lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._finder(leases, image, selection, detector)
+                lease = await leases.enter_async_context(self._leasing.lease(embedder, EMBEDDER))
+            finder = await self._leasing.finder(leases, image, selection, detector)
             return await embed_image(
                 image,
                 finder,
@@ -218,7 +192,7 @@ class FacePipeline:
             ref, path = _embedder_for(embedder, given)
             with at(path):
                 lease = await leases.enter_async_context(
-                    self._lease(ref, EMBEDDER, fingerprint=fingerprint)
+                    self._leasing.lease(ref, EMBEDDER, fingerprint=fingerprint)
                 )
             model = lease.model
             for name, embedding in given.items():
@@ -229,11 +203,13 @@ class FacePipeline:
             finder = None
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
-                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+                    finder = await leases.enter_async_context(
+                        self._leasing.lease(detector, DETECTOR)
+                    )
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
             here: _Here = {"limits": self._limits, "pool": self._pool}
-            asked = await self._lease_asked(leases, (), "", require, aligned=aligned)
+            asked = await self._leasing.asked(leases, (), "", require, aligned=aligned)
 
             async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
@@ -302,15 +278,17 @@ class FacePipeline:
                 REQUIREMENT_UNMET.
         """
         aligned = isinstance(image, AlignedFace)
-        named = analysers or self._by_default(aligned=aligned)
+        named = analysers or self._leasing.by_default(aligned=aligned)
         path = "analysers[{}]" if analysers else "analysers"
         async with AsyncExitStack() as leases:
-            held, places = await self._lease_asked(leases, named, path, require, aligned=aligned)
+            held, places = await self._leasing.asked(leases, named, path, require, aligned=aligned)
             vectors = None
             if embedder is not None:
                 with at("embedder"):
-                    vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._finder(leases, image, selection, detector)
+                    vectors = await leases.enter_async_context(
+                        self._leasing.lease(embedder, EMBEDDER)
+                    )
+            finder = await self._leasing.finder(leases, image, selection, detector)
             found = await analyse_image(
                 image,
                 finder,
@@ -324,51 +302,6 @@ class FacePipeline:
         with at("image"):
             check_met(require, found.faces, places)
         return found
-
-    async def _finder(
-        self,
-        leases: AsyncExitStack,
-        image: ImageSource,
-        selection: FaceSelection,
-        detector: ModelRef,
-    ) -> Lease | None:
-        """What finds the faces of a photo, of which some are selected; None of an aligned face."""
-        if isinstance(image, AlignedFace):
-            return None
-        with at("selection"):
-            check_selection(selection, self._limits)
-        with at("detector"):
-            return await leases.enter_async_context(self._lease(detector, DETECTOR))
-
-    async def _lease_asked(
-        self,
-        leases: AsyncExitStack,
-        named: Sequence[ModelRef],
-        path: str,
-        require: Requirements,
-        *,
-        aligned: bool,
-    ) -> Asked:
-        async def enter(ref: ModelRef) -> Lease:
-            lease = self._models.hold(ref.name, ref.version, role=ANALYSER, fingerprint="")
-            return await leases.enter_async_context(lease)
-
-        return await lease_asked(enter, named, path, require, aligned=aligned)
-
-    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
-        """The analysers of callers that name none, by name."""
-        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
-        return [
-            ModelRef(name)
-            for name, options in sorted(found.items())
-            if options.by_default and not (aligned and options.crop.needs_photo)
-        ]
-
-    def _lease(
-        self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
-    ) -> AbstractAsyncContextManager[Lease]:
-        name = ref.name or self._defaults[role]
-        return self._models.hold(name, ref.version, role=role, fingerprint=fingerprint)
 
 
 def _embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:

@@ -32,13 +32,8 @@ from mien_server.gallery.types import (
 from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
-from mien_server.rpc.faces import (
-    embedding_message,
-    face_selection,
-    identity_message,
-    model_ref,
-    subject_source,
-)
+from mien_server.rpc.face_answers import embedding_message, identity_message
+from mien_server.rpc.faces import face_selection, model_ref, subject_source
 from mien_server.rpc.gallery_answers import (
     enrol_response,
     enrolled_message,
