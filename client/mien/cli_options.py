@@ -76,6 +76,23 @@ def add_aligned(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", action="store_true", help=help_text)
 
 
+def add_requirements(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what faces must fulfil."""
+    parser.add_argument(
+        "--require",
+        type=requirement,
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
+    )
+    parser.add_argument(
+        "--require-quality",
+        action="store_true",
+        help="every face must be good enough to be enrolled, else the call fails",
+    )
+
+
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to reach the server, and who calls."""
     add = parser.add_argument

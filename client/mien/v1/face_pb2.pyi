@@ -747,8 +747,8 @@ Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
 
 @_typing.final
 class Requirements(_message.Message):
-    """What faces must fulfil. If one does not, the call ends with FAILED_PRECONDITION and the reason
-    REQUIREMENT_UNMET, and its message has the figures.
+    """What faces must fulfil in Verify, Analyze and Enrol. If one does not, the call ends with FAILED_PRECONDITION
+    and the reason REQUIREMENT_UNMET, and its message has the figures.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -28,6 +28,7 @@ from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.leasing import Models
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
     AlignedFace,
@@ -238,13 +239,17 @@ class Gallery:
         call: Call,
         *,
         inspect: bool = False,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The faces of a photo with embeddings that fit a collection; a given embedding is one without box.
+
+        Args:
+            inspect, require: as `FacePipeline.embed` has them; of an embedding nothing can be required.
 
         Raises:
             InvalidRequest: the picture, the embedding, an option or a model's role is wrong; in the field
                 `subject.image` or `subject.embedding`.
-            Unmet: as Embed says; EMBEDDING_MISMATCH.
+            Unmet: as Embed says; EMBEDDING_MISMATCH, REQUIREMENT_UNMET.
         """
         collection = live.collection
         if isinstance(subject, Embedding):
@@ -276,6 +281,7 @@ class Gallery:
                     selection=selection,
                     call=call,
                     inspect=inspect,
+                    require=require,
                 )
             except (InvalidRequest, Unmet) as error:
                 if error.field.partition(".")[0] == "image":

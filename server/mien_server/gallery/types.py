@@ -6,12 +6,15 @@ from enum import StrEnum
 
 from mien_server.errors import Reason
 from mien_server.pipeline.quality import Issue
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.types import (
     ArrayF32,
     Embedding,
     Face,
+    FaceSelection,
     ImageSource,
     ModelIdentity,
+    ModelRef,
     Quality,
 )
 
@@ -124,6 +127,23 @@ class QualityPolicy(StrEnum):
     REFUSE = "REFUSE"
     WARN = "WARN"
     ACCEPT = "ACCEPT"
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolOptions:
+    """How the faces of one call are found, judged and enrolled.
+
+    Attributes:
+        detector: for photos.
+        selection: which face of a photo.
+        policy: what happens to those of poor quality.
+        require: what every one of them must fulfil; if one does not, none is enrolled.
+    """
+
+    detector: ModelRef
+    selection: FaceSelection
+    policy: QualityPolicy
+    require: Requirements = Requirements()  # noqa: RUF009 - frozen
 
 
 @dataclass(slots=True)

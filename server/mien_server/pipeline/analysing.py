@@ -59,7 +59,7 @@ async def analyse_image(
     call: Call,
     embedder: Lease | None = None,
 ) -> PhotoFaces:
-    """What analysers say of an aligned crop, or of the chosen faces of a photo, and the quality of each.
+    """What analysers say of an aligned crop, or of the chosen faces of a photo; the quality and crop of each.
 
     Args:
         detector: a photo needs one.
@@ -105,7 +105,7 @@ async def _analyse_crop(
     )
     call.add(begun, StageTime("align", time.monotonic() - begun))
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=0)
-    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses])
+    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses], pixels)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder))
 
 
@@ -144,13 +144,13 @@ async def _analyse_photo(
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
-    del photo, crops
+    del photo
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, embedding, quality, [each[number] for each in analyses])
-            for number, (i, embedding, quality) in enumerate(
-                zip(chosen, embeddings, qualities, strict=True)
+            face_of(faces, i, embedding, quality, [each[number] for each in analyses], crop)
+            for number, (i, embedding, quality, crop) in enumerate(
+                zip(chosen, embeddings, qualities, crops, strict=True)
             )
         ],
         width,

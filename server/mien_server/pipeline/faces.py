@@ -118,16 +118,29 @@ class FacePipeline:
         selection: FaceSelection,
         call: Call,
         inspect: bool = False,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The chosen faces of a photo, or an aligned crop, with their embeddings.
 
         Args:
-            inspect: whether to tell the faces' quality, too.
+            inspect: whether to tell the faces' quality and give their crops, too.
+            require: of every one of these faces.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.
-            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
+            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
+                REQUIREMENT_UNMET.
         """
+        if require:
+            return await self._analysed(
+                image,
+                detector=detector,
+                embedder=embedder,
+                analysers=(),
+                selection=selection,
+                call=call,
+                require=require,
+            )
         async with AsyncExitStack() as leases:
             with at("embedder"):
                 lease = await leases.enter_async_context(self._leasing.lease(embedder, EMBEDDER))
@@ -277,11 +290,42 @@ class FacePipeline:
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
                 REQUIREMENT_UNMET.
         """
+        by_default: Sequence[ModelRef] = ()
+        if not analysers:
+            by_default = self._leasing.by_default(aligned=isinstance(image, AlignedFace))
+        return await self._analysed(
+            image,
+            detector=detector,
+            embedder=embedder,
+            analysers=analysers or by_default,
+            path="analysers[{}]" if analysers else "analysers",
+            selection=selection,
+            call=call,
+            require=require,
+        )
+
+    async def _analysed(
+        self,
+        image: ImageSource,
+        *,
+        detector: ModelRef,
+        embedder: ModelRef | None,
+        analysers: Sequence[ModelRef],
+        selection: FaceSelection,
+        call: Call,
+        require: Requirements,
+        path: str = "analysers[{}]",
+    ) -> PhotoFaces:
+        """The chosen faces with what these analysers say, and their embeddings unless there is no embedder.
+
+        Args:
+            path: as `lease_asked` has it.
+        """
         aligned = isinstance(image, AlignedFace)
-        named = analysers or self._leasing.by_default(aligned=aligned)
-        path = "analysers[{}]" if analysers else "analysers"
         async with AsyncExitStack() as leases:
-            held, places = await self._leasing.asked(leases, named, path, require, aligned=aligned)
+            held, places = await self._leasing.asked(
+                leases, analysers, path, require, aligned=aligned
+            )
             vectors = None
             if embedder is not None:
                 with at("embedder"):

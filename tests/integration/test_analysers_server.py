@@ -1,0 +1,119 @@
+"""What other calls than Analyze ask of analysers and of quality, over the wire by both clients."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import mien
+from mien import cli
+from tests.conftest import LaunchServer
+from tests.integration.test_analyser import CONFIG, add_version, means
+from tools.local_server import LocalServer
+
+Sample = Callable[[str], Path]
+_NAMES = count(1)
+
+
+@pytest.fixture(scope="module")
+def analysing(
+    launch_server: LaunchServer,
+    model_repository_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[LocalServer]:
+    """A server with galleries and an analyser that tells which colour an aligned face has most of."""
+    folder = tmp_path_factory.mktemp("analysing")
+    repository = folder / "models"
+    shutil.copytree(model_repository_path, repository)
+    add_version(repository, 1, means())
+    (repository / "colours" / "config.pbtxt").write_text(CONFIG)
+    with launch_server("--gallery-dir", str(folder / "galleries"), repository=repository) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
+def client(analysing: LocalServer) -> Iterator[mien.Client]:
+    with mien.Client(analysing.address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def gallery(client: mien.Client) -> mien.Gallery:
+    """An empty gallery."""
+    made = client.gallery(f"gallery-{next(_NAMES)}")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def blurred(sample: Sample) -> NDArray[np.uint8]:
+    """A portrait out of focus."""
+    photo = np.ascontiguousarray(np.asarray(cv2.imread(str(sample("person_b_2"))))[..., ::-1])
+    return np.asarray(cv2.GaussianBlur(photo, (0, 0), 10), np.uint8)
+
+
+RED = mien.Requirement("colours", "red", at_least=0.34)
+BLUE = mien.Requirement("colours", "blue", at_least=0.34)
+
+
+def test_enrol_takes_all_faces_that_fulfil_what_is_required_or_none(
+    gallery: mien.Gallery, sample: Sample, blurred: NDArray[np.uint8]
+) -> None:
+    ann = mien.NewFace(sample("person_a_1"), "ann", request_key="first")
+    bad = mien.NewFace(blurred, "bob")
+    with pytest.raises(mien.RequirementUnmet, match=r"it is blurred \(0\.\d+, 0\.08 or") as caught:
+        gallery.enrol_faces([ann, bad], quality_policy="warn", require_quality=True)
+    assert caught.value.field == "faces[1].subject.image"
+    assert gallery.info().faces == 0
+    with pytest.raises(mien.RequirementUnmet, match=r"colours says blue 0\.\d+, 0\.34 or more"):
+        gallery.enrol(sample("person_a_1"), "ann", require=[BLUE])
+    assert gallery.info().faces == 0
+    (result,) = gallery.enrol_faces([ann], require=[RED], require_quality=True)
+    assert result.outcome == "enrolled"
+    # What is enrolled already is not looked at again.
+    assert gallery.enrol_faces([ann], require=[BLUE])[0].outcome == "existing"
+    assert gallery.identify(sample("person_a_2")).persons[0].person == "ann"
+
+
+def test_many_faces_are_enrolled_but_for_those_that_do_not_fulfil_it(
+    analysing: LocalServer, gallery: mien.Gallery, sample: Sample, blurred: NDArray[np.uint8]
+) -> None:
+    faces = [mien.NewFace(sample("person_a_1"), "ann"), mien.NewFace(blurred, "bob")]
+    how: dict[str, Any] = {"quality_policy": "accept", "require_quality": True, "require": [RED]}
+
+    async def enrol() -> list[mien.Outcome[mien.NewFace, mien.EnrolResult]]:
+        async with mien.AsyncClient(analysing.address, timeout=60) as client:
+            return [each async for each in client.gallery(gallery.name).enrol_many(faces, **how)]
+
+    for outcomes in (list(gallery.enrol_many(faces, **how)), asyncio.run(enrol())):
+        fine, unmet = outcomes
+        assert fine.get().person == "ann"
+        assert isinstance(unmet.error, mien.RequirementUnmet)
+    assert gallery.info().faces == 1
+
+
+def test_a_folder_is_enrolled_but_for_photos_that_do_not_fulfil_it(
+    gallery: mien.Gallery,
+    analysing: LocalServer,
+    sample: Sample,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for who in ("person_a", "person_b"):
+        (tmp_path / who).mkdir()
+        shutil.copy(sample(f"{who}_1"), tmp_path / who)
+    command = ["gallery", "add", gallery.name, str(tmp_path), "--json"]
+    command += ["--address", analysing.address, "--require"]
+    assert cli.main([*command, "colours/blue>=0.34"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [each["reason"] for each in told["refused"]] == ["REQUIREMENT_UNMET"] * 2
+    assert cli.main([*command, "colours/red>=0.34", "--require-quality"]) == 0
+    assert json.loads(capsys.readouterr().out)["enrolled"] == 2
