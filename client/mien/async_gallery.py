@@ -103,6 +103,7 @@ class AsyncGallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
         require_quality: bool = False,
         timeout: float | None = None,
@@ -122,6 +123,7 @@ class AsyncGallery:
             min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
             min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
             detector: the model that finds faces; the server's default if unset.
+            analysers: models that are to tell of the face, up to 16: `result.face["age"]`. It is not kept.
             require: what analysers must say of the face, which must not be an embedding.
             require_quality: it must be good enough, whatever the quality policy says of such as are not.
             timeout: seconds; the client's own if unset.
@@ -142,6 +144,7 @@ class AsyncGallery:
             min_score=min_score,
             min_face_size=min_face_size,
             detector=detector,
+            analysers=analysers,
             require=require,
             require_quality=require_quality,
         )
@@ -156,6 +159,7 @@ class AsyncGallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
         require_quality: bool = False,
         timeout: float | None = None,
@@ -167,7 +171,7 @@ class AsyncGallery:
 
         Args:
             faces: 1 to 64; their photos share the 32 MiB of a request.
-            quality_policy, policy, min_score, min_face_size, detector, timeout: as for `enrol`.
+            quality_policy, policy, min_score, min_face_size, detector, analysers, timeout: as for `enrol`.
             require, require_quality: of every one of these faces.
 
         Returns:
@@ -185,6 +189,7 @@ class AsyncGallery:
             min_score=min_score,
             min_face_size=min_face_size,
             detector=detector,
+            analysers=analysers,
             require=require,
             require_quality=require_quality,
         )
@@ -201,6 +206,7 @@ class AsyncGallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
         require_quality: bool = False,
         timeout: float | None = None,
@@ -219,8 +225,8 @@ class AsyncGallery:
                 `embed_many` reads photos. Photos have calls of their own, embeddings travel 32 a call.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the faces; otherwise as the calls end.
-            quality_policy, policy, min_score, min_face_size, detector, require, require_quality: as for
-                `enrol`.
+            quality_policy, policy, min_score, min_face_size, detector, analysers, require, require_quality:
+                as for `enrol`.
             timeout: seconds of each try; the client's own if unset.
 
         Returns:
@@ -241,6 +247,7 @@ class AsyncGallery:
                 min_score=min_score,
                 min_face_size=min_face_size,
                 detector=detector,
+                analysers=analysers,
                 require=require,
                 require_quality=require_quality,
                 content_keys=True,

@@ -18,6 +18,7 @@ from mien.messages import (
     Requirement,
     face_result,
     model_ref,
+    model_refs,
     requirements_message,
     selection_message,
     subject_message,
@@ -60,6 +61,7 @@ def enrol_request(
     min_score: float | None,
     min_face_size: float | None,
     detector: ModelLike | None,
+    analysers: Sequence[ModelLike],
     require: Sequence[Requirement],
     require_quality: bool,
     content_keys: bool = False,
@@ -93,6 +95,7 @@ def enrol_request(
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, None),
         quality_policy=pb.QualityPolicy.Value(f"QUALITY_POLICY_{quality_policy.upper()}"),
+        analysers=model_refs(analysers, "analysers"),
         require=requirements_message(require, require_quality),
     )
     if request.ByteSize() > MAX_MESSAGE_BYTES:

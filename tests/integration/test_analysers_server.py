@@ -117,3 +117,38 @@ def test_a_folder_is_enrolled_but_for_photos_that_do_not_fulfil_it(
     assert [each["reason"] for each in told["refused"]] == ["REQUIREMENT_UNMET"] * 2
     assert cli.main([*command, "colours/red>=0.34", "--require-quality"]) == 0
     assert json.loads(capsys.readouterr().out)["enrolled"] == 2
+
+
+def test_one_call_finds_embeds_and_tells(client: mien.Client, sample: Sample) -> None:
+    photo = sample("person_a_1")
+    (analysed,) = client.analyze(photo, analysers=["colours"], embed=True).faces
+    colours = analysed["colours"]
+    detected, plain = client.detect(photo, analysers=["colours"]), client.detect(photo)
+    assert detected.faces[0]["colours"] == colours
+    assert plain.faces[0].analyses == ()
+    assert detected.faces[0].box == plain.faces[0].box
+    embedded = client.embed(photo, analysers=["colours"], timing=True)
+    assert embedded.faces[0]["colours"] == colours
+    assert embedded.embedding == client.embed(photo).embedding
+    stages = [stage.name for stage in embedded.timing]
+    assert (stages.count("decode"), stages.count("detect.compute")) == (1, 1)
+    verified = client.verify(photo, embedded.embedding, analysers=["colours"])
+    assert (verified.face_a["colours"], verified.face_b.analyses) == (colours, ())
+    (outcome,) = client.embed_many([photo], analysers=["colours"])
+    assert outcome.get().faces[0]["colours"] == colours
+
+
+async def test_the_asynchronous_client_asks_and_enrols_with_analysers(
+    analysing: LocalServer, gallery: mien.Gallery, sample: Sample
+) -> None:
+    async with mien.AsyncClient(analysing.address, timeout=60) as client:
+        found = await client.embed(sample("person_a_1"), analysers=["colours"])
+        result = await client.gallery(gallery.name).enrol(
+            sample("person_a_1"), "ann", analysers=["colours"], require=[RED]
+        )
+    assert result.face is not None
+    assert result.face["colours"] == found.faces[0]["colours"]
+    assert result.as_dict()["face"]["analyses"][0]["label"] == "red"
+    with pytest.raises(mien.ModelNotFound) as caught:
+        gallery.enrol(sample("person_a_1"), "ann", analysers=["nobody"])
+    assert caught.value.field == "analysers[0]"

@@ -373,6 +373,7 @@ class Face(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LANDMARKS_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    ANALYSES_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The detector's confidence, in [0, 1]. 0 for an aligned crop, which no detector has seen."""
     @_builtins.property
@@ -391,6 +392,12 @@ class Face(_message.Message):
     def embedding(self) -> Global___Embedding:
         """The face as a vector. Set by Embed and Verify, and by Analyze where it is asked for."""
 
+    @_builtins.property
+    def analyses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Analysis]:
+        """What analysers say of it: one for each of the request's `analysers`, in their order. Set by Detect, Embed,
+        Verify and Enrol; Analyze has them beside the face.
+        """
+
     def __init__(
         self,
         *,
@@ -399,10 +406,11 @@ class Face(_message.Message):
         score: _builtins.float = ...,
         landmarks: Global___Landmarks | None = ...,
         embedding: Global___Embedding | None = ...,
+        analyses: _abc.Iterable[Global___Analysis] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyses", b"analyses", "box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +506,7 @@ class DetectRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     DETECTOR_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo: encoded or pixels."""
@@ -510,16 +519,23 @@ class DetectRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which faces. Unset: all."""
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face, at most 16. Empty: none. They see only faces whose landmarks can be
+        aligned: others are left out.
+        """
+
     def __init__(
         self,
         *,
         image: Global___Image | None = ...,
         detector: Global___ModelRef | None = ...,
         selection: Global___FaceSelection | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,6 +589,7 @@ class EmbedRequest(_message.Message):
     DETECTOR_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo or the aligned crop."""
@@ -589,6 +606,10 @@ class EmbedRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which faces. Unset: the largest. Not used for an aligned crop."""
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face, at most 16, beside the embedding model. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -596,10 +617,11 @@ class EmbedRequest(_message.Message):
         detector: Global___ModelRef | None = ...,
         embedder: Global___ModelRef | None = ...,
         selection: Global___FaceSelection | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,6 +718,7 @@ class VerifyRequest(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     REQUIRE_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Similarities at or above this are a match. In [-1, 1]; unset: the embedding model's own threshold."""
     @_builtins.property
@@ -724,6 +747,10 @@ class VerifyRequest(_message.Message):
         of an embedding nothing is known, and two of them are the error INVALID_OPTION.
         """
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face that is a photo's or an aligned crop, at most 16. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -734,10 +761,11 @@ class VerifyRequest(_message.Message):
         selection: Global___FaceSelection | None = ...,
         threshold: _builtins.float | None = ...,
         require: Global___Requirements | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "analysers", b"analysers", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015

@@ -488,6 +488,7 @@ class EnrolRequest(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     QUALITY_POLICY_FIELD_NUMBER: _builtins.int
     REQUIRE_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection's name."""
     quality_policy: Global___QualityPolicy.ValueType
@@ -511,6 +512,12 @@ class EnrolRequest(_message.Message):
         limits of quality_policy. Of an embedding nothing is known: it is the error INVALID_OPTION beside this.
         """
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[_face_pb2.ModelRef]:
+        """Analysers that are to tell of each face that is a photo's or an aligned crop, at most 16; EnrolResult.face has
+        what they say, and nothing of it is kept. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -520,10 +527,11 @@ class EnrolRequest(_message.Message):
         selection: _face_pb2.FaceSelection | None = ...,
         quality_policy: Global___QualityPolicy.ValueType = ...,
         require: _face_pb2.Requirements | None = ...,
+        analysers: _abc.Iterable[_face_pb2.ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "detector", b"detector", "faces", b"faces", "quality_policy", b"quality_policy", "require", b"require", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "collection", b"collection", "detector", b"detector", "faces", b"faces", "quality_policy", b"quality_policy", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

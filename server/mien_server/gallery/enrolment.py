@@ -1,5 +1,6 @@
 """Enrol: faces are embedded, judged, compared with those that are enrolled, and written together."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from mien_server.scheduling.errors import RowFailed
 
 _LIKE_WITHOUT_THRESHOLD = 0.7
 
-_OF_THE_CALL = ("detector", "selection", "collection", "require")
+_OF_THE_CALL = ("detector", "selection", "collection", "analysers", "require")
 """Fields that all faces of a call have in common: what is wrong there ends the call."""
 
 
@@ -131,10 +132,11 @@ async def _judge(
             options.selection,
             part,
             inspect=True,
+            analysers=options.analysers,
             require=options.require,
         )
     except (InvalidRequest, Unmet) as error:
-        if error.field.partition(".")[0] in _OF_THE_CALL:
+        if re.split(r"[.\[]", error.field)[0] in _OF_THE_CALL:
             raise
         if error.reason is Reason.REQUIREMENT_UNMET:
             error.field = f"{path}.{error.field}"

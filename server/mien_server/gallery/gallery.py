@@ -239,12 +239,13 @@ class Gallery:
         call: Call,
         *,
         inspect: bool = False,
+        analysers: Sequence[ModelRef] = (),
         require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The faces of a photo with embeddings that fit a collection; a given embedding is one without box.
 
         Args:
-            inspect, require: as `FacePipeline.embed` has them; of an embedding nothing can be required.
+            inspect, analysers, require: as `FacePipeline.embed` has them; of an embedding they say nothing.
 
         Raises:
             InvalidRequest: the picture, the embedding, an option or a model's role is wrong; in the field
@@ -281,6 +282,7 @@ class Gallery:
                     selection=selection,
                     call=call,
                     inspect=inspect,
+                    analysers=analysers,
                     require=require,
                 )
             except (InvalidRequest, Unmet) as error:

@@ -1,6 +1,6 @@
 """The galleries' own vocabulary: plain data, without SQL and gRPC."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -137,12 +137,14 @@ class EnrolOptions:
         detector: for photos.
         selection: which face of a photo.
         policy: what happens to those of poor quality.
+        analysers: that are to tell of each.
         require: what every one of them must fulfil; if one does not, none is enrolled.
     """
 
     detector: ModelRef
     selection: FaceSelection
     policy: QualityPolicy
+    analysers: Sequence[ModelRef] = ()
     require: Requirements = Requirements()  # noqa: RUF009 - frozen
 
 

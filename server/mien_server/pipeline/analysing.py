@@ -58,6 +58,7 @@ async def analyse_image(
     pool: PicturePool,
     call: Call,
     embedder: Lease | None = None,
+    required: bool = True,
 ) -> PhotoFaces:
     """What analysers say of an aligned crop, or of the chosen faces of a photo; the quality and crop of each.
 
@@ -66,10 +67,11 @@ async def analyse_image(
         embedder: of faces that are to be embedded, too.
         analysers: of an aligned crop, none that sees the face's box.
         selection: checked by `check_selection`.
+        required: whether a photo without a face that is wanted is an error, unless the policy is ALL.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
-        Unmet: the photo has no face that is wanted (unless the policy is ALL), or too many.
+        Unmet: the photo has no face that is wanted, and one is required; or too many.
         SchedulingError: why there is no result.
     """
     with at("image"), at(image.part):
@@ -78,7 +80,7 @@ async def analyse_image(
         if detector is None:
             raise ValueError("a photo needs a detector")
         return await _analyse_photo(
-            image, detector, analysers, embedder, selection, limits, pool, call
+            image, detector, analysers, embedder, selection, limits, pool, call, required
         )
 
 
@@ -118,6 +120,7 @@ async def _analyse_photo(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    required: bool,
 ) -> PhotoFaces:
     models = [*analysers, embedder] if embedder else analysers
     photo, faces, chosen = await find_chosen(
@@ -128,6 +131,7 @@ async def _analyse_photo(
         pool=pool,
         call=call,
         reserve=max((each.model.slot.expected_compute() for each in models), default=0.0),
+        required=required,
     )
     width, height, identity = photo.width, photo.height, identity_of(detector.model)
     if not chosen:

@@ -1,6 +1,6 @@
 """What the pipeline answers, as the messages of mien.v1."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from mien.v1 import face_pb2
 from mien_server.pipeline.types import (
@@ -78,6 +78,7 @@ def face_message(face: Face, size: tuple[int, int] | None) -> face_pb2.Face:
         )
     if face.embedding is not None:
         message.embedding.CopyFrom(embedding_message(face.embedding))
+    message.analyses.extend(map(_analysis, face.analyses))
     return message
 
 
@@ -108,7 +109,7 @@ def analyze_response(found: PhotoFaces) -> face_pb2.AnalyzeResponse:
     return face_pb2.AnalyzeResponse(
         faces=[
             face_pb2.AnalyzedFace(
-                face=face_message(face, size),
+                face=face_message(replace(face, analyses=()), size),
                 quality=quality_message(face.quality),
                 analyses=[_analysis(analysis) for analysis in face.analyses],
             )

@@ -1,5 +1,7 @@
 """mien.v1.FaceService: a request's message in, the pipeline's answer out."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from mien.v1 import face_pb2, face_pb2_grpc
@@ -105,6 +107,15 @@ def model_ref(ref: face_pb2.ModelRef, path: str) -> ModelRef:
     return ModelRef(ref.name, ref.version)
 
 
+def model_refs(refs: Iterable[face_pb2.ModelRef], path: str) -> list[ModelRef]:
+    """The models that a repeated field names, which stands at `path` in the request.
+
+    Raises:
+        InvalidRequest: a negative version.
+    """
+    return [model_ref(ref, f"{path}[{index}]") for index, ref in enumerate(refs)]
+
+
 def face_selection(selection: face_pb2.FaceSelection, default: FacePolicy) -> FaceSelection:
     """The selection that a request asks for, `default` standing for the unspecified policy.
 
@@ -173,6 +184,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 detector=model_ref(request.detector, "detector"),
                 selection=face_selection(request.selection, FacePolicy.ALL),
                 call=call,
+                analysers=model_refs(request.analysers, "analysers"),
             )
         return detect_response(found)
 
@@ -187,6 +199,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 embedder=model_ref(request.embedder, "embedder"),
                 selection=face_selection(request.selection, FacePolicy.LARGEST),
                 call=call,
+                analysers=model_refs(request.analysers, "analysers"),
             )
         return embed_response(found)
 
@@ -203,6 +216,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 selection=face_selection(request.selection, FacePolicy.LARGEST),
                 threshold=request.threshold if request.HasField("threshold") else None,
                 call=call,
+                analysers=model_refs(request.analysers, "analysers"),
                 require=requirements(request.require),
             )
         return verify_response(compared)
@@ -215,10 +229,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
             found = await self._pipeline.analyse(
                 image_source(request.image, "image"),
                 detector=model_ref(request.detector, "detector"),
-                analysers=[
-                    model_ref(analyser, f"analysers[{index}]")
-                    for index, analyser in enumerate(request.analysers)
-                ],
+                analysers=model_refs(request.analysers, "analysers"),
                 selection=face_selection(request.selection, FacePolicy.ALL),
                 call=call,
                 require=requirements(request.require),

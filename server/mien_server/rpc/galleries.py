@@ -30,7 +30,13 @@ from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.face_answers import embedding_message, identity_message
-from mien_server.rpc.faces import face_selection, model_ref, requirements, subject_source
+from mien_server.rpc.faces import (
+    face_selection,
+    model_ref,
+    model_refs,
+    requirements,
+    subject_source,
+)
 from mien_server.rpc.gallery_answers import (
     enrol_response,
     enrolled_message,
@@ -171,6 +177,7 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
                     detector=model_ref(request.detector, "detector"),
                     selection=face_selection(request.selection, FacePolicy.LARGEST),
                     policy=policy,
+                    analysers=model_refs(request.analysers, "analysers"),
                     require=requirements(request.require),
                 ),
                 call=call,

@@ -208,3 +208,32 @@ def test_embeddings_come_along_if_they_are_asked_for(call: Call, peer: Peer, pho
     assert result.embedder.name == "sface"
     assert result.faces[0].face.embedding.norm == 9.5
     assert "embedding" in result.as_dict()["faces"][0]
+
+
+@pytest.mark.parametrize("method", ["detect", "embed", "verify"])
+def test_other_calls_ask_analysers_too(call: Call, peer: Peer, photo: Path, method: str) -> None:
+    face = pb.Face(score=0.9, analyses=analyzed().analyses)
+    answers = {
+        "detect": pb.DetectResponse(faces=[face], detector=IDENTITY),
+        "embed": pb.EmbedResponse(faces=[face], embedder=IDENTITY),
+        "verify": pb.VerifyResponse(face_a=face, embedder=IDENTITY),
+    }
+    peer.script.append(lambda request, context: answers[method])
+    images = [photo] * (2 if method == "verify" else 1)
+    result = call(method, *images, analysers=["mood", ("age", 2)])
+    call(method, *images)
+    asked, nothing = (received.request.analysers for received in peer.received)
+    assert [(ref.name, ref.version) for ref in asked] == [("mood", 0), ("age", 2)]
+    assert len(nothing) == 0
+    found = result.face_a if method == "verify" else result.faces[0]
+    assert (found["mood"].label, found["age"].value) == ("happy", 41.5)
+    assert [each["kind"] for each in found.as_dict()["analyses"]] == [
+        "classification",
+        "score",
+        "number",
+        "points",
+    ]
+    with pytest.raises(KeyError, match="'gender' was not asked"):
+        found["gender"]
+    with pytest.raises(mien.InvalidRequest, match="must be several"):
+        call(method, *images, analysers="age")

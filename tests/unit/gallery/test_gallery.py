@@ -40,7 +40,7 @@ async def enrolled(
     call: Call | None = None,
     require: Requirements = Requirements(),  # noqa: B008 - frozen
 ) -> list[Enrolment]:
-    options = EnrolOptions(ModelRef(), LARGEST, policy, require)
+    options = EnrolOptions(ModelRef(), LARGEST, policy, require=require)
     _, results = await enrol(gallery, "staff", faces, options=options, call=call or Call())
     return results
 
@@ -229,6 +229,29 @@ async def test_of_an_embedding_nothing_can_be_required(
     with pytest.raises(InvalidRequest, match="give at_least or at_most"):
         await enrolled(gallery, face(PHOTO, "ann"), require=unbound)
     assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+async def test_what_analysers_say_comes_with_the_answer(
+    gallery: Gallery, width: Requirements
+) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    ann, bob = face(PHOTO, "ann"), face(given(BOB), "bob")
+
+    async def asked(analyser: str) -> list[Enrolment]:
+        options = EnrolOptions(
+            ModelRef(), LARGEST, QualityPolicy.ACCEPT, analysers=[ModelRef(analyser)]
+        )
+        return (await enrol(gallery, "staff", [ann, bob], options=options, call=Call()))[1]
+
+    photo, embedding = await asked("share")
+    assert photo.face is not None
+    assert [analysis.values[0] for analysis in photo.face.analyses] == [
+        pytest.approx(0.25, abs=0.05)
+    ]
+    assert (bool(photo.key), bool(embedding.key), embedding.face) == (True, True, None)
+    with pytest.raises(ModelNotFound) as caught:
+        await asked("nobody")
+    assert caught.value.field == "analysers[0]"
 
 
 async def test_crops_are_kept_of_faces_of_which_something_was_required(
