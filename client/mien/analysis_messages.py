@@ -35,7 +35,7 @@ def analyze_request(
     embed: bool,
     embedder: ModelLike | None,
     require: Sequence[Requirement],
-    require_quality: bool,
+    require_quality: bool | float,
 ) -> pb.AnalyzeRequest:
     """The request of `analyze`.
 

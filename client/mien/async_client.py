@@ -267,7 +267,7 @@ class AsyncClient(BaseClient):
         embedder: ModelLike | None = None,
         analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
@@ -286,7 +286,8 @@ class AsyncClient(BaseClient):
                 the server's default.
             analysers: models that are to tell of each face that is no embedding, too, up to 16.
             require: what analysers must say of each face that is a photo's or an aligned crop.
-            require_quality: each of these faces must be good enough for Enrol to take it.
+            require_quality: True: each of these faces must be good enough for Enrol to take it; a number in
+                [0, 1]: its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
@@ -327,7 +328,7 @@ class AsyncClient(BaseClient):
         embed: bool = False,
         embedder: ModelLike | None = None,
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> AnalyzeResult:
@@ -347,7 +348,8 @@ class AsyncClient(BaseClient):
             embed: whether the faces are to be embedded, too, out of the same photo.
             embedder: the model that does; the server's default if unset. Naming one asks for embeddings.
             require: what analysers must say of every one of these faces.
-            require_quality: each of them must be good enough for Enrol to take it.
+            require_quality: True: each of them must be good enough for Enrol to take it; a number in [0, 1]:
+                its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 

@@ -39,6 +39,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
 def requirement(text: str) -> Requirement:
     """What an analyser must say: "liveness>=0.8", "expression/happy<=0.5"."""
     match = re.fullmatch(r"([^/<>=]+)(?:/([^<>=]+))?(>=|<=)([-+.0-9e]+)", text)
@@ -86,10 +97,18 @@ def add_requirements(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
     )
-    parser.add_argument(
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument(
         "--require-quality",
         action="store_true",
         help="every face must be good enough to be enrolled, else the call fails",
+    )
+    quality.add_argument(
+        "--quality-at-least",
+        dest="require_quality",
+        type=share,
+        metavar="Q",
+        help="the overall quality that every face must have, from 0 to 1, else the call fails",
     )
 
 

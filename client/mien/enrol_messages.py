@@ -63,7 +63,7 @@ def enrol_request(
     detector: ModelLike | None,
     analysers: Sequence[ModelLike],
     require: Sequence[Requirement],
-    require_quality: bool,
+    require_quality: bool | float,
     content_keys: bool = False,
 ) -> pb.EnrolRequest:
     """The request of `enrol`, `enrol_faces` and `enrol_many`.

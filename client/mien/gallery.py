@@ -101,7 +101,7 @@ class Gallery:
         detector: ModelLike | None = None,
         analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> EnrolResult:
         """Adds one face. When this returns, it is on the server's disk and is found.
@@ -121,7 +121,8 @@ class Gallery:
             detector: the model that finds faces; the server's default if unset.
             analysers: models that are to tell of the face, up to 16: `result.face["age"]`. It is not kept.
             require: what analysers must say of the face, which must not be an embedding.
-            require_quality: it must be good enough, whatever the quality policy says of such as are not.
+            require_quality: True: it must be good enough, whatever the quality policy says of such as are
+                not; a number in [0, 1]: its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
 
         Raises:
@@ -157,7 +158,7 @@ class Gallery:
         detector: ModelLike | None = None,
         analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> tuple[EnrolResult, ...]:
         """Adds up to 64 faces in one call, which is quicker than one by one.
@@ -204,7 +205,7 @@ class Gallery:
         detector: ModelLike | None = None,
         analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> Generator[Outcome[NewFace, EnrolResult], None, None]:
         """Enrols faces, some at a time, and gives out what became of each.

@@ -126,7 +126,7 @@ def verify_request(
     embedder: ModelLike | None,
     analysers: Sequence[ModelLike],
     require: Sequence[Requirement],
-    require_quality: bool,
+    require_quality: bool | float,
 ) -> pb.VerifyRequest:
     """The request of `verify`."""
     photos = 2 - isinstance(a, Embedding) - isinstance(b, Embedding)
@@ -284,16 +284,24 @@ def _names_no_model(model: object, field: str) -> InvalidRequest:
 
 
 def requirements_message(
-    require: Sequence[Requirement], require_quality: bool
+    require: Sequence[Requirement], require_quality: bool | float
 ) -> pb.Requirements | None:
     """The message for what is required of faces, or None where nothing is.
+
+    Args:
+        require_quality: True: that it passes the limits of Enrol; a number: that `overall` is at least it.
 
     Raises:
         InvalidRequest: what is given is no `Requirement`, or not of one analyser.
     """
-    if not require and not require_quality:
+    if not require and require_quality is False:
         return None
-    message = pb.Requirements(quality=require_quality)
+    message = pb.Requirements()
+    if isinstance(require_quality, bool):
+        message.quality = require_quality
+    else:
+        least = optional_number(require_quality, "require.quality_at_least")
+        message.quality_at_least = least or 0.0
     for index, each in enumerate(require):
         field = f"require.analysers[{index}]"
         if not isinstance(each, Requirement):

@@ -152,3 +152,26 @@ async def test_the_asynchronous_client_asks_and_enrols_with_analysers(
     with pytest.raises(mien.ModelNotFound) as caught:
         gallery.enrol(sample("person_a_1"), "ann", analysers=["nobody"])
     assert caught.value.field == "analysers[0]"
+
+
+def test_one_number_of_quality_is_told_and_may_be_required(
+    client: mien.Client, gallery: mien.Gallery, sample: Sample, blurred: NDArray[np.uint8]
+) -> None:
+    portrait, bad = (
+        client.analyze(photo).faces[0].quality for photo in (sample("person_b_2"), blurred)
+    )
+    assert portrait.overall == 1
+    assert bad.overall is not None
+    assert bad.overall < 0.5
+    client.verify(sample("person_a_1"), sample("person_a_2"), require_quality=0.9)
+    for ask in (
+        lambda: client.analyze(blurred, require_quality=0.9),
+        lambda: client.verify(sample("person_b_1"), blurred, require_quality=0.9),
+        lambda: gallery.enrol(blurred, "bob", quality_policy="accept", require_quality=0.9),
+    ):
+        with pytest.raises(mien.RequirementUnmet, match=r"its quality is 0\.\d+, 0\.9 or more"):
+            ask()
+    enrolled = gallery.enrol(sample("person_b_2"), "bob", require_quality=0.9)
+    assert enrolled.quality is not None
+    assert enrolled.quality.overall == 1
+    assert [face.quality.overall for face in gallery.faces() if face.quality] == [1]

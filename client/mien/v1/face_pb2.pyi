@@ -783,8 +783,11 @@ class Requirements(_message.Message):
 
     QUALITY_FIELD_NUMBER: _builtins.int
     ANALYSERS_FIELD_NUMBER: _builtins.int
+    QUALITY_AT_LEAST_FIELD_NUMBER: _builtins.int
     quality: _builtins.bool
     """Whether each must pass the limits by which Enrol refuses faces: sharp, large, turned to the camera, ..."""
+    quality_at_least: _builtins.float
+    """The least FaceQuality.overall that passes, in [0, 1]. Unset: none."""
     @_builtins.property
     def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnalyserRequirement]:
         """What analysers must say of each, at most 16. They are asked whether or not the request names them elsewhere."""
@@ -794,12 +797,15 @@ class Requirements(_message.Message):
         *,
         quality: _builtins.bool = ...,
         analysers: _abc.Iterable[Global___AnalyserRequirement] | None = ...,
+        quality_at_least: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least", "quality_at_least", b"quality_at_least"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "quality", b"quality"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least", "analysers", b"analysers", "quality", b"quality", "quality_at_least", b"quality_at_least"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__quality_at_least: _TypeAlias = _typing.Literal["quality_at_least"]  # noqa: Y015
+    _WhichOneofArgType__quality_at_least: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_at_least) -> _WhichOneofReturnType__quality_at_least | None: ...
 
 Global___Requirements: _TypeAlias = Requirements  # noqa: Y015
 
@@ -1211,6 +1217,7 @@ class FaceQuality(_message.Message):
     CUT_OFF_FIELD_NUMBER: _builtins.int
     NEXT_FACE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    OVERALL_FIELD_NUMBER: _builtins.int
     size: _builtins.float
     """The shorter side of its box, in pixels of the photo. Unset for an aligned crop."""
     sharpness: _builtins.float
@@ -1237,6 +1244,10 @@ class FaceQuality(_message.Message):
     """
     score: _builtins.float
     """The detector's confidence, in [0, 1]. Unset for an aligned crop."""
+    overall: _builtins.float
+    """How good the face is to recognise somebody by, in [0, 1], and no probability: the figures above in one number,
+    but for roll and next_face; docs/analysis.md says how. What is unset does not count.
+    """
     def __init__(
         self,
         *,
@@ -1250,15 +1261,18 @@ class FaceQuality(_message.Message):
         cut_off: _builtins.float | None = ...,
         next_face: _builtins.float | None = ...,
         score: _builtins.float | None = ...,
+        overall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_overall", b"_overall", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "cut_off", b"cut_off", "next_face", b"next_face", "overall", b"overall", "pitch", b"pitch", "roll", b"roll", "score", b"score", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "brightness", b"brightness", "contrast", b"contrast", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "sharpness", b"sharpness", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_overall", b"_overall", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "brightness", b"brightness", "contrast", b"contrast", "cut_off", b"cut_off", "next_face", b"next_face", "overall", b"overall", "pitch", b"pitch", "roll", b"roll", "score", b"score", "sharpness", b"sharpness", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
     _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
     _WhichOneofReturnType__next_face: _TypeAlias = _typing.Literal["next_face"]  # noqa: Y015
     _WhichOneofArgType__next_face: _TypeAlias = _typing.Literal["_next_face", b"_next_face"]  # noqa: Y015
+    _WhichOneofReturnType__overall: _TypeAlias = _typing.Literal["overall"]  # noqa: Y015
+    _WhichOneofArgType__overall: _TypeAlias = _typing.Literal["_overall", b"_overall"]  # noqa: Y015
     _WhichOneofReturnType__pitch: _TypeAlias = _typing.Literal["pitch"]  # noqa: Y015
     _WhichOneofArgType__pitch: _TypeAlias = _typing.Literal["_pitch", b"_pitch"]  # noqa: Y015
     _WhichOneofReturnType__roll: _TypeAlias = _typing.Literal["roll"]  # noqa: Y015
@@ -1273,6 +1287,8 @@ class FaceQuality(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__next_face) -> _WhichOneofReturnType__next_face | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overall) -> _WhichOneofReturnType__overall | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pitch) -> _WhichOneofReturnType__pitch | None: ...
     @_typing.overload

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 from mien.v1 import face_pb2
+from mien_server.pipeline.quality import overall
 from mien_server.pipeline.types import (
     Analysis,
     Comparison,
@@ -124,7 +125,9 @@ def analyze_response(found: PhotoFaces) -> face_pb2.AnalyzeResponse:
 
 def quality_message(quality: Quality | None) -> face_pb2.FaceQuality | None:
     """A face's figures, if they were asked for."""
-    return None if quality is None else face_pb2.FaceQuality(**asdict(quality))
+    if quality is None:
+        return None
+    return face_pb2.FaceQuality(overall=overall(quality), **asdict(quality))
 
 
 def _analysis(analysis: Analysis) -> face_pb2.Analysis:

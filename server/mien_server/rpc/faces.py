@@ -158,6 +158,7 @@ def requirements(message: face_pb2.Requirements) -> Requirements:
             )
             for index, each in enumerate(message.analysers)
         ),
+        quality_at_least=message.quality_at_least if message.HasField("quality_at_least") else None,
     )
 
 

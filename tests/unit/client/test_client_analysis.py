@@ -58,6 +58,7 @@ def test_each_kind_of_answer_has_its_type(call: Call, photo: Path) -> None:
     assert face.face.score == pytest.approx(0.97)
     assert face.quality.sharpness == pytest.approx(0.2)
     assert face.quality.yaw == -12.5
+    assert face.quality.overall == 0.75
     assert face.quality.cut_off is None
     mood, live, age, corners = face.analyses
     assert isinstance(mood, mien.Classification)
@@ -160,6 +161,7 @@ def test_what_is_required_goes_into_the_request(
     required, nothing = (received.request for received in peer.received)
     assert not nothing.HasField("require")
     assert required.require.quality
+    assert not required.require.HasField("quality_at_least")
     live, sad = required.require.analysers
     assert (live.analyser.name, live.at_least, live.HasField("at_most")) == (
         "live",
@@ -169,6 +171,18 @@ def test_what_is_required_goes_into_the_request(
     assert (sad.analyser.version, sad.label, sad.at_most) == (2, "sad", 0.25)
     with pytest.raises(mien.InvalidRequest, match=r"require takes mien\.Requirement, not 'live'"):
         call(method, *images, require=["live"])
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5, 1])
+def test_quality_may_be_required_as_a_number(
+    call: Call, peer: Peer, photo: Path, least: float
+) -> None:
+    call("analyze", photo, require_quality=least)
+    required = peer.received[0].request.require
+    assert (required.quality, required.quality_at_least) == (False, least)
+    assert required.HasField("quality_at_least")
+    with pytest.raises(mien.InvalidRequest, match="quality_at_least must be a number, not 'high'"):
+        call("analyze", photo, require_quality="high")
 
 
 def test_an_unmet_requirement_has_its_error(call: Call, peer: Peer, photo: Path) -> None:
@@ -182,11 +196,15 @@ def test_the_command_requires(run: Run, peer: Peer, photo: Path) -> None:
     flags = ["--require", "live>=0.8", "--require", "mood:2/sad<=0.25", "--require-quality"]
     assert run("verify", photo, photo, *flags)[0] == 0
     assert run("analyze", photo, *flags)[0] == 0
-    for received in peer.received:
+    for received in list(peer.received):
         live, sad = received.request.require.analysers
         assert (live.analyser.name, live.at_least) == ("live", pytest.approx(0.8))
         assert (sad.analyser.name, sad.label, sad.at_most) == ("mood", "sad", 0.25)
         assert received.request.require.quality
+    assert run("analyze", photo, "--quality-at-least", "0.5")[0] == 0
+    assert peer.received[-1].request.require.quality_at_least == 0.5
+    status, _, errors = run("analyze", photo, "--quality-at-least", "1.5")
+    assert (status, "'1.5' is no number from 0 to 1" in errors) == (2, True)
     status, _, errors = run("verify", photo, photo, "--require", "live>0.8")
     assert status == 2
     assert "'live>0.8' is no requirement, such as" in errors

@@ -256,6 +256,7 @@ PHOTO = painted(300, 200, (40, 40, 80))
         require("age", at_most=41),
         require("mood", "happy", at_least=0.6),
         require("mood", "sad", at_most=0.4),
+        Requirements(quality_at_least=0.0),
         Requirements(),
     ],
 )
@@ -273,6 +274,7 @@ async def test_what_is_fulfilled_changes_no_answer(asked: World, wanted: Require
         (require("age", at_most=30), "age says 41.000, 30 or less passes"),
         (require("mood", "sad", at_least=0.5), "mood says sad 0.300, 0.5 or more passes"),
         (Requirements(quality=True), "it is blurred"),
+        (Requirements(quality_at_least=0.1), "its quality is 0.000, 0.1 or more passes"),
         (require("live", at_least=0.8, quality=True), "; live says 0.250"),
     ],
 )
@@ -309,6 +311,8 @@ async def test_of_several_faces_the_first_that_fails_is_named(world: World) -> N
         ),
         (require("vectors", at_least=0), "require.analysers[0].analyser", "an analyser is needed"),
         (Requirements(demands=require("live", at_least=0).demands * 17), "require.analysers", "17"),
+        (Requirements(quality_at_least=1.5), "require.quality_at_least", r"outside \[0, 1\]"),
+        (Requirements(quality_at_least=float("nan")), "require.quality_at_least", "nan is outside"),
     ],
 )
 async def test_what_cannot_be_required_is_refused(

@@ -215,6 +215,7 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
         assert found.face.box_normalized.x2 == pytest.approx(0.03)
         assert found.quality.sharpness == pytest.approx(0.2)
         assert (found.quality.yaw, found.quality.HasField("size")) == (-3, False)
+        assert found.quality.overall == 1
         assert [analysis.model.name for analysis in found.analyses] == KINDS
         assert len(found.face.analyses) == 0
         mood, live, age, places = found.analyses
