@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from mien.enrol_results import FaceQuality
-from mien.results import Face, ModelIdentity, Point, shortest, timing_dict
+from mien.results import Face, ModelIdentity, Point, said_by, shortest, timing_dict
 from mien.timing import StageTiming
 
 
@@ -120,11 +120,7 @@ class AnalyzedFace:
         Raises:
             KeyError: it was not asked; the message lists those that were.
         """
-        for analysis in self.analyses:
-            if analysis.model.name == model:
-                return analysis
-        asked = ", ".join(analysis.model.name for analysis in self.analyses) or "none"
-        raise KeyError(f"{model!r} was not asked; the analysers that were: {asked}")
+        return said_by(model, self.analyses)
 
     def as_dict(self) -> dict[str, Any]:
         """What `Face.as_dict` gives, `quality` and `analyses`."""

@@ -2,31 +2,22 @@
 
 from collections.abc import Sequence
 
-from mien.analysis import (
-    Analysis,
-    AnalyzedFace,
-    AnalyzeResult,
-    Classification,
-    LabelProbability,
-    Number,
-    Points,
-    Score,
-)
-from mien.errors import InvalidRequest, ServerError
+from mien.analysis import AnalyzedFace, AnalyzeResult
 from mien.gallery_messages import quality_from
 from mien.images import ImageLike, image_message
 from mien.messages import (
     ModelLike,
     PolicyLike,
     Requirement,
+    analysis_result,
     face_result,
     fitting,
     identity,
     model_ref,
+    model_refs,
     requirements_message,
     selection_message,
 )
-from mien.results import Point
 from mien.timing import StageTiming
 from mien.v1 import face_pb2 as pb
 
@@ -44,27 +35,18 @@ def analyze_request(
     embed: bool,
     embedder: ModelLike | None,
     require: Sequence[Requirement],
-    require_quality: bool,
+    require_quality: bool | float,
 ) -> pb.AnalyzeRequest:
     """The request of `analyze`.
 
     Raises:
         InvalidRequest, OSError, TypeError: as `detect` says; also analysers that are no list.
     """
-    if isinstance(analysers, str):
-        raise InvalidRequest(
-            f"analysers must be several, as in [{analysers!r}]",
-            reason="INVALID_OPTION",
-            field="analysers",
-        )
     return fitting(
         pb.AnalyzeRequest(
             image=image_message(image, aligned=aligned),
             detector=model_ref(detector, "detector"),
-            analysers=[
-                model_ref(analyser, f"analysers[{index}]") or pb.ModelRef()
-                for index, analyser in enumerate(analysers)
-            ],
+            analysers=model_refs(analysers, "analysers"),
             selection=selection_message(policy, min_score, min_face_size, max_faces),
             require=requirements_message(require, require_quality),
             embedder=model_ref(embedder, "embedder") or (pb.ModelRef() if embed else None),
@@ -79,7 +61,7 @@ def analyze_result(response: pb.AnalyzeResponse, timing: tuple[StageTiming, ...]
             AnalyzedFace(
                 face_result(each.face),
                 quality_from(each.quality),
-                tuple(map(_analysis, each.analyses)),
+                tuple(map(analysis_result, each.analyses)),
             )
             for each in response.faces
         ),
@@ -88,25 +70,4 @@ def analyze_result(response: pb.AnalyzeResponse, timing: tuple[StageTiming, ...]
         image_height=response.image_height,
         timing=timing,
         embedder=identity(response.embedder) if response.HasField("embedder") else None,
-    )
-
-
-def _analysis(message: pb.Analysis) -> Analysis:
-    model = identity(message.model)
-    match message.WhichOneof("answer"):
-        case "classification":
-            ranked = message.classification.labels
-            return Classification(
-                model, tuple(LabelProbability(each.label, each.probability) for each in ranked)
-            )
-        case "score":
-            return Score(model, message.score)
-        case "number":
-            return Number(model, message.number.value, message.number.unit)
-        case "points":
-            return Points(model, tuple(Point(each.x, each.y) for each in message.points.points))
-    raise ServerError(
-        f"{model.name} gave an answer of a kind that this client does not know: update it.",
-        reason="UNKNOWN_ANSWER",
-        method="Analyze",
     )

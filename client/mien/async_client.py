@@ -110,6 +110,7 @@ class AsyncClient(BaseClient):
         min_face_size: float | None = None,
         max_faces: int | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> DetectResult:
@@ -123,6 +124,7 @@ class AsyncClient(BaseClient):
             max_faces: keeps at most this many, from 1 to the server's own limit, which is 100 unless its
                 operator has set another, up to 1000; that limit by default.
             detector: the model that finds faces; the server's default if unset.
+            analysers: models that are to tell of each face, up to 16; `analyze` asks those by default, too.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
         """
@@ -134,6 +136,7 @@ class AsyncClient(BaseClient):
             min_face_size=min_face_size,
             max_faces=max_faces,
             detector=detector,
+            analysers=analysers,
         )
         answer = await self._call("Detect", self._stub.Detect, build, timeout, timing)
         return detect_result(*answer)
@@ -149,6 +152,7 @@ class AsyncClient(BaseClient):
         max_faces: int | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> EmbedResult:
@@ -163,6 +167,7 @@ class AsyncClient(BaseClient):
             max_faces: with the policy "all", at most this many, as for `detect`.
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the server's default if unset.
+            analysers: models that are to tell of each face, too, up to 16: `result.faces[0]["age"]`.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
@@ -179,6 +184,7 @@ class AsyncClient(BaseClient):
             max_faces=max_faces,
             detector=detector,
             embedder=embedder,
+            analysers=analysers,
         )
         answer = await self._call("Embed", self._stub.Embed, build, timeout, timing)
         return embed_result(*answer)
@@ -196,6 +202,7 @@ class AsyncClient(BaseClient):
         max_faces: int | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,
     ) -> AsyncGenerator[Outcome[PhotoT, EmbedResult], None]:
         """Embeds photos, some at a time, and gives out what became of each.
@@ -211,7 +218,8 @@ class AsyncClient(BaseClient):
                 that are ready, and in asyncio the event loop.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the photos; otherwise as the calls end.
-            aligned, policy, min_score, min_face_size, max_faces, detector, embedder: as for `embed`.
+            aligned, policy, min_score, min_face_size, max_faces, detector, embedder, analysers: as for
+                `embed`.
             timeout: seconds of each try; the client's own if unset.
 
         Returns:
@@ -233,6 +241,7 @@ class AsyncClient(BaseClient):
                 max_faces=max_faces,
                 detector=detector,
                 embedder=embedder,
+                analysers=analysers,
                 timeout=timeout,
             )
             return [(result, None)]
@@ -256,8 +265,9 @@ class AsyncClient(BaseClient):
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> VerifyResult:
@@ -274,8 +284,10 @@ class AsyncClient(BaseClient):
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the one of a given embedding if unset, else
                 the server's default.
+            analysers: models that are to tell of each face that is no embedding, too, up to 16.
             require: what analysers must say of each face that is a photo's or an aligned crop.
-            require_quality: each of these faces must be good enough for Enrol to take it.
+            require_quality: True: each of these faces must be good enough for Enrol to take it; a number in
+                [0, 1]: its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
@@ -295,6 +307,7 @@ class AsyncClient(BaseClient):
             min_face_size=min_face_size,
             detector=detector,
             embedder=embedder,
+            analysers=analysers,
             require=require,
             require_quality=require_quality,
         )
@@ -315,7 +328,7 @@ class AsyncClient(BaseClient):
         embed: bool = False,
         embedder: ModelLike | None = None,
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
         timing: bool = False,
     ) -> AnalyzeResult:
@@ -335,7 +348,8 @@ class AsyncClient(BaseClient):
             embed: whether the faces are to be embedded, too, out of the same photo.
             embedder: the model that does; the server's default if unset. Naming one asks for embeddings.
             require: what analysers must say of every one of these faces.
-            require_quality: each of them must be good enough for Enrol to take it.
+            require_quality: True: each of them must be good enough for Enrol to take it; a number in [0, 1]:
+                its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 

@@ -331,19 +331,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
 
     for sub in (verify, analyze):
-        sub.add_argument(
-            "--require",
-            type=cli_options.requirement,
-            action="append",
-            default=[],
-            metavar="WHAT",
-            help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
-        )
-        sub.add_argument(
-            "--require-quality",
-            action="store_true",
-            help="every face must be good enough to be enrolled, else the call fails",
-        )
+        cli_options.add_requirements(sub)
 
     add_crop_command(commands, common, _client)
     add_gallery_command(commands, common, _client, _read)

@@ -39,6 +39,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
 def requirement(text: str) -> Requirement:
     """What an analyser must say: "liveness>=0.8", "expression/happy<=0.5"."""
     match = re.fullmatch(r"([^/<>=]+)(?:/([^<>=]+))?(>=|<=)([-+.0-9e]+)", text)
@@ -74,6 +85,31 @@ def add_aligned(parser: argparse.ArgumentParser) -> None:
     """Adds the option that says that nothing has to be detected."""
     help_text = "the photos are faces, aligned to 112x112 already"
     parser.add_argument("--aligned", action="store_true", help=help_text)
+
+
+def add_requirements(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what faces must fulfil."""
+    parser.add_argument(
+        "--require",
+        type=requirement,
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help='what an analyser must say, else the call fails: "liveness>=0.8", "expression/happy<=0.5"',
+    )
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument(
+        "--require-quality",
+        action="store_true",
+        help="every face must be good enough to be enrolled, else the call fails",
+    )
+    quality.add_argument(
+        "--quality-at-least",
+        dest="require_quality",
+        type=share,
+        metavar="Q",
+        help="the overall quality that every face must have, from 0 to 1, else the call fails",
+    )
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

@@ -183,6 +183,7 @@ class Client(BaseClient):
         min_face_size: float | None = None,
         max_faces: int | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,
         timing: bool = False,
     ) -> DetectResult:
@@ -196,6 +197,7 @@ class Client(BaseClient):
             max_faces: keeps at most this many, from 1 to the server's own limit, which is 100 unless its
                 operator has set another, up to 1000; that limit by default.
             detector: the model that finds faces; the server's default if unset.
+            analysers: models that are to tell of each face, up to 16; `analyze` asks those by default, too.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
         """
@@ -207,6 +209,7 @@ class Client(BaseClient):
             min_face_size=min_face_size,
             max_faces=max_faces,
             detector=detector,
+            analysers=analysers,
         )
         return detect_result(*self._call("Detect", self._stub.Detect, build, timeout, timing))
 
@@ -221,6 +224,7 @@ class Client(BaseClient):
         max_faces: int | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,
         timing: bool = False,
     ) -> EmbedResult:
@@ -235,6 +239,7 @@ class Client(BaseClient):
             max_faces: with the policy "all", at most this many, as for `detect`.
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the server's default if unset.
+            analysers: models that are to tell of each face, too, up to 16: `result.faces[0]["age"]`.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
@@ -251,6 +256,7 @@ class Client(BaseClient):
             max_faces=max_faces,
             detector=detector,
             embedder=embedder,
+            analysers=analysers,
         )
         return embed_result(*self._call("Embed", self._stub.Embed, build, timeout, timing))
 
@@ -267,6 +273,7 @@ class Client(BaseClient):
         max_faces: int | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         timeout: float | None = None,
     ) -> Generator[Outcome[PhotoT, EmbedResult], None, None]:
         """Embeds photos, some at a time, and gives out what became of each.
@@ -282,7 +289,8 @@ class Client(BaseClient):
                 that are ready, and in asyncio the event loop.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the photos; otherwise as the calls end.
-            aligned, policy, min_score, min_face_size, max_faces, detector, embedder: as for `embed`.
+            aligned, policy, min_score, min_face_size, max_faces, detector, embedder, analysers: as for
+                `embed`.
             timeout: seconds of each try; the client's own if unset.
 
         Returns:
@@ -307,6 +315,7 @@ class Client(BaseClient):
                 max_faces=max_faces,
                 detector=detector,
                 embedder=embedder,
+                analysers=analysers,
             )
             answer = self._call("Embed", self._stub.Embed, build, timeout, False, calls)
             return [(embed_result(*answer), None)]
@@ -330,8 +339,9 @@ class Client(BaseClient):
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
         embedder: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,
         timing: bool = False,
     ) -> VerifyResult:
@@ -348,8 +358,10 @@ class Client(BaseClient):
             detector: the model that finds faces; the server's default if unset.
             embedder: the model that makes embeddings; the one of a given embedding if unset, else
                 the server's default.
+            analysers: models that are to tell of each face that is no embedding, too, up to 16.
             require: what analysers must say of each face that is a photo's or an aligned crop.
-            require_quality: each of these faces must be good enough for Enrol to take it.
+            require_quality: True: each of these faces must be good enough for Enrol to take it; a number in
+                [0, 1]: its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 
@@ -369,6 +381,7 @@ class Client(BaseClient):
             min_face_size=min_face_size,
             detector=detector,
             embedder=embedder,
+            analysers=analysers,
             require=require,
             require_quality=require_quality,
         )
@@ -388,7 +401,7 @@ class Client(BaseClient):
         embed: bool = False,
         embedder: ModelLike | None = None,
         require: Sequence[Requirement] = (),
-        require_quality: bool = False,
+        require_quality: bool | float = False,
         timeout: float | None = None,
         timing: bool = False,
     ) -> AnalyzeResult:
@@ -408,7 +421,8 @@ class Client(BaseClient):
             embed: whether the faces are to be embedded, too, out of the same photo.
             embedder: the model that does; the server's default if unset. Naming one asks for embeddings.
             require: what analysers must say of every one of these faces.
-            require_quality: each of them must be good enough for Enrol to take it.
+            require_quality: True: each of them must be good enough for Enrol to take it; a number in [0, 1]:
+                its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
             timing: whether to ask for the server's stages.
 

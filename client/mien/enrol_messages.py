@@ -15,8 +15,11 @@ from mien.images import too_large
 from mien.messages import (
     ModelLike,
     PolicyLike,
+    Requirement,
     face_result,
     model_ref,
+    model_refs,
+    requirements_message,
     selection_message,
     subject_message,
 )
@@ -58,6 +61,9 @@ def enrol_request(
     min_score: float | None,
     min_face_size: float | None,
     detector: ModelLike | None,
+    analysers: Sequence[ModelLike],
+    require: Sequence[Requirement],
+    require_quality: bool | float,
     content_keys: bool = False,
 ) -> pb.EnrolRequest:
     """The request of `enrol`, `enrol_faces` and `enrol_many`.
@@ -89,6 +95,8 @@ def enrol_request(
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, None),
         quality_policy=pb.QualityPolicy.Value(f"QUALITY_POLICY_{quality_policy.upper()}"),
+        analysers=model_refs(analysers, "analysers"),
+        require=requirements_message(require, require_quality),
     )
     if request.ByteSize() > MAX_MESSAGE_BYTES:
         raise too_large("what the faces hold together", "send fewer of them at a time", "faces")

@@ -46,6 +46,8 @@ class FaceQuality:
         cut_off: the share of it that is outside of the photo.
         next_face: the side of the photo's next largest face, as a part of this one's; 0 if it is alone.
         score: the detector's confidence, in [0, 1].
+        overall: how good it is to recognise somebody by, in [0, 1]: the other figures in one number, but for
+            `next_face` and `roll`. None: the server does not tell it.
     """
 
     sharpness: float
@@ -58,6 +60,7 @@ class FaceQuality:
     cut_off: float | None = None
     next_face: float | None = None
     score: float | None = None
+    overall: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         """The figures by their names."""

@@ -25,7 +25,7 @@ from mien.gallery_results import (
 )
 from mien.images import ImageLike
 from mien.limits import checked_whole
-from mien.messages import ModelLike, PolicyLike
+from mien.messages import ModelLike, PolicyLike, Requirement
 from mien.results import Embedding
 from mien.v1 import gallery_pb2 as pb
 
@@ -99,6 +99,9 @@ class Gallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
+        require: Sequence[Requirement] = (),
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> EnrolResult:
         """Adds one face. When this returns, it is on the server's disk and is found.
@@ -116,10 +119,15 @@ class Gallery:
             min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
             min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
             detector: the model that finds faces; the server's default if unset.
+            analysers: models that are to tell of the face, up to 16: `result.face["age"]`. It is not kept.
+            require: what analysers must say of the face, which must not be an embedding.
+            require_quality: True: it must be good enough, whatever the quality policy says of such as are
+                not; a number in [0, 1]: its `quality.overall` must be at least that.
             timeout: seconds; the client's own if unset.
 
         Raises:
             LowQuality: the face would make the gallery worse; the message has the figures.
+            RequirementUnmet: it does not fulfil what is required; the message has the figures.
             FaceNotFound: the photo has no face.
             EmbeddingMismatch: the embedding is of another model than the gallery's.
             GalleryFull: the server has no room for it.
@@ -133,6 +141,9 @@ class Gallery:
             min_score=min_score,
             min_face_size=min_face_size,
             detector=detector,
+            analysers=analysers,
+            require=require,
+            require_quality=require_quality,
         )
         return enrol_messages.enrolled_or_raise(self._call("Enrol", build, timeout))
 
@@ -145,6 +156,9 @@ class Gallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
+        require: Sequence[Requirement] = (),
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> tuple[EnrolResult, ...]:
         """Adds up to 64 faces in one call, which is quicker than one by one.
@@ -154,10 +168,14 @@ class Gallery:
 
         Args:
             faces: 1 to 64; their photos share the 32 MiB of a request.
-            quality_policy, policy, min_score, min_face_size, detector, timeout: as for `enrol`.
+            quality_policy, policy, min_score, min_face_size, detector, analysers, timeout: as for `enrol`.
+            require, require_quality: of every one of these faces.
 
         Returns:
             what became of each face, in their order.
+
+        Raises:
+            RequirementUnmet: a face does not fulfil what is required; the field says which. None is enrolled.
         """
         build = functools.partial(
             enrol_messages.enrol_request,
@@ -168,6 +186,9 @@ class Gallery:
             min_score=min_score,
             min_face_size=min_face_size,
             detector=detector,
+            analysers=analysers,
+            require=require,
+            require_quality=require_quality,
         )
         return enrol_messages.enrol_results(self._call("Enrol", build, timeout))
 
@@ -182,6 +203,9 @@ class Gallery:
         min_score: float | None = None,
         min_face_size: float | None = None,
         detector: ModelLike | None = None,
+        analysers: Sequence[ModelLike] = (),
+        require: Sequence[Requirement] = (),
+        require_quality: bool | float = False,
         timeout: float | None = None,
     ) -> Generator[Outcome[NewFace, EnrolResult], None, None]:
         """Enrols faces, some at a time, and gives out what became of each.
@@ -198,7 +222,8 @@ class Gallery:
                 `embed_many` reads photos. Photos have calls of their own, embeddings travel 32 a call.
             concurrency: calls at the same time, 1 or more.
             ordered: give out in the order of the faces; otherwise as the calls end.
-            quality_policy, policy, min_score, min_face_size, detector: as for `enrol`.
+            quality_policy, policy, min_score, min_face_size, detector, analysers, require, require_quality:
+                as for `enrol`.
             timeout: seconds of each try; the client's own if unset.
 
         Returns:
@@ -221,6 +246,9 @@ class Gallery:
                 min_score=min_score,
                 min_face_size=min_face_size,
                 detector=detector,
+                analysers=analysers,
+                require=require,
+                require_quality=require_quality,
                 content_keys=True,
             )
             answer, _ = self._client._call_gallery("Enrol", build, timeout, False, calls)

@@ -81,6 +81,7 @@ def add_gallery_command(
     cli_options.add_concurrency(add)
     add.add_argument("--detector", metavar="MODEL", help='"name" or "name:version"')
     cli_options.add_aligned(add)
+    cli_options.add_requirements(add)
 
     search = command("search", _search, "Tells whose face a photo shows.")
     search.add_argument("photo", metavar="PHOTO")
@@ -290,6 +291,8 @@ def _add(client: Client, arguments: argparse.Namespace) -> int:
         ),
         quality_policy=arguments.quality,
         detector=arguments.detector,
+        require=arguments.require,
+        require_quality=arguments.require_quality,
         concurrency=arguments.concurrency,
         ordered=False,
     )

@@ -115,6 +115,7 @@ def quality_from(message: face_pb2.FaceQuality) -> FaceQuality:
         cut_off=message.cut_off if message.HasField("cut_off") else None,
         next_face=message.next_face if message.HasField("next_face") else None,
         score=message.score if message.HasField("score") else None,
+        overall=message.overall if message.HasField("overall") else None,
     )
 
 

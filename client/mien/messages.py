@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from mien.analysis import Analysis, Classification, LabelProbability, Number, Points, Score
 from mien.channel import MAX_MESSAGE_BYTES
-from mien.errors import InvalidRequest
+from mien.errors import InvalidRequest, ServerError
 from mien.images import ImageLike, image_message, too_large
 from mien.results import (
     Box,
@@ -77,12 +78,14 @@ def detect_request(
     min_face_size: float | None,
     max_faces: int | None,
     detector: ModelLike | None,
+    analysers: Sequence[ModelLike],
 ) -> pb.DetectRequest:
     """The request of `detect`."""
     request = pb.DetectRequest(
         image=image_message(image),
         detector=model_ref(detector, "detector"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
+        analysers=model_refs(analysers, "analysers"),
     )
     return fitting(request)
 
@@ -97,6 +100,7 @@ def embed_request(
     max_faces: int | None,
     detector: ModelLike | None,
     embedder: ModelLike | None,
+    analysers: Sequence[ModelLike],
 ) -> pb.EmbedRequest:
     """The request of `embed`."""
     request = pb.EmbedRequest(
@@ -104,6 +108,7 @@ def embed_request(
         detector=model_ref(detector, "detector"),
         embedder=model_ref(embedder, "embedder"),
         selection=selection_message(policy, min_score, min_face_size, max_faces),
+        analysers=model_refs(analysers, "analysers"),
     )
     return fitting(request)
 
@@ -119,8 +124,9 @@ def verify_request(
     min_face_size: float | None,
     detector: ModelLike | None,
     embedder: ModelLike | None,
+    analysers: Sequence[ModelLike],
     require: Sequence[Requirement],
-    require_quality: bool,
+    require_quality: bool | float,
 ) -> pb.VerifyRequest:
     """The request of `verify`."""
     photos = 2 - isinstance(a, Embedding) - isinstance(b, Embedding)
@@ -131,6 +137,7 @@ def verify_request(
         embedder=model_ref(embedder, "embedder"),
         selection=selection_message(policy, min_score, min_face_size, None),
         threshold=optional_number(threshold, "threshold"),
+        analysers=model_refs(analysers, "analysers"),
         require=requirements_message(require, require_quality),
     )
     if request.ByteSize() > MAX_MESSAGE_BYTES:
@@ -256,6 +263,18 @@ def model_ref(model: ModelLike | None, field: str) -> pb.ModelRef | None:
         raise _names_no_model(model, f"{field}.name") from error
 
 
+def model_refs(models: Sequence[ModelLike], field: str) -> list[pb.ModelRef]:
+    """The messages for models.
+
+    Raises:
+        InvalidRequest: they are no list, or one of them names no model.
+    """
+    if isinstance(models, str):
+        raise _invalid_option(f"{field} must be several, as in [{models!r}]", field)
+    refs = (model_ref(model, f"{field}[{index}]") for index, model in enumerate(models))
+    return [ref or pb.ModelRef() for ref in refs]
+
+
 def _names_no_model(model: object, field: str) -> InvalidRequest:
     return _invalid_option(
         f'{model!r} names no model: that takes "name", "name:version", (name, version) or the identity'
@@ -265,16 +284,24 @@ def _names_no_model(model: object, field: str) -> InvalidRequest:
 
 
 def requirements_message(
-    require: Sequence[Requirement], require_quality: bool
+    require: Sequence[Requirement], require_quality: bool | float
 ) -> pb.Requirements | None:
     """The message for what is required of faces, or None where nothing is.
+
+    Args:
+        require_quality: True: that it passes the limits of Enrol; a number: that `overall` is at least it.
 
     Raises:
         InvalidRequest: what is given is no `Requirement`, or not of one analyser.
     """
-    if not require and not require_quality:
+    if not require and require_quality is False:
         return None
-    message = pb.Requirements(quality=require_quality)
+    message = pb.Requirements()
+    if isinstance(require_quality, bool):
+        message.quality = require_quality
+    else:
+        least = optional_number(require_quality, "require.quality_at_least")
+        message.quality_at_least = least or 0.0
     for index, each in enumerate(require):
         field = f"require.analysers[{index}]"
         if not isinstance(each, Requirement):
@@ -360,6 +387,7 @@ def face_result(message: pb.Face) -> Face:
         score=shortest(message.score),
         landmarks=_landmarks(message.landmarks) if message.HasField("landmarks") else None,
         embedding=embedding_result(message.embedding) if message.HasField("embedding") else None,
+        analyses=tuple(map(analysis_result, message.analyses)),
     )
 
 
@@ -385,3 +413,28 @@ def embedding_result(message: pb.Embedding) -> Embedding:
     """An embedding of an answer."""
     values = np.array(message.values, dtype=np.float32)
     return Embedding(values, message.norm, identity(message.model))
+
+
+def analysis_result(message: pb.Analysis) -> Analysis:
+    """What an analyser says of a face.
+
+    Raises:
+        ServerError: it is of a kind that this client does not know.
+    """
+    model = identity(message.model)
+    match message.WhichOneof("answer"):
+        case "classification":
+            ranked = message.classification.labels
+            return Classification(
+                model, tuple(LabelProbability(each.label, each.probability) for each in ranked)
+            )
+        case "score":
+            return Score(model, message.score)
+        case "number":
+            return Number(model, message.number.value, message.number.unit)
+        case "points":
+            return Points(model, tuple(Point(each.x, each.y) for each in message.points.points))
+    raise ServerError(
+        f"{model.name} gave an answer of a kind that this client does not know: update it.",
+        reason="UNKNOWN_ANSWER",
+    )

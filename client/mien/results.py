@@ -15,6 +15,8 @@ from mien.timing import StageTiming
 if TYPE_CHECKING:
     import PIL.Image
 
+    from mien.analysis import Analysis
+
 MARGIN = 0.25
 """What `Face.crop` leaves around a box, as a part of its sides."""
 
@@ -197,6 +199,7 @@ class Face:
         score: the detector's confidence, in [0, 1]; 0 for an aligned crop.
         landmarks: eyes, nose and mouth; None for an aligned crop or a given embedding.
         embedding: the face as a vector, from `embed` and `verify` only.
+        analyses: one of each analyser that the call asked, in order; `analyze` has them beside the face.
     """
 
     box: Box | None
@@ -204,6 +207,15 @@ class Face:
     score: float
     landmarks: Landmarks | None = field(repr=False)
     embedding: Embedding | None = None
+    analyses: "tuple[Analysis, ...]" = ()
+
+    def __getitem__(self, model: str) -> "Analysis":
+        """What the model of this name says; of several versions of it, the first.
+
+        Raises:
+            KeyError: it was not asked; the message lists those that were.
+        """
+        return said_by(model, self.analyses)
 
     @overload
     def crop(self, photo: NDArray[np.uint8], *, margin: float = MARGIN) -> NDArray[np.uint8]: ...
@@ -243,12 +255,14 @@ class Face:
         return cut(photo, self.box.as_list(), margin, size)
 
     def as_dict(self) -> dict[str, Any]:
-        """`box`, `score`, `landmarks`, and what the embedding adds, if there is one."""
+        """`box`, `score`, `landmarks`, what the embedding adds, if there is one, and `analyses` likewise."""
+        told = [analysis.as_dict() for analysis in self.analyses]
         return {
             "box": self.box.as_list() if self.box else None,
             "score": shortest(self.score),
             "landmarks": self.landmarks.as_dict() if self.landmarks else None,
             **(self.embedding.as_dict() if self.embedding else {}),
+            **({"analyses": told} if told else {}),
         }
 
 
@@ -370,6 +384,19 @@ class VerifyResult:
             ],
             **timing_dict(self.timing),
         }
+
+
+def said_by(model: str, analyses: "tuple[Analysis, ...]") -> "Analysis":
+    """The first one of a model.
+
+    Raises:
+        KeyError: there is none; the message lists the models.
+    """
+    for analysis in analyses:
+        if analysis.model.name == model:
+            return analysis
+    asked = ", ".join(analysis.model.name for analysis in analyses) or "none"
+    raise KeyError(f"{model!r} was not asked; the analysers that were: {asked}")
 
 
 def timing_dict(timing: tuple[StageTiming, ...]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def analyze_table(name: str, result: AnalyzeResult) -> str:
         ]
         for i, each in enumerate(result.faces, 1)
     ]
-    figures = ["sharpness", "brightness", "yaw"]
+    figures = ["quality", "sharpness", "brightness", "yaw"]
     header = ["#", "score", "x1", "y1", "x2", "y2", *figures, *(model.name for model in asked)]
     return _paragraphs(
         head,
@@ -47,7 +47,7 @@ def analyze_table(name: str, result: AnalyzeResult) -> str:
 
 
 def _figures(quality: FaceQuality) -> list[float | None]:
-    return [quality.sharpness, quality.brightness, quality.yaw]
+    return [quality.overall, quality.sharpness, quality.brightness, quality.yaw]
 
 
 def embed_table(name: str, result: EmbedResult) -> str:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import helper
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, InferRequestedOutput
 
 from mien_server.commands.main import main
 from mien_server.errors import InvalidRequest, ModelNotReady
@@ -104,6 +104,29 @@ async def test_it_is_served_by_versions_and_described(root: Path) -> None:
         np.testing.assert_allclose(await ask(served, *four, version="1"), expected, atol=1e-6)
         latest = softmax(np.array(four) / 255 + (0.3, 0, 0))
         np.testing.assert_allclose(await ask(served, *four), latest, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", ["parameter", "file"])
+async def test_its_classes_are_told_as_triton_tells_them(root: Path, labels: str) -> None:
+    config = root / "colours" / "config.pbtxt"
+    if labels == "file":
+        text = re.sub(r".*labels.*\n", "", CONFIG)
+        config.write_text(text.replace("[ 3 ] }", '[ 3 ] label_filename: "labels.txt" }'))
+        (root / "colours" / "labels.txt").write_text("red\ngreen\nblue\n")
+    pixels = np.zeros((2, 3, SIDE, SIDE), np.uint8)
+    pixels[0, 2], pixels[1, 1], pixels[1, 0] = 255, 255, 51
+    tensor = InferInput("crop", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    async with serving(root) as served:
+        asked = [InferRequestedOutput("chances", class_count=2)]
+        answer = await served.client.infer("colours", [tensor], outputs=asked, model_version="1")
+        plain = await served.client.infer("colours", [tensor], model_version="1")
+    assert answer.get_output("chances").datatype == "BYTES"
+    chances, told = plain.as_numpy("chances"), answer.as_numpy("chances")
+    assert told.tolist() == [
+        [f"{chances[0, 2]:f}:2:blue".encode(), f"{chances[0, 0]:f}:0:red".encode()],
+        [f"{chances[1, 1]:f}:1:green".encode(), f"{chances[1, 0]:f}:0:red".encode()],
+    ]
 
 
 async def test_calls_share_a_batch_and_are_counted(root: Path) -> None:

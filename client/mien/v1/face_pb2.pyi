@@ -373,6 +373,7 @@ class Face(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LANDMARKS_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    ANALYSES_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The detector's confidence, in [0, 1]. 0 for an aligned crop, which no detector has seen."""
     @_builtins.property
@@ -391,6 +392,12 @@ class Face(_message.Message):
     def embedding(self) -> Global___Embedding:
         """The face as a vector. Set by Embed and Verify, and by Analyze where it is asked for."""
 
+    @_builtins.property
+    def analyses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Analysis]:
+        """What analysers say of it: one for each of the request's `analysers`, in their order. Set by Detect, Embed,
+        Verify and Enrol; Analyze has them beside the face.
+        """
+
     def __init__(
         self,
         *,
@@ -399,10 +406,11 @@ class Face(_message.Message):
         score: _builtins.float = ...,
         landmarks: Global___Landmarks | None = ...,
         embedding: Global___Embedding | None = ...,
+        analyses: _abc.Iterable[Global___Analysis] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyses", b"analyses", "box", b"box", "box_normalized", b"box_normalized", "embedding", b"embedding", "landmarks", b"landmarks", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +506,7 @@ class DetectRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     DETECTOR_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo: encoded or pixels."""
@@ -510,16 +519,23 @@ class DetectRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which faces. Unset: all."""
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face, at most 16. Empty: none. They see only faces whose landmarks can be
+        aligned: others are left out.
+        """
+
     def __init__(
         self,
         *,
         image: Global___Image | None = ...,
         detector: Global___ModelRef | None = ...,
         selection: Global___FaceSelection | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,6 +589,7 @@ class EmbedRequest(_message.Message):
     DETECTOR_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image(self) -> Global___Image:
         """The photo or the aligned crop."""
@@ -589,6 +606,10 @@ class EmbedRequest(_message.Message):
     def selection(self) -> Global___FaceSelection:
         """Which faces. Unset: the largest. Not used for an aligned crop."""
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face, at most 16, beside the embedding model. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -596,10 +617,11 @@ class EmbedRequest(_message.Message):
         detector: Global___ModelRef | None = ...,
         embedder: Global___ModelRef | None = ...,
         selection: Global___FaceSelection | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "detector", b"detector", "embedder", b"embedder", "image", b"image", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,6 +718,7 @@ class VerifyRequest(_message.Message):
     SELECTION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     REQUIRE_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
     """Similarities at or above this are a match. In [-1, 1]; unset: the embedding model's own threshold."""
     @_builtins.property
@@ -724,6 +747,10 @@ class VerifyRequest(_message.Message):
         of an embedding nothing is known, and two of them are the error INVALID_OPTION.
         """
 
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
+        """Analysers that are to tell of each face that is a photo's or an aligned crop, at most 16. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -734,10 +761,11 @@ class VerifyRequest(_message.Message):
         selection: Global___FaceSelection | None = ...,
         threshold: _builtins.float | None = ...,
         require: Global___Requirements | None = ...,
+        analysers: _abc.Iterable[Global___ModelRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "a", b"a", "analysers", b"analysers", "b", b"b", "detector", b"detector", "embedder", b"embedder", "require", b"require", "selection", b"selection", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -747,16 +775,19 @@ Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
 
 @_typing.final
 class Requirements(_message.Message):
-    """What faces must fulfil. If one does not, the call ends with FAILED_PRECONDITION and the reason
-    REQUIREMENT_UNMET, and its message has the figures.
+    """What faces must fulfil in Verify, Analyze and Enrol. If one does not, the call ends with FAILED_PRECONDITION
+    and the reason REQUIREMENT_UNMET, and its message has the figures.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     QUALITY_FIELD_NUMBER: _builtins.int
     ANALYSERS_FIELD_NUMBER: _builtins.int
+    QUALITY_AT_LEAST_FIELD_NUMBER: _builtins.int
     quality: _builtins.bool
     """Whether each must pass the limits by which Enrol refuses faces: sharp, large, turned to the camera, ..."""
+    quality_at_least: _builtins.float
+    """The least FaceQuality.overall that passes, in [0, 1]. Unset: none."""
     @_builtins.property
     def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnalyserRequirement]:
         """What analysers must say of each, at most 16. They are asked whether or not the request names them elsewhere."""
@@ -766,12 +797,15 @@ class Requirements(_message.Message):
         *,
         quality: _builtins.bool = ...,
         analysers: _abc.Iterable[Global___AnalyserRequirement] | None = ...,
+        quality_at_least: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least", "quality_at_least", b"quality_at_least"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "quality", b"quality"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least", "analysers", b"analysers", "quality", b"quality", "quality_at_least", b"quality_at_least"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__quality_at_least: _TypeAlias = _typing.Literal["quality_at_least"]  # noqa: Y015
+    _WhichOneofArgType__quality_at_least: _TypeAlias = _typing.Literal["_quality_at_least", b"_quality_at_least"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_at_least) -> _WhichOneofReturnType__quality_at_least | None: ...
 
 Global___Requirements: _TypeAlias = Requirements  # noqa: Y015
 
@@ -1183,6 +1217,7 @@ class FaceQuality(_message.Message):
     CUT_OFF_FIELD_NUMBER: _builtins.int
     NEXT_FACE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    OVERALL_FIELD_NUMBER: _builtins.int
     size: _builtins.float
     """The shorter side of its box, in pixels of the photo. Unset for an aligned crop."""
     sharpness: _builtins.float
@@ -1209,6 +1244,10 @@ class FaceQuality(_message.Message):
     """
     score: _builtins.float
     """The detector's confidence, in [0, 1]. Unset for an aligned crop."""
+    overall: _builtins.float
+    """How good the face is to recognise somebody by, in [0, 1], and no probability: the figures above in one number,
+    but for roll and next_face; docs/analysis.md says how. What is unset does not count.
+    """
     def __init__(
         self,
         *,
@@ -1222,15 +1261,18 @@ class FaceQuality(_message.Message):
         cut_off: _builtins.float | None = ...,
         next_face: _builtins.float | None = ...,
         score: _builtins.float | None = ...,
+        overall: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_overall", b"_overall", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "cut_off", b"cut_off", "next_face", b"next_face", "overall", b"overall", "pitch", b"pitch", "roll", b"roll", "score", b"score", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "brightness", b"brightness", "contrast", b"contrast", "cut_off", b"cut_off", "next_face", b"next_face", "pitch", b"pitch", "roll", b"roll", "score", b"score", "sharpness", b"sharpness", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off", "_next_face", b"_next_face", "_overall", b"_overall", "_pitch", b"_pitch", "_roll", b"_roll", "_score", b"_score", "_size", b"_size", "_yaw", b"_yaw", "brightness", b"brightness", "contrast", b"contrast", "cut_off", b"cut_off", "next_face", b"next_face", "overall", b"overall", "pitch", b"pitch", "roll", b"roll", "score", b"score", "sharpness", b"sharpness", "size", b"size", "yaw", b"yaw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cut_off: _TypeAlias = _typing.Literal["cut_off"]  # noqa: Y015
     _WhichOneofArgType__cut_off: _TypeAlias = _typing.Literal["_cut_off", b"_cut_off"]  # noqa: Y015
     _WhichOneofReturnType__next_face: _TypeAlias = _typing.Literal["next_face"]  # noqa: Y015
     _WhichOneofArgType__next_face: _TypeAlias = _typing.Literal["_next_face", b"_next_face"]  # noqa: Y015
+    _WhichOneofReturnType__overall: _TypeAlias = _typing.Literal["overall"]  # noqa: Y015
+    _WhichOneofArgType__overall: _TypeAlias = _typing.Literal["_overall", b"_overall"]  # noqa: Y015
     _WhichOneofReturnType__pitch: _TypeAlias = _typing.Literal["pitch"]  # noqa: Y015
     _WhichOneofArgType__pitch: _TypeAlias = _typing.Literal["_pitch", b"_pitch"]  # noqa: Y015
     _WhichOneofReturnType__roll: _TypeAlias = _typing.Literal["roll"]  # noqa: Y015
@@ -1245,6 +1287,8 @@ class FaceQuality(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_off) -> _WhichOneofReturnType__cut_off | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__next_face) -> _WhichOneofReturnType__next_face | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overall) -> _WhichOneofReturnType__overall | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pitch) -> _WhichOneofReturnType__pitch | None: ...
     @_typing.overload

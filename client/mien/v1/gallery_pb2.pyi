@@ -487,6 +487,8 @@ class EnrolRequest(_message.Message):
     DETECTOR_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     QUALITY_POLICY_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    ANALYSERS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection's name."""
     quality_policy: Global___QualityPolicy.ValueType
@@ -503,6 +505,19 @@ class EnrolRequest(_message.Message):
     def selection(self) -> _face_pb2.FaceSelection:
         """Which face of a photo. Unset: the largest. ALL is refused."""
 
+    @_builtins.property
+    def require(self) -> _face_pb2.Requirements:
+        """What every face must fulfil, whatever quality_policy says: if one does not, the call ends with
+        FAILED_PRECONDITION and the reason REQUIREMENT_UNMET, and none of the request is enrolled. `quality` has the
+        limits of quality_policy. Of an embedding nothing is known: it is the error INVALID_OPTION beside this.
+        """
+
+    @_builtins.property
+    def analysers(self) -> _containers.RepeatedCompositeFieldContainer[_face_pb2.ModelRef]:
+        """Analysers that are to tell of each face that is a photo's or an aligned crop, at most 16; EnrolResult.face has
+        what they say, and nothing of it is kept. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -511,10 +526,12 @@ class EnrolRequest(_message.Message):
         detector: _face_pb2.ModelRef | None = ...,
         selection: _face_pb2.FaceSelection | None = ...,
         quality_policy: Global___QualityPolicy.ValueType = ...,
+        require: _face_pb2.Requirements | None = ...,
+        analysers: _abc.Iterable[_face_pb2.ModelRef] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detector", b"detector", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "detector", b"detector", "faces", b"faces", "quality_policy", b"quality_policy", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysers", b"analysers", "collection", b"collection", "detector", b"detector", "faces", b"faces", "quality_policy", b"quality_policy", "require", b"require", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

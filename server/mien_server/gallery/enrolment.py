@@ -1,5 +1,6 @@
 """Enrol: faces are embedded, judged, compared with those that are enrolled, and written together."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,15 +17,15 @@ from mien_server.gallery.checks import (
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.interface import OpenCollection
 from mien_server.gallery.record import FaceRow
-from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy, Query
+from mien_server.gallery.types import Enrolment, EnrolOptions, NewFace, QualityPolicy, Query
 from mien_server.pipeline.quality import Issue, Problem, problems
 from mien_server.pipeline.running import together
-from mien_server.pipeline.types import Call, Embedding, FacePolicy, FaceSelection, ModelRef
+from mien_server.pipeline.types import Call, Embedding, FacePolicy
 from mien_server.scheduling.errors import RowFailed
 
 _LIKE_WITHOUT_THRESHOLD = 0.7
 
-_OF_THE_CALL = ("detector", "selection", "collection")
+_OF_THE_CALL = ("detector", "selection", "collection", "analysers", "require")
 """Fields that all faces of a call have in common: what is wrong there ends the call."""
 
 
@@ -33,12 +34,10 @@ async def enrol(
     name: str,
     faces: Sequence[NewFace],
     *,
-    detector: ModelRef,
-    selection: FaceSelection,
-    policy: QualityPolicy,
+    options: EnrolOptions,
     call: Call,
 ) -> tuple[OpenCollection, list[Enrolment]]:
-    """Enrols faces in a collection. One that is refused keeps no other one out.
+    """Enrols faces in a collection. One that is refused keeps no other one out, but for what is required.
 
     Args:
         name: of the collection.
@@ -50,11 +49,11 @@ async def enrol(
     Raises:
         InvalidRequest: a name, a label, a key or an option is out of range.
         NotInGallery: COLLECTION_NOT_FOUND. GalleryFull: there is no room for all of them.
-        SchedulingError: why nothing could be computed. Nothing is enrolled then.
+        Unmet: REQUIREMENT_UNMET. SchedulingError: why nothing could be computed. Nothing is enrolled then.
     """
     live = gallery.store.find(name)
     check_count(len(faces), MAX_FACES_A_CALL, "faces")
-    if selection.policy is FacePolicy.ALL:
+    if options.selection.policy is FacePolicy.ALL:
         raise InvalidRequest(
             Reason.INVALID_OPTION,
             "selection.policy: ALL is for Detect, Embed and Identify: say which face is the person's.",
@@ -66,38 +65,43 @@ async def enrol(
                 check_person(face.person)
             check_labels(face.labels)
             check_request_key(face.request_key)
+            if options.require and isinstance(face.subject, Embedding):
+                raise InvalidRequest(
+                    Reason.INVALID_OPTION,
+                    "require: nothing is known of an embedding but who it is; send the photo.",
+                    field="subject.embedding",
+                )
     try:
-        return live, await _enrolled(gallery, live, faces, detector, selection, policy, call)
+        return live, await _enrolled(gallery, live, faces, options, call)
     except Unmet:
         before, live = live, gallery.store.find(name)
         if live.collection.embedder == before.collection.embedder:
             raise
     # It has got another model meanwhile, which these faces need, too.
-    return live, await _enrolled(gallery, live, faces, detector, selection, policy, call)
+    return live, await _enrolled(gallery, live, faces, options, call)
 
 
 async def _enrolled(
     gallery: Gallery,
     live: OpenCollection,
     faces: Sequence[NewFace],
-    detector: ModelRef,
-    selection: FaceSelection,
-    policy: QualityPolicy,
+    options: EnrolOptions,
     call: Call,
 ) -> list[Enrolment]:
     """What becomes of faces that may be asked for.
 
     Raises:
-        Unmet: EMBEDDING_MISMATCH, the collection has got another model meanwhile; none is enrolled.
+        Unmet: EMBEDDING_MISMATCH, the collection has got another model meanwhile; REQUIREMENT_UNMET. None is
+            enrolled.
     """
     judged = await together(
         *(
-            _judge(gallery, live, face, f"faces[{number}]", detector, selection, policy, call)
+            _judge(gallery, live, face, f"faces[{number}]", options, call)
             for number, face in enumerate(faces)
         )
     )
-    if policy is not QualityPolicy.ACCEPT:
-        await _compare(gallery, live, faces, judged, policy, call)
+    if options.policy is not QualityPolicy.ACCEPT:
+        await _compare(gallery, live, faces, judged, options.policy, call)
     await _write(gallery, live, faces, judged)
     return [enrolment for enrolment, _, _ in judged]
 
@@ -111,9 +115,7 @@ async def _judge(
     live: OpenCollection,
     face: NewFace,
     path: str,
-    detector: ModelRef,
-    selection: FaceSelection,
-    policy: QualityPolicy,
+    options: EnrolOptions,
     call: Call,
 ) -> _Judged:
     """Embeds a face and looks at its quality."""
@@ -123,9 +125,21 @@ async def _judge(
             return Enrolment(known.name, known.face, existing=True), None, None
     part = replace(call, stages=[])
     try:
-        photo = await gallery.embed(face.subject, live, detector, selection, part, inspect=True)
+        photo = await gallery.embed(
+            face.subject,
+            live,
+            options.detector,
+            options.selection,
+            part,
+            inspect=True,
+            analysers=options.analysers,
+            require=options.require,
+        )
     except (InvalidRequest, Unmet) as error:
-        if error.field.partition(".")[0] in _OF_THE_CALL:
+        if re.split(r"[.\[]", error.field)[0] in _OF_THE_CALL:
+            raise
+        if error.reason is Reason.REQUIREMENT_UNMET:
+            error.field = f"{path}.{error.field}"
             raise
         return _refused(face, error.reason, error.message, f"{path}.{error.field}"), None, None
     except RowFailed as error:
@@ -137,7 +151,7 @@ async def _judge(
         enrolment.size = (photo.width, photo.height) if found.box is not None else None
     if enrolment.quality:
         enrolment.issues = problems(enrolment.quality)
-    if enrolment.issues and policy is QualityPolicy.REFUSE:
+    if enrolment.issues and options.policy is QualityPolicy.REFUSE:
         _refuse_for_issues(enrolment, path)
         return enrolment, None, None
     kept = found.crop.tobytes() if live.collection.keeps_crops and found.crop is not None else None

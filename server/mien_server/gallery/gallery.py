@@ -30,7 +30,9 @@ from mien_server.gallery.types import (
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
 from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
-from mien_server.pipeline.faces import FacePipeline, Models
+from mien_server.pipeline.faces import FacePipeline
+from mien_server.pipeline.leasing import Models
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
     AlignedFace,
@@ -251,13 +253,18 @@ class Gallery:
         call: Call,
         *,
         inspect: bool = False,
+        analysers: Sequence[ModelRef] = (),
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The faces of a photo with embeddings that fit a collection; a given embedding is one without box.
+
+        Args:
+            inspect, analysers, require: as `FacePipeline.embed` has them; of an embedding they say nothing.
 
         Raises:
             InvalidRequest: the picture, the embedding, an option or a model's role is wrong; in the field
                 `subject.image` or `subject.embedding`.
-            Unmet: as Embed says; EMBEDDING_MISMATCH.
+            Unmet: as Embed says; EMBEDDING_MISMATCH, REQUIREMENT_UNMET.
         """
         collection = live.collection
         if isinstance(subject, Embedding):
@@ -289,6 +296,8 @@ class Gallery:
                     selection=selection,
                     call=call,
                     inspect=inspect,
+                    analysers=analysers,
+                    require=require,
                 )
             except (InvalidRequest, Unmet) as error:
                 if error.field.partition(".")[0] == "image":

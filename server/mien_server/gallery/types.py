@@ -1,17 +1,20 @@
 """The galleries' own vocabulary: plain data, without SQL and gRPC."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mien_server.errors import Reason
 from mien_server.pipeline.quality import Issue
+from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.types import (
     ArrayF32,
     Embedding,
     Face,
+    FaceSelection,
     ImageSource,
     ModelIdentity,
+    ModelRef,
     Quality,
 )
 
@@ -124,6 +127,25 @@ class QualityPolicy(StrEnum):
     REFUSE = "REFUSE"
     WARN = "WARN"
     ACCEPT = "ACCEPT"
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolOptions:
+    """How the faces of one call are found, judged and enrolled.
+
+    Attributes:
+        detector: for photos.
+        selection: which face of a photo.
+        policy: what happens to those of poor quality.
+        analysers: that are to tell of each.
+        require: what every one of them must fulfil; if one does not, none is enrolled.
+    """
+
+    detector: ModelRef
+    selection: FaceSelection
+    policy: QualityPolicy
+    analysers: Sequence[ModelRef] = ()
+    require: Requirements = Requirements()  # noqa: RUF009 - frozen
 
 
 @dataclass(slots=True)

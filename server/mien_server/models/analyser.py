@@ -162,6 +162,10 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
                     )
         return replace(options, labels=labels, crop=replace(options.crop, side=side))
 
+    def labels(self, options: AnalyserOptions, output: TensorSpec) -> tuple[str, ...]:  # noqa: ARG002
+        """Those of a classification, wherever its configuration has them."""
+        return options.labels
+
     def describe(self, options: AnalyserOptions) -> str:
         """All but the words: labels, the unit, and who gets it."""
         told = {

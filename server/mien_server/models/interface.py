@@ -216,6 +216,10 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
         """
         return options
 
+    def labels(self, options: OptionsT, output: TensorSpec) -> tuple[str, ...]:  # noqa: ARG002
+        """What each value of a row of an output is called; nothing where they have no names."""
+        return output.labels
+
     def describe(self, options: OptionsT) -> str:  # noqa: ARG002
         """What the options change of the answers to a face, in words that never change; "" if nothing.
 

@@ -49,18 +49,20 @@ async def analyse_image(
     pool: PicturePool,
     call: Call,
     embedder: Lease | None = None,
+    required: bool = True,
 ) -> PhotoFaces:
-    """What analysers say of an aligned crop, or of the chosen faces of a photo, and the quality of each.
+    """What analysers say of an aligned crop, or of the chosen faces of a photo; the quality and crop of each.
 
     Args:
         detector: a photo needs one.
         embedder: of faces that are to be embedded, too.
         analysers: of an aligned crop, none that sees the face's box.
         selection: checked by `check_selection`.
+        required: whether a photo without a face that is wanted is an error, unless the policy is ALL.
 
     Raises:
         InvalidRequest: the picture cannot be used. Its field begins with `image`, as that of Unmet.
-        Unmet: the photo has no face that is wanted (unless the policy is ALL), or too many.
+        Unmet: the photo has no face that is wanted, and one is required; or too many.
         SchedulingError: why there is no result.
     """
     with at("image"), at(image.part):
@@ -69,7 +71,7 @@ async def analyse_image(
         if detector is None:
             raise ValueError("a photo needs a detector")
         return await _analyse_photo(
-            image, detector, analysers, embedder, selection, limits, pool, call
+            image, detector, analysers, embedder, selection, limits, pool, call, required
         )
 
 
@@ -96,7 +98,7 @@ async def _analyse_crop(
     )
     call.add(begun, StageTime("align", time.monotonic() - begun))
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=0)
-    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses])
+    face = Face(None, 0.0, None, embeddings[0], quality, [each[0] for each in analyses], pixels)
     return PhotoFaces([face], CROP_SIDE, CROP_SIDE, embedder=_identity(embedder))
 
 
@@ -109,6 +111,7 @@ async def _analyse_photo(
     limits: Limits,
     pool: PicturePool,
     call: Call,
+    required: bool,
 ) -> PhotoFaces:
     models = [*analysers, embedder] if embedder else analysers
     photo, faces, chosen = await find_chosen(
@@ -119,6 +122,7 @@ async def _analyse_photo(
         pool=pool,
         call=call,
         reserve=max((each.model.slot.expected_compute() for each in models), default=0.0),
+        required=required,
     )
     width, height, identity = photo.width, photo.height, identity_of(detector.model)
     if not chosen:
@@ -135,13 +139,13 @@ async def _analyse_photo(
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
-    del photo, crops
+    del photo
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, embedding, quality, [each[number] for each in analyses])
-            for number, (i, embedding, quality) in enumerate(
-                zip(chosen, embeddings, qualities, strict=True)
+            face_of(faces, i, embedding, quality, [each[number] for each in analyses], crop)
+            for number, (i, embedding, quality, crop) in enumerate(
+                zip(chosen, embeddings, qualities, crops, strict=True)
             )
         ],
         width,

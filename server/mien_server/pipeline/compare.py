@@ -1,12 +1,15 @@
 """Vectors are checked where they come from a caller, and compared."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
-from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity
+from mien_server.models.roles import EmbedderOptions
+from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity, ModelRef
+from mien_server.repository.versions import ReadyModel
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the L2 norm of a caller's vector may be: what float32 and text formats lose."""
@@ -85,3 +88,27 @@ def _describe(model: ModelIdentity) -> str:
 
 def _invalid(what: str, *, field: str = "values") -> InvalidRequest:
     return InvalidRequest(Reason.INVALID_EMBEDDING, f"The embedding {what}.", field=field)
+
+
+def embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:
+    """The embedder of a comparison, and where the request names it."""
+    if asked.name or asked.version or not given:
+        return asked, "embedder"
+    side, embedding = next(iter(given.items()))
+    return ModelRef(embedding.model.name, embedding.model.version), f"{side}.embedding.model"
+
+
+def match_threshold(model: ReadyModel) -> float:
+    """From which cosine on an embedder says that two faces are one person's.
+
+    Raises:
+        InvalidRequest: its configuration does not say.
+    """
+    options: EmbedderOptions = model.config.options
+    if options.match_threshold is None:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            f"threshold: {model.name} has no match_threshold of its own: give one.",
+            field="threshold",
+        )
+    return options.match_threshold

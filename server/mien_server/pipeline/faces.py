@@ -1,21 +1,28 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Protocol, TypedDict
+from typing import TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
-from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER, EmbedderOptions
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.analysing import analyse_image
-from mien_server.pipeline.compare import check_embedding, check_length, check_same_model, cosine
+from mien_server.pipeline.compare import (
+    check_embedding,
+    check_length,
+    check_same_model,
+    cosine,
+    embedder_for,
+    match_threshold,
+)
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
+from mien_server.pipeline.leasing import Leasing, Models
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.requirements import Asked, Requirements, check_met, lease_asked
+from mien_server.pipeline.requirements import Requirements, check_met
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
@@ -33,30 +40,6 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
-from mien_server.repository.config.model import ModelConfig
-from mien_server.repository.versions import Lease, ReadyModel
-
-
-class Models(Protocol):
-    """Where the pipeline finds its models: the catalogue."""
-
-    def hold(
-        self, name: str, version: int, *, role: AnyRole, fingerprint: str
-    ) -> AbstractAsyncContextManager[Lease]:
-        """As `Catalogue.hold`."""
-        ...
-
-    def config(self, name: str, version: int, *, role: AnyRole, fingerprint: str) -> ModelConfig:
-        """The configuration of what `hold` would give, which is not woken for it.
-
-        Raises:
-            ModelNotFound, ModelNotReady, InvalidRequest: as `hold` says.
-        """
-        ...
-
-    def in_use(self, role: AnyRole) -> Mapping[str, Any]:
-        """The options of the models of a role that serve, or should, by name."""
-        ...
 
 
 class _Here(TypedDict):
@@ -90,21 +73,27 @@ class FacePipeline:
         default_embedder: str,
         limits: Limits,
     ) -> None:
-        self._models = models
         self._pool = pool
-        self._defaults: dict[AnyRole, str] = {
-            DETECTOR: default_detector,
-            EMBEDDER: default_embedder,
-        }
+        defaults: dict[AnyRole, str] = {DETECTOR: default_detector, EMBEDDER: default_embedder}
+        self._leasing = Leasing(models, defaults, limits)
         self._limits = limits
 
     async def detect(
-        self, image: ImageSource, *, detector: ModelRef, selection: FaceSelection, call: Call
+        self,
+        image: ImageSource,
+        *,
+        detector: ModelRef,
+        selection: FaceSelection,
+        call: Call,
+        analysers: Sequence[ModelRef] = (),
     ) -> PhotoFaces:
         """The faces of a photo, in the policy's order; none is no error.
 
+        Args:
+            analysers: that are to tell of each, which then is one that can be aligned.
+
         Raises:
-            InvalidRequest: the picture, an option or the model's role is wrong; also an aligned crop.
+            InvalidRequest: the picture, an option or a model's role is wrong; also an aligned crop.
             Unmet: MULTIPLE_FACES under REQUIRE_ONE.
         """
         if isinstance(image, AlignedFace):
@@ -113,11 +102,21 @@ class FacePipeline:
                 "Detect looks for faces in photos; an aligned crop is for Embed and Verify.",
                 field=f"image.{image.part}",
             )
+        if analysers:
+            return await self._analysed(
+                image,
+                detector=detector,
+                embedder=None,
+                analysers=analysers,
+                selection=selection,
+                call=call,
+                required=False,
+            )
         with at("selection"):
             check_selection(selection, self._limits)
         async with AsyncExitStack() as leases:
             with at("detector"):
-                lease = await leases.enter_async_context(self._lease(detector, DETECTOR))
+                lease = await leases.enter_async_context(self._leasing.lease(detector, DETECTOR))
             with at("image"), at(image.part):
                 found = await find_faces(
                     image, lease, selection, limits=self._limits, pool=self._pool, call=call
@@ -144,20 +143,36 @@ class FacePipeline:
         selection: FaceSelection,
         call: Call,
         inspect: bool = False,
+        analysers: Sequence[ModelRef] = (),
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> PhotoFaces:
         """The chosen faces of a photo, or an aligned crop, with their embeddings.
 
         Args:
-            inspect: whether to tell the faces' quality, too.
+            inspect: whether to tell the faces' quality and give their crops, too.
+            analysers: that are to tell of each.
+            require: of every one of these faces.
 
         Raises:
             InvalidRequest: the picture, an option or a model's role is wrong.
-            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES.
+            Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
+                REQUIREMENT_UNMET.
         """
+        if analysers or require:
+            found = await self._analysed(
+                image,
+                detector=detector,
+                embedder=embedder,
+                analysers=analysers,
+                selection=selection,
+                call=call,
+                require=require,
+            )
+            return _with_named(found, len(analysers))
         async with AsyncExitStack() as leases:
             with at("embedder"):
-                lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._finder(leases, image, selection, detector)
+                lease = await leases.enter_async_context(self._leasing.lease(embedder, EMBEDDER))
+            finder = await self._leasing.finder(leases, image, selection, detector)
             return await embed_image(
                 image,
                 finder,
@@ -179,12 +194,17 @@ class FacePipeline:
         selection: FaceSelection,
         threshold: float | None,
         call: Call,
+        analysers: Sequence[ModelRef] = (),
         require: Requirements = Requirements(),  # noqa: B008 - frozen
     ) -> Comparison:
         """Compares two faces, each a photo, an aligned crop or an embedding; both sides at once.
 
         The embedder is the one asked for, else the one that made a given embedding, else the default. It
         must be ready even if both sides are embeddings: the threshold is its own.
+
+        Args:
+            analysers: that are to tell of each face that is no embedding.
+            require: of each of these.
 
         Raises:
             InvalidRequest: a picture, an embedding, an option or a model's role is wrong.
@@ -205,35 +225,40 @@ class FacePipeline:
                 with at(name), at("embedding"):
                     sides[name] = given[name] = check_embedding(source)
 
-        if require and len(given) == len(sides):
+        if (require or analysers) and len(given) == len(sides):
+            field = "require" if require else "analysers"
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
-                "require: nothing is known of embeddings but who it is; send a photo.",
-                field="require",
+                f"{field}: nothing is known of embeddings but who it is; send a photo.",
+                field=field,
             )
 
         # Of a model that is asked for without a version, the one that made the embedding is preferred.
         fingerprint = next((embedding.model.fingerprint for embedding in given.values()), "")
         async with AsyncExitStack() as leases:
-            ref, path = _embedder_for(embedder, given)
+            ref, path = embedder_for(embedder, given)
             with at(path):
                 lease = await leases.enter_async_context(
-                    self._lease(ref, EMBEDDER, fingerprint=fingerprint)
+                    self._leasing.lease(ref, EMBEDDER, fingerprint=fingerprint)
                 )
             model = lease.model
             for name, embedding in given.items():
                 with at(name), at("embedding"):
                     check_same_model(embedding, identity_of(model))
                     check_length(embedding, model.config.outputs[0].dims[0])
-            limit = _match_threshold(model) if threshold is None else threshold
+            limit = match_threshold(model) if threshold is None else threshold
             finder = None
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
-                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+                    finder = await leases.enter_async_context(
+                        self._leasing.lease(detector, DETECTOR)
+                    )
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
             here: _Here = {"limits": self._limits, "pool": self._pool}
-            asked = await self._lease_asked(leases, (), "", require, aligned=aligned)
+            asked = await self._leasing.asked(
+                leases, analysers, "analysers[{}]", require, aligned=aligned
+            )
 
             async def face(name: str, source: ImageSource | Embedding) -> PhotoFaces:
                 if isinstance(source, Embedding):
@@ -241,7 +266,7 @@ class FacePipeline:
                 part = replace(call, stages=[])
                 try:
                     with at(name):
-                        if not require:
+                        if not (require or analysers):
                             return await embed_image(
                                 source, finder, lease, selection, **here, call=part
                             )
@@ -256,7 +281,7 @@ class FacePipeline:
                         )
                         with at("image"):
                             check_met(require, found.faces, asked.places)
-                        return found
+                        return _with_named(found, len(analysers))
                 finally:
                     for stage in part.stages:
                         stage.name = f"{name}.{stage.name}"
@@ -301,16 +326,51 @@ class FacePipeline:
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
                 REQUIREMENT_UNMET.
         """
+        by_default: Sequence[ModelRef] = ()
+        if not analysers:
+            by_default = self._leasing.by_default(aligned=isinstance(image, AlignedFace))
+        return await self._analysed(
+            image,
+            detector=detector,
+            embedder=embedder,
+            analysers=analysers or by_default,
+            path="analysers[{}]" if analysers else "analysers",
+            selection=selection,
+            call=call,
+            require=require,
+        )
+
+    async def _analysed(
+        self,
+        image: ImageSource,
+        *,
+        detector: ModelRef,
+        embedder: ModelRef | None,
+        analysers: Sequence[ModelRef],
+        selection: FaceSelection,
+        call: Call,
+        require: Requirements = Requirements(),  # noqa: B008 - frozen
+        path: str = "analysers[{}]",
+        required: bool = True,
+    ) -> PhotoFaces:
+        """The chosen faces with what these analysers say, and their embeddings unless there is no embedder.
+
+        Args:
+            path: as `lease_asked` has it.
+            required: as `analyse_image` has it.
+        """
         aligned = isinstance(image, AlignedFace)
-        named = analysers or self._by_default(aligned=aligned)
-        path = "analysers[{}]" if analysers else "analysers"
         async with AsyncExitStack() as leases:
-            held, places = await self._lease_asked(leases, named, path, require, aligned=aligned)
+            held, places = await self._leasing.asked(
+                leases, analysers, path, require, aligned=aligned
+            )
             vectors = None
             if embedder is not None:
                 with at("embedder"):
-                    vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._finder(leases, image, selection, detector)
+                    vectors = await leases.enter_async_context(
+                        self._leasing.lease(embedder, EMBEDDER)
+                    )
+            finder = await self._leasing.finder(leases, image, selection, detector)
             found = await analyse_image(
                 image,
                 finder,
@@ -320,74 +380,17 @@ class FacePipeline:
                 pool=self._pool,
                 call=call,
                 embedder=vectors,
+                required=required,
             )
         with at("image"):
             check_met(require, found.faces, places)
         return found
 
-    async def _finder(
-        self,
-        leases: AsyncExitStack,
-        image: ImageSource,
-        selection: FaceSelection,
-        detector: ModelRef,
-    ) -> Lease | None:
-        """What finds the faces of a photo, of which some are selected; None of an aligned face."""
-        if isinstance(image, AlignedFace):
-            return None
-        with at("selection"):
-            check_selection(selection, self._limits)
-        with at("detector"):
-            return await leases.enter_async_context(self._lease(detector, DETECTOR))
 
-    async def _lease_asked(
-        self,
-        leases: AsyncExitStack,
-        named: Sequence[ModelRef],
-        path: str,
-        require: Requirements,
-        *,
-        aligned: bool,
-    ) -> Asked:
-        async def enter(ref: ModelRef) -> Lease:
-            lease = self._models.hold(ref.name, ref.version, role=ANALYSER, fingerprint="")
-            return await leases.enter_async_context(lease)
-
-        return await lease_asked(enter, named, path, require, aligned=aligned)
-
-    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
-        """The analysers of callers that name none, by name."""
-        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
-        return [
-            ModelRef(name)
-            for name, options in sorted(found.items())
-            if options.by_default and not (aligned and options.crop.needs_photo)
-        ]
-
-    def _lease(
-        self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
-    ) -> AbstractAsyncContextManager[Lease]:
-        name = ref.name or self._defaults[role]
-        return self._models.hold(name, ref.version, role=role, fingerprint=fingerprint)
-
-
-def _embedder_for(asked: ModelRef, given: Mapping[str, Embedding]) -> tuple[ModelRef, str]:
-    """The embedder of a comparison, and where the request names it."""
-    if asked.name or asked.version or not given:
-        return asked, "embedder"
-    side, embedding = next(iter(given.items()))
-    return ModelRef(embedding.model.name, embedding.model.version), f"{side}.embedding.model"
-
-
-def _match_threshold(model: ReadyModel) -> float:
-    options: EmbedderOptions = model.config.options
-    if options.match_threshold is None:
-        raise InvalidRequest(
-            Reason.INVALID_OPTION,
-            f"threshold: {model.name} has no match_threshold of its own: give one.",
-            field="threshold",
-        )
-    return options.match_threshold
+def _with_named(found: PhotoFaces, count: int) -> PhotoFaces:
+    """Without what those analysers say that are only required to say something, who come last."""
+    faces = [replace(face, analyses=face.analyses[:count]) for face in found.faces]
+    return replace(found, faces=faces)
 
 
 def _vector(found: PhotoFaces) -> ArrayF32:

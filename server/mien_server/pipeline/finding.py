@@ -261,16 +261,18 @@ async def find_chosen(
     pool: PicturePool,
     call: Call,
     reserve: float,
+    required: bool = True,
 ) -> Chosen:
     """The chosen ones of a photo's faces that can be aligned.
 
     Args:
         selection: checked by `check_selection`.
         reserve: seconds that the call needs after detection.
+        required: as `select_faces` has it.
 
     Raises:
         InvalidRequest: the picture cannot be used.
-        Unmet: the photo has no face that is wanted (unless the policy is ALL), or too many.
+        Unmet: the photo has no face that is wanted, and one is required; or too many.
         SchedulingError: why there is no result.
     """
     found = await find_faces(
@@ -283,7 +285,7 @@ async def find_chosen(
         width=found.photo.width,
         height=found.photo.height,
         limits=limits,
-        required=True,
+        required=required,
     )
     return Chosen(found.photo, faces, indices)
 

@@ -4,6 +4,7 @@ No network takes part. A figure says one thing and moves one way: a blurred face
 the same face before, whatever its light.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,6 +75,41 @@ class QualityLimits:
 
 
 LIMITS = QualityLimits()
+
+
+def overall(quality: Quality) -> float:
+    """How good a face is to recognise somebody by, in [0, 1]: its figures in one number.
+
+    What each of five sides of it leaves, multiplied: the detail that it has, its light, how far it is turned,
+    how much of it is there, and how sure it is a face. A side is 1 from where more does no harm to an
+    embedding, and 0 where nothing can be told any more; one that is unknown is 1. Size and sharpness are one
+    side, as brightness and contrast are, since what lowers one of these lowers the other: the worse counts.
+    `bench.quality` measures what it is worth.
+    """
+    detail = min(_side(quality.size, 8, 40), _side(quality.sharpness, 0.02, 0.14))
+    light = min(
+        _side(quality.brightness, 0.0, 0.1),
+        _side(quality.brightness, 1.0, 0.85),
+        _side(quality.contrast, 0.0, 0.04),
+    )
+    turn = _side(_turn(quality), 55, 25)
+    return detail * light * turn * _side(quality.cut_off, 0.4, 0.0) * _side(quality.score, 0.5, 0.9)
+
+
+def _side(figure: float | None, none: float, full: float) -> float:
+    """0 at `none`, 1 at `full`, straight between them, and as far beyond."""
+    if figure is None:
+        return 1.0
+    return min(1.0, max(0.0, (figure - none) / (full - none)))
+
+
+def _turn(quality: Quality) -> float | None:
+    """The angle between where a face looks and the camera, in degrees."""
+    if quality.yaw is None or quality.pitch is None:
+        return None
+    ahead = math.cos(math.radians(quality.yaw)) * math.cos(math.radians(quality.pitch))
+    return math.degrees(math.acos(ahead))
+
 
 # The face without hair and background, in pixels of the crop.
 _INNER = (slice(28, 104), slice(22, 90))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mien_server.errors import InvalidRequest, Reason, Unmet, at
 from mien_server.models.analyser import AnalyserOptions
-from mien_server.pipeline.quality import problems
+from mien_server.pipeline.quality import overall, problems
 from mien_server.pipeline.types import Analysis, Face, ModelRef
 from mien_server.repository.versions import Lease, ReadyModel
 
@@ -34,13 +34,15 @@ class Requirements:
     Attributes:
         quality: whether they must pass the limits by which Enrol refuses faces.
         demands: on what analysers say.
+        quality_at_least: what `overall` must give of their quality, in [0, 1]; None is no bound.
     """
 
     quality: bool = False
     demands: tuple[Demand, ...] = ()
+    quality_at_least: float | None = None
 
     def __bool__(self) -> bool:
-        return self.quality or bool(self.demands)
+        return self.quality or bool(self.demands) or self.quality_at_least is not None
 
 
 MAX_ANALYSERS = 16
@@ -86,6 +88,13 @@ async def lease_asked(
                 f"{where}: {count} are more than {MAX_ANALYSERS}: send another request.",
                 field=where,
             )
+    least = requirements.quality_at_least
+    if least is not None and not 0.0 <= least <= 1.0:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            f"require.quality_at_least: {least:g} is outside [0, 1], where qualities lie.",
+            field="require.quality_at_least",
+        )
     leases: list[Lease] = []
     places: dict[ModelRef, int] = {}
 
@@ -147,6 +156,9 @@ def check_met(requirements: Requirements, faces: Sequence[Face], places: Sequenc
         unmet = []
         if requirements.quality and face.quality is not None:
             unmet += [f"it is {issue}" for issue in problems(face.quality)]
+        least = requirements.quality_at_least
+        if least is not None and face.quality is not None and overall(face.quality) < least:
+            unmet.append(f"its quality is {overall(face.quality):.3f}, {least:g} or more passes")
         for demand, place in zip(requirements.demands, places, strict=True):
             unmet += _unmet(demand, face.analyses[place])
         if unmet:

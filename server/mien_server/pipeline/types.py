@@ -145,8 +145,7 @@ class Analysis:
 class Face:
     """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
 
-    `quality` and `analyses`, and the crop [112, 112, 3] that the embedding is of, are there if they were
-    asked for.
+    `quality`, `analyses` and the crop [112, 112, 3] that embedders see are there if they were asked for.
     """
 
     box: ArrayF32 | None

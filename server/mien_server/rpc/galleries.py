@@ -25,18 +25,16 @@ from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.reading import face_id
-from mien_server.gallery.types import (
-    NewFace,
-    QualityPolicy,
-)
+from mien_server.gallery.types import EnrolOptions, NewFace, QualityPolicy
 from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
+from mien_server.rpc.face_answers import embedding_message, identity_message
 from mien_server.rpc.faces import (
-    embedding_message,
     face_selection,
-    identity_message,
     model_ref,
+    model_refs,
+    requirements,
     subject_source,
 )
 from mien_server.rpc.gallery_answers import (
@@ -175,9 +173,13 @@ class GalleryService(gallery_pb2_grpc.GalleryServiceServicer):
                 self._gallery,
                 request.collection,
                 faces,
-                detector=model_ref(request.detector, "detector"),
-                selection=face_selection(request.selection, FacePolicy.LARGEST),
-                policy=policy,
+                options=EnrolOptions(
+                    detector=model_ref(request.detector, "detector"),
+                    selection=face_selection(request.selection, FacePolicy.LARGEST),
+                    policy=policy,
+                    analysers=model_refs(request.analysers, "analysers"),
+                    require=requirements(request.require),
+                ),
                 call=call,
             )
         return enrol_response(live, enrolments)

@@ -25,6 +25,7 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.config.ensembles import EnsembleConfig, FaceValue
 from mien_server.repository.versions import Lease, ReadyModel
+from mien_server.triton.classification import classified
 from mien_server.triton.tensors import (
     has_raw_contents,
     input_shape,
@@ -43,7 +44,7 @@ _LARGEST = FaceSelection(FacePolicy.LARGEST)
 
 async def run_model(
     lease: Lease, request: Any, call: Call, pool: PicturePool
-) -> dict[str, ArrayF32]:
+) -> dict[str, NDArray[Any]]:
     """Runs the rows of an `inference.ModelInferRequest` in a model's slot.
 
     Args:
@@ -53,7 +54,8 @@ async def run_model(
         pool: reads contents that take long.
 
     Returns:
-        The outputs asked for, by name, rows first: what the model's role makes of its results.
+        The outputs asked for, by name, rows first: what the model's role makes of its results, as float32 or
+        as classes.
 
     Raises:
         InvalidRequest: the tensors are not what the model's configuration says.
@@ -79,12 +81,13 @@ async def run_model(
     )
     names = (output.name for output in config.outputs)
     outputs = dict(zip(names, config.role.arrays(results), strict=True))
-    return {name: outputs[name] for name in wanted}
+    labels = {each.name: config.role.labels(config.options, each) for each in config.outputs}
+    return await classified({name: outputs[name] for name in wanted}, wanted, labels, pool)
 
 
 async def run_ensemble(
-    ensemble: EnsembleConfig, request: Any, call: Call, pipeline: FacePipeline
-) -> dict[str, ArrayF32]:
+    ensemble: EnsembleConfig, request: Any, call: Call, pipeline: FacePipeline, pool: PicturePool
+) -> dict[str, NDArray[Any]]:
     """Runs the encoded photos of an `inference.ModelInferRequest` through the pipeline, all at once.
 
     Returns:
@@ -127,7 +130,8 @@ async def run_ensemble(
         return found.faces[0]
 
     faces = await together(*(face(row, photo) for row, photo in enumerate(photos)))
-    outputs = {name: _values(faces, ensemble.values[name]) for name in wanted}
+    values = {name: _values(faces, ensemble.values[name]) for name in wanted}
+    outputs = await classified(values, wanted, {}, pool)
     return outputs if batched else {name: array[0] for name, array in outputs.items()}
 
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as triton
 from tritonclient.grpc import service_pb2_grpc
 
@@ -16,7 +17,7 @@ from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Rea
 from mien_server.observability.call_metrics import CallMetrics
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.types import ArrayF32, Call
+from mien_server.pipeline.types import Call
 from mien_server.quoting import quoted
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
@@ -37,7 +38,13 @@ from mien_server.triton.tensors import add_outputs
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 
 SERVER_NAME = "mien"
-EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "statistics")
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "schedule_policy",
+    "statistics",
+)
 
 
 def _unimplemented(why: str) -> Callable[..., Awaitable[NoReturn]]:
@@ -264,11 +271,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def _run_ensemble(
         self, ensemble: EnsembleConfig, request: Any, call: Call
-    ) -> dict[str, ArrayF32]:
+    ) -> dict[str, NDArray[Any]]:
         counter = self._models.ensemble_counter(ensemble.name)
         started = time.monotonic()
         try:
-            outputs = await run_ensemble(ensemble, request, call, self._pipeline)
+            outputs = await run_ensemble(ensemble, request, call, self._pipeline, self._pool)
         except BaseException:  # a deadline that passes cancels
             counter.record_failure(time.monotonic() - started)
             raise

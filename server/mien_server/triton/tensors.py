@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.interface import TensorSpec
 from mien_server.quoting import quoted
+from mien_server.triton.classification import PARAMETER, class_count
 
 LENGTH_BYTES = 4
 """In raw contents each BYTES element is its length, in so many bytes, little-endian, and then its bytes."""
@@ -186,13 +187,15 @@ def _split(raw: bytes, name: str, count: int) -> list[bytes]:
     return elements
 
 
-def requested_outputs(request: Any, specs: Sequence[TensorSpec]) -> list[str]:
-    """The outputs that a request asks for; without any, all.
+def requested_outputs(request: Any, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """The outputs that a request asks for, and as how many classes, 0 for none; without any, all.
 
     Raises:
-        InvalidRequest: one that the model does not have, twice the same, or a parameter on it.
+        InvalidRequest: one that the model does not have, twice the same, or a parameter on it that has no
+            meaning.
     """
-    known, names = [spec.name for spec in specs], []
+    known = [spec.name for spec in specs]
+    counts: dict[str, int] = {}
     for index, output in enumerate(request.outputs):
         field = f"outputs[{index}]"
         if output.name not in known:
@@ -201,27 +204,25 @@ def requested_outputs(request: Any, specs: Sequence[TensorSpec]) -> list[str]:
                 f" {', '.join(map(repr, known))}.",
                 field,
             )
-        if output.name in names:
+        if output.name in counts:
             raise _invalid(f"output {output.name!r} is asked for twice.", field)
         with at(field):
-            check_tensor_parameters(output, "output")
-        names.append(output.name)
-    return names or known
+            check_tensor_parameters(output, "output", known=(PARAMETER,))
+            counts[output.name] = class_count(output)
+    return counts or dict.fromkeys(known, 0)
 
 
-def check_tensor_parameters(tensor: Any, kind: str) -> None:
-    """Refuses every parameter of an input or output: none has an effect here.
+def check_tensor_parameters(tensor: Any, kind: str, known: Sequence[str] = ()) -> None:
+    """Refuses every parameter of an input or output but those known: none has an effect here.
 
     Raises:
         InvalidRequest: names the parameter.
     """
     # A map has no order of its own, and the same request should get the same answer.
-    if tensor.parameters:
-        key = min(tensor.parameters)
+    key = min((key for key in tensor.parameters if key not in known), default=None)
+    if key is not None:
         if key.startswith(_SHARED_MEMORY):
             why = "shared memory is not served, send the bytes themselves"
-        elif key == "classification":
-            why = "the outputs are no classes"
         else:
             why = "it has no meaning here"
         raise _invalid(
@@ -230,11 +231,16 @@ def check_tensor_parameters(tensor: Any, kind: str) -> None:
         )
 
 
-def add_outputs(response: Any, outputs: Mapping[str, NDArray[np.float32]]) -> None:
-    """Puts float32 arrays into an `inference.ModelInferResponse`, raw."""
+def add_outputs(response: Any, outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Puts arrays of float32, or of bytes, into an `inference.ModelInferResponse`, raw."""
     for name, array in outputs.items():
-        response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-        response.raw_output_contents.append(np.ascontiguousarray(array, "<f4").tobytes())
+        texts = array.dtype == np.object_
+        response.outputs.add(name=name, datatype="BYTES" if texts else "FP32", shape=array.shape)
+        if texts:
+            elements = (len(each).to_bytes(LENGTH_BYTES, "little") + each for each in array.flat)
+            response.raw_output_contents.append(b"".join(elements))
+        else:
+            response.raw_output_contents.append(np.ascontiguousarray(array, "<f4").tobytes())
 
 
 def _invalid(message: str, field: str) -> InvalidRequest:

@@ -58,7 +58,9 @@ def analyzed() -> pb.AnalyzedFace:
     age.number.value, age.number.unit = 41.5, "years"
     for x, y in ((1.5, 2), (3, 4)):
         corners.points.points.add(x=x, y=y)
-    quality = pb.FaceQuality(sharpness=0.2, brightness=0.5, contrast=0.1, size=49.5, yaw=-12.5)
+    quality = pb.FaceQuality(
+        sharpness=0.2, brightness=0.5, contrast=0.1, size=49.5, yaw=-12.5, overall=0.75
+    )
     return pb.AnalyzedFace(face=face(), quality=quality, analyses=[mood, live, age, corners])
 
 

@@ -58,6 +58,7 @@ def test_each_kind_of_answer_has_its_type(call: Call, photo: Path) -> None:
     assert face.face.score == pytest.approx(0.97)
     assert face.quality.sharpness == pytest.approx(0.2)
     assert face.quality.yaw == -12.5
+    assert face.quality.overall == 0.75
     assert face.quality.cut_off is None
     mood, live, age, corners = face.analyses
     assert isinstance(mood, mien.Classification)
@@ -160,6 +161,7 @@ def test_what_is_required_goes_into_the_request(
     required, nothing = (received.request for received in peer.received)
     assert not nothing.HasField("require")
     assert required.require.quality
+    assert not required.require.HasField("quality_at_least")
     live, sad = required.require.analysers
     assert (live.analyser.name, live.at_least, live.HasField("at_most")) == (
         "live",
@@ -169,6 +171,18 @@ def test_what_is_required_goes_into_the_request(
     assert (sad.analyser.version, sad.label, sad.at_most) == (2, "sad", 0.25)
     with pytest.raises(mien.InvalidRequest, match=r"require takes mien\.Requirement, not 'live'"):
         call(method, *images, require=["live"])
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5, 1])
+def test_quality_may_be_required_as_a_number(
+    call: Call, peer: Peer, photo: Path, least: float
+) -> None:
+    call("analyze", photo, require_quality=least)
+    required = peer.received[0].request.require
+    assert (required.quality, required.quality_at_least) == (False, least)
+    assert required.HasField("quality_at_least")
+    with pytest.raises(mien.InvalidRequest, match="quality_at_least must be a number, not 'high'"):
+        call("analyze", photo, require_quality="high")
 
 
 def test_an_unmet_requirement_has_its_error(call: Call, peer: Peer, photo: Path) -> None:
@@ -182,11 +196,15 @@ def test_the_command_requires(run: Run, peer: Peer, photo: Path) -> None:
     flags = ["--require", "live>=0.8", "--require", "mood:2/sad<=0.25", "--require-quality"]
     assert run("verify", photo, photo, *flags)[0] == 0
     assert run("analyze", photo, *flags)[0] == 0
-    for received in peer.received:
+    for received in list(peer.received):
         live, sad = received.request.require.analysers
         assert (live.analyser.name, live.at_least) == ("live", pytest.approx(0.8))
         assert (sad.analyser.name, sad.label, sad.at_most) == ("mood", "sad", 0.25)
         assert received.request.require.quality
+    assert run("analyze", photo, "--quality-at-least", "0.5")[0] == 0
+    assert peer.received[-1].request.require.quality_at_least == 0.5
+    status, _, errors = run("analyze", photo, "--quality-at-least", "1.5")
+    assert (status, "'1.5' is no number from 0 to 1" in errors) == (2, True)
     status, _, errors = run("verify", photo, photo, "--require", "live>0.8")
     assert status == 2
     assert "'live>0.8' is no requirement, such as" in errors
@@ -208,3 +226,32 @@ def test_embeddings_come_along_if_they_are_asked_for(call: Call, peer: Peer, pho
     assert result.embedder.name == "sface"
     assert result.faces[0].face.embedding.norm == 9.5
     assert "embedding" in result.as_dict()["faces"][0]
+
+
+@pytest.mark.parametrize("method", ["detect", "embed", "verify"])
+def test_other_calls_ask_analysers_too(call: Call, peer: Peer, photo: Path, method: str) -> None:
+    face = pb.Face(score=0.9, analyses=analyzed().analyses)
+    answers = {
+        "detect": pb.DetectResponse(faces=[face], detector=IDENTITY),
+        "embed": pb.EmbedResponse(faces=[face], embedder=IDENTITY),
+        "verify": pb.VerifyResponse(face_a=face, embedder=IDENTITY),
+    }
+    peer.script.append(lambda request, context: answers[method])
+    images = [photo] * (2 if method == "verify" else 1)
+    result = call(method, *images, analysers=["mood", ("age", 2)])
+    call(method, *images)
+    asked, nothing = (received.request.analysers for received in peer.received)
+    assert [(ref.name, ref.version) for ref in asked] == [("mood", 0), ("age", 2)]
+    assert len(nothing) == 0
+    found = result.face_a if method == "verify" else result.faces[0]
+    assert (found["mood"].label, found["age"].value) == ("happy", 41.5)
+    assert [each["kind"] for each in found.as_dict()["analyses"]] == [
+        "classification",
+        "score",
+        "number",
+        "points",
+    ]
+    with pytest.raises(KeyError, match="'gender' was not asked"):
+        found["gender"]
+    with pytest.raises(mien.InvalidRequest, match="must be several"):
+        call(method, *images, analysers="age")

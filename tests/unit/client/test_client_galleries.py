@@ -20,8 +20,11 @@ EMBEDDING = mien.Embedding(np.array([0.6, 0.8], np.float32), 9.5, MODEL)
 
 def enrol(*faces: mien.NewFace, **options: Any) -> gallery_pb2.EnrolRequest:
     usual: dict[str, Any] = {"quality_policy": "refuse", "policy": None, "min_score": None}
+    rest: dict[str, Any] = {"detector": None, "analysers": (), "require": ()}
     return enrol_messages.enrol_request(
-        "staff", faces, **{**usual, "min_face_size": None, "detector": None, **options}
+        "staff",
+        faces,
+        **{**usual, "min_face_size": None, "require_quality": False, **rest, **options},
     )
 
 
@@ -47,6 +50,9 @@ def test_requests_say_what_was_asked() -> None:
         quality_policy="warn",
         policy="require_one",
         detector="retinaface:2",
+        analysers=["age"],
+        require=[mien.Requirement("live", at_least=0.5)],
+        require_quality=True,
     )
     (face,) = request.faces
     assert face.subject.image.aligned_face.encoded == b"photo"
@@ -54,6 +60,9 @@ def test_requests_say_what_was_asked() -> None:
     assert request.quality_policy == gallery_pb2.QUALITY_POLICY_WARN
     assert request.selection.policy == face_pb2.FACE_POLICY_REQUIRE_ONE
     assert request.detector.version == 2
+    assert (request.require.quality, request.require.analysers[0].at_least) == (True, 0.5)
+    assert [ref.name for ref in request.analysers] == ["age"]
+    assert not enrol(mien.NewFace(b"photo", "ann")).HasField("require")
     asked = identify(top_k=3, threshold=-1, labels={"a": "b"}, policy="all", max_faces=7)
     assert (asked.top_k, asked.threshold, dict(asked.labels)) == (3, -1, {"a": "b"})
     assert asked.selection.max_faces == 7

@@ -5,18 +5,24 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
 from mien_server.gallery import grouping
+from mien_server.gallery.crops import crop_of
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
-from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy
+from mien_server.gallery.types import Enrolment, EnrolOptions, NewFace, QualityPolicy
+from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions, Crop
 from mien_server.models.roles import EMBEDDER
+from mien_server.pipeline.align import CROP_SIDE
+from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import Call, ModelIdentity, ModelRef
 from mien_server.scheduling.errors import SchedulingError
 from tests.unit.pipeline.scripted import (
     LARGEST,
+    PAINT,
     PAINT_VECTOR,
     Scripted,
     World,
@@ -35,16 +41,10 @@ async def enrolled(
     *faces: NewFace,
     policy: QualityPolicy = QualityPolicy.ACCEPT,
     call: Call | None = None,
+    require: Requirements = Requirements(),  # noqa: B008 - frozen
 ) -> list[Enrolment]:
-    _, results = await enrol(
-        gallery,
-        "staff",
-        faces,
-        detector=ModelRef(),
-        selection=LARGEST,
-        policy=policy,
-        call=call or Call(),
-    )
+    options = EnrolOptions(ModelRef(), LARGEST, policy, require=require)
+    _, results = await enrol(gallery, "staff", faces, options=options, call=call or Call())
     return results
 
 
@@ -160,13 +160,114 @@ async def test_fault_of_the_whole_call_is_no_fault_of_a_face(gallery: Gallery) -
             gallery,
             "staff",
             [face(PHOTO, "ann"), face(given(BOB), "bob")],
-            detector=ModelRef("none"),
-            selection=LARGEST,
-            policy=QualityPolicy.ACCEPT,
+            options=EnrolOptions(ModelRef("none"), LARGEST, QualityPolicy.ACCEPT),
             call=Call(),
         )
     assert caught.value.field == "detector"
     assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+@pytest.fixture
+def width(world: World) -> Requirements:
+    """A demand of an analyser that says how much of a face's surroundings is paint, a quarter in `PHOTO`."""
+
+    def share(row: Any) -> Analysed:
+        paint = np.abs(row.image.astype(int) - PAINT).sum(axis=2) < 100
+        return Analysed("score", np.array([paint.mean()], np.float32))
+
+    options = AnalyserOptions("score", Crop(64, "box", margin=2.0))
+    world.add("share", ANALYSER, Scripted(share), options=options)
+    return Requirements(demands=(Demand(ModelRef("share"), at_most=0.3),))
+
+
+async def test_what_is_required_is_fulfilled_or_nothing_is_enrolled(
+    gallery: Gallery, width: Requirements
+) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    fine, _ = await enrolled(
+        gallery, face(PHOTO, "ann"), face(painted(400, 400), "nobody"), require=width
+    )
+    assert fine.key
+    assert fine.quality is not None
+    assert await identify(gallery, PHOTO) == ["ann"]
+    crowded = painted(900, 400, (100, 100, 150), (260, 100, 145), (100, 260, 139))
+    with pytest.raises(Unmet, match=r"share says 0\.4\d+, 0\.3 or less passes") as caught:
+        await enrolled(gallery, face(PHOTO, "bob"), face(crowded, "bob"), require=width)
+    assert (caught.value.reason, caught.value.field) == (
+        Reason.REQUIREMENT_UNMET,
+        "faces[1].subject.image",
+    )
+    assert gallery.store.find("staff").index.snapshot.faces == 1
+
+
+async def test_quality_may_be_required_whatever_the_policy_says(gallery: Gallery) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    flat = face(PHOTO, "ann")  # paint alone has no contrast
+    warned, beside = await enrolled(
+        gallery, flat, face(given(BOB), "bob"), policy=QualityPolicy.WARN
+    )
+    assert warned.key
+    assert beside.key
+    with pytest.raises(Unmet, match=r"The face does not fulfil .* it is blurred") as caught:
+        await enrolled(gallery, flat, policy=QualityPolicy.WARN, require=Requirements(quality=True))
+    assert caught.value.reason is Reason.REQUIREMENT_UNMET
+    assert gallery.store.find("staff").index.snapshot.faces == 2
+
+
+async def test_of_an_embedding_nothing_can_be_required(
+    gallery: Gallery, width: Requirements
+) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    with pytest.raises(InvalidRequest, match="send the photo") as caught:
+        await enrolled(gallery, face(PHOTO, "ann"), face(given(ANN), "ann"), require=width)
+    assert (caught.value.reason, caught.value.field) == (
+        Reason.INVALID_OPTION,
+        "faces[1].subject.embedding",
+    )
+    missing = Requirements(demands=(Demand(ModelRef("nobody"), at_least=0),))
+    with pytest.raises(ModelNotFound) as unknown:
+        await enrolled(gallery, face(PHOTO, "ann"), require=missing)
+    assert unknown.value.field == "require.analysers[0].analyser"
+    unbound = Requirements(demands=(Demand(ModelRef("share")),))
+    with pytest.raises(InvalidRequest, match="give at_least or at_most"):
+        await enrolled(gallery, face(PHOTO, "ann"), require=unbound)
+    assert gallery.store.find("staff").index.snapshot.faces == 0
+
+
+async def test_what_analysers_say_comes_with_the_answer(
+    gallery: Gallery, width: Requirements
+) -> None:
+    await gallery.create("staff", ModelRef(), None)
+    ann, bob = face(PHOTO, "ann"), face(given(BOB), "bob")
+
+    async def asked(analyser: str) -> list[Enrolment]:
+        options = EnrolOptions(
+            ModelRef(), LARGEST, QualityPolicy.ACCEPT, analysers=[ModelRef(analyser)]
+        )
+        return (await enrol(gallery, "staff", [ann, bob], options=options, call=Call()))[1]
+
+    photo, embedding = await asked("share")
+    assert photo.face is not None
+    assert [analysis.values[0] for analysis in photo.face.analyses] == [
+        pytest.approx(0.25, abs=0.05)
+    ]
+    assert (bool(photo.key), bool(embedding.key), embedding.face) == (True, True, None)
+    with pytest.raises(ModelNotFound) as caught:
+        await asked("nobody")
+    assert caught.value.field == "analysers[0]"
+
+
+async def test_crops_are_kept_of_faces_of_which_something_was_required(
+    gallery: Gallery, width: Requirements
+) -> None:
+    await gallery.create("staff", ModelRef(), None, keep_crops=True)
+    plain, required = [
+        (await enrolled(gallery, face(PHOTO, "ann"), require=require))[0].key
+        for require in (Requirements(), width)
+    ]
+    first, second = [await crop_of(gallery, "staff", key) for key in (plain, required)]
+    assert len(first) == CROP_SIDE * CROP_SIDE * 3
+    assert first == second
 
 
 async def test_groups_are_of_those_without_a_person_and_by_the_collections_threshold(

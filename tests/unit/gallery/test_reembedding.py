@@ -17,7 +17,7 @@ from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.milvus_store import MilvusStore
 from mien_server.gallery.store import Store
-from mien_server.gallery.types import Enrolment, NewFace, QualityPolicy
+from mien_server.gallery.types import Enrolment, EnrolOptions, NewFace, QualityPolicy
 from mien_server.models.roles import EMBEDDER
 from mien_server.pipeline.types import AlignedFace, ArrayF32, Call, ModelRef, RawPixels
 from mien_server.scheduling.errors import SchedulingError
@@ -51,15 +51,8 @@ def world() -> Iterator[World]:
 
 
 async def enrolled(gallery: Gallery, *faces: NewFace) -> list[Enrolment]:
-    _, results = await enrol(
-        gallery,
-        "staff",
-        faces,
-        detector=ModelRef(),
-        selection=LARGEST,
-        policy=QualityPolicy.ACCEPT,
-        call=Call(),
-    )
+    options = EnrolOptions(ModelRef(), LARGEST, QualityPolicy.ACCEPT)
+    _, results = await enrol(gallery, "staff", faces, options=options, call=Call())
     return results
 
 

@@ -195,7 +195,9 @@ class World:
     async def detect(self, image: Any, selection: FaceSelection = ALL, **options: Any) -> Any:
         call = options.pop("call", None) or Call()
         ref = options.pop("detector", ModelRef())
-        return await self.pipeline.detect(image, detector=ref, selection=selection, call=call)
+        return await self.pipeline.detect(
+            image, detector=ref, selection=selection, call=call, analysers=named(options)
+        )
 
     async def embed(self, image: Any, selection: FaceSelection = LARGEST, **options: Any) -> Any:
         return await self.pipeline.embed(
@@ -204,6 +206,8 @@ class World:
             embedder=options.get("embedder", ModelRef()),
             selection=selection,
             call=options.get("call") or Call(),
+            analysers=named(options),
+            require=options.get("require", Requirements()),
         )
 
     async def verify(self, a: Any, b: Any, **options: Any) -> Any:
@@ -215,6 +219,7 @@ class World:
             selection=options.get("selection", LARGEST),
             threshold=options.get("threshold"),
             call=options.get("call") or Call(),
+            analysers=named(options),
             require=options.get("require", Requirements()),
         )
 
@@ -235,6 +240,11 @@ class World:
                 instance.gate.set()
         self.pool.close()
         self.scheduler.close()
+
+
+def named(options: dict[str, Any]) -> list[ModelRef]:
+    """The analysers that a call names."""
+    return [ModelRef(name) for name in options.get("analysers", ())]
 
 
 def unit(*values: float) -> ArrayF32:

@@ -19,8 +19,10 @@ from tests.unit.pipeline.scripted import (
     GROUND,
     LARGEST,
     PAINT,
+    PAINT_VECTOR,
     Scripted,
     World,
+    given,
     painted,
     until,
 )
@@ -254,6 +256,7 @@ PHOTO = painted(300, 200, (40, 40, 80))
         require("age", at_most=41),
         require("mood", "happy", at_least=0.6),
         require("mood", "sad", at_most=0.4),
+        Requirements(quality_at_least=0.0),
         Requirements(),
     ],
 )
@@ -271,6 +274,7 @@ async def test_what_is_fulfilled_changes_no_answer(asked: World, wanted: Require
         (require("age", at_most=30), "age says 41.000, 30 or less passes"),
         (require("mood", "sad", at_least=0.5), "mood says sad 0.300, 0.5 or more passes"),
         (Requirements(quality=True), "it is blurred"),
+        (Requirements(quality_at_least=0.1), "its quality is 0.000, 0.1 or more passes"),
         (require("live", at_least=0.8, quality=True), "; live says 0.250"),
     ],
 )
@@ -307,6 +311,8 @@ async def test_of_several_faces_the_first_that_fails_is_named(world: World) -> N
         ),
         (require("vectors", at_least=0), "require.analysers[0].analyser", "an analyser is needed"),
         (Requirements(demands=require("live", at_least=0).demands * 17), "require.analysers", "17"),
+        (Requirements(quality_at_least=1.5), "require.quality_at_least", r"outside \[0, 1\]"),
+        (Requirements(quality_at_least=float("nan")), "require.quality_at_least", "nan is outside"),
     ],
 )
 async def test_what_cannot_be_required_is_refused(
@@ -355,3 +361,68 @@ async def test_faces_are_embedded_too_if_that_is_asked(asked: World) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await asked.analyse(two, "age", embedder=ModelRef("finder"))
     assert caught.value.field == "embedder"
+
+
+def said(face: Any) -> list[tuple[str, Any]]:
+    """What analysers say of a face: the names of the models and their first numbers."""
+    return [(a.model.name, pytest.approx(a.values.flat[0])) for a in face.analyses]
+
+
+async def test_detect_and_embed_ask_analysers_in_the_same_call(asked: World) -> None:
+    two = painted(640, 300, (40, 40, 80), (300, 60, 100))
+    told = [("live", 0.25), ("age", 41)]
+    for call, plain in (
+        (await asked.detect(two, analysers=["live", "age"]), await asked.detect(two)),
+        (await asked.embed(two, ALL, analysers=["live", "age"]), await asked.embed(two, ALL)),
+    ):
+        assert [said(face) for face in call.faces] == [told, told]
+        assert (call.detector, call.embedder) == (plain.detector, plain.embedder)
+        for with_them, without in zip(call.faces, plain.faces, strict=True):
+            np.testing.assert_array_equal(with_them.box, without.box)
+            assert without.analyses == ()
+            if without.embedding is not None:
+                np.testing.assert_array_equal(with_them.embedding.values, without.embedding.values)
+            else:
+                assert with_them.embedding is None
+    assert len(asked.requests("live")) == 2, "all faces of a call go in one request"
+    assert asked.sides() == [320, 640] * 4, (
+        "with analysers a photo is looked at as often as without"
+    )
+
+
+async def test_analysers_change_nothing_of_what_is_no_face(asked: World) -> None:
+    empty = painted(300, 200)
+    for selection in (ALL, LARGEST):
+        assert (await asked.detect(empty, selection, analysers=["age"])).faces == []
+    with pytest.raises(Unmet) as caught:
+        await asked.embed(empty, analysers=["age"])
+    assert (caught.value.reason, caught.value.field) == (Reason.FACE_NOT_FOUND, "image.pixels")
+    with pytest.raises(ModelNotFound) as missing:
+        await asked.detect(PHOTO, analysers=["age", "nobody"])
+    assert missing.value.field == "analysers[1]"
+
+
+async def test_the_embedder_runs_beside_the_analysers(world: World) -> None:
+    """Each on a device of its own: both have begun before either has ended."""
+    gate = threading.Event()
+    model = say("score", 0.5)
+    model.gate = world.embedder.gate = gate
+    world.add("beside", ANALYSER, model, options=AnalyserOptions("score"), device="gpu")
+    call = asyncio.create_task(world.embed(PHOTO, analysers=["beside"]))
+    try:
+        await until(lambda: model.begun.is_set() and world.embedder.begun.is_set())
+    finally:
+        gate.set()
+    assert len((await call).faces[0].analyses) == 1
+
+
+async def test_verify_tells_of_both_sides_what_is_asked_and_no_more(asked: World) -> None:
+    fine = require("live", at_least=0.2)
+    compared = await asked.verify(PHOTO, PHOTO, analysers=["age"], require=fine)
+    assert said(compared.face_a) == said(compared.face_b) == [("age", 41)]
+    assert (await asked.verify(PHOTO, PHOTO, require=fine)).face_a.analyses == []
+    beside = await asked.verify(PHOTO, given(PAINT_VECTOR), analysers=["age"])
+    assert (said(beside.face_a), beside.face_b.analyses) == ([("age", 41)], ())
+    with pytest.raises(InvalidRequest, match="nothing is known of embeddings") as caught:
+        await asked.verify(given(PAINT_VECTOR), given(PAINT_VECTOR), analysers=["age"])
+    assert caught.value.field == "analysers"

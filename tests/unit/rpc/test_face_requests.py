@@ -58,6 +58,12 @@ ANALYSES = (
 )
 
 
+ANALYSERS = [face_pb2.ModelRef(name="mood"), face_pb2.ModelRef(name="age", version=2)]
+ASKED_ANALYSERS = [ModelRef("mood"), ModelRef("age", 2)]
+KINDS = ["classification", "score", "number", "points"]
+TOLD = replace(FACE, analyses=ANALYSES)
+
+
 class NotingPipeline:
     """Remembers what it was asked, and always finds the same."""
 
@@ -71,11 +77,11 @@ class NotingPipeline:
 
     async def detect(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
         self._note((image,), call, options)
-        return PhotoFaces([FACE], 200, 100, FINDER)
+        return PhotoFaces([TOLD if options["analysers"] else FACE], 200, 100, FINDER)
 
     async def embed(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
         self._note((image,), call, options)
-        return PhotoFaces([FACE], 200, 100, FINDER, VECTORS)
+        return PhotoFaces([TOLD if options["analysers"] else FACE], 200, 100, FINDER, VECTORS)
 
     async def analyse(self, image: object, *, call: Call, **options: object) -> PhotoFaces:
         self._note((image,), call, options)
@@ -84,7 +90,8 @@ class NotingPipeline:
 
     async def verify(self, a: object, b: object, *, call: Call, **options: object) -> Comparison:
         self._note((a, b), call, options)
-        return Comparison(0.25, 0.5, True, False, FACE, FACE, FINDER, VECTORS, (200, 100), (50, 80))
+        face = TOLD if options["analysers"] else FACE
+        return Comparison(0.25, 0.5, True, False, face, FACE, FINDER, VECTORS, (200, 100), (50, 80))
 
 
 @asynccontextmanager
@@ -118,29 +125,39 @@ async def test_reflection_is_served_only_if_it_is_wanted() -> None:
 async def test_detect_passes_on_what_is_asked_and_answers_what_is_found() -> None:
     async with noting() as (pipeline, stub, _):
         answer = await stub.Detect(
-            face_pb2.DetectRequest(image=IMAGE, detector=REFS["detector"], selection=SELECTION)
+            face_pb2.DetectRequest(
+                image=IMAGE, detector=REFS["detector"], selection=SELECTION, analysers=ANALYSERS
+            )
         )
         assert pipeline.images == (EncodedImage(b"photo"),)
-        assert pipeline.asked == {"detector": ASKED["detector"], "selection": SELECTED}
+        assert pipeline.asked == {
+            "detector": ASKED["detector"],
+            "selection": SELECTED,
+            "analysers": ASKED_ANALYSERS,
+        }
+        assert [each.WhichOneof("answer") for each in answer.faces[0].analyses] == KINDS
         assert (answer.image_width, answer.image_height) == (200, 100)
         assert answer.detector.name == "finder"
         assert np.allclose(
             [answer.faces[0].box_normalized.x2, answer.faces[0].box_normalized.y2], [0.03, 0.08]
         )
-        await stub.Detect(face_pb2.DetectRequest(image=IMAGE))
+        plain = await stub.Detect(face_pb2.DetectRequest(image=IMAGE))
+        assert len(plain.faces[0].analyses) == 0
         assert pipeline.asked == {
             "detector": ModelRef(),
             "selection": FaceSelection(FacePolicy.ALL),
+            "analysers": [],
         }
 
 
 async def test_embed_passes_on_what_is_asked_and_answers_what_is_found() -> None:
     async with noting() as (pipeline, stub, _):
         answer = await stub.Embed(
-            face_pb2.EmbedRequest(image=IMAGE, selection=SELECTION, **REFS),
+            face_pb2.EmbedRequest(image=IMAGE, selection=SELECTION, analysers=ANALYSERS, **REFS),
         )
         assert pipeline.images == (EncodedImage(b"photo"),)
-        assert pipeline.asked == {**ASKED, "selection": SELECTED}
+        assert pipeline.asked == {**ASKED, "selection": SELECTED, "analysers": ASKED_ANALYSERS}
+        assert [each.WhichOneof("answer") for each in answer.faces[0].analyses] == KINDS
         assert (answer.image_width, answer.image_height) == (200, 100)
         assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
         await stub.Embed(face_pb2.EmbedRequest(image=IMAGE))
@@ -154,15 +171,20 @@ async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> Non
     )
     async with noting() as (pipeline, stub, _):
         answer = await stub.Verify(
-            face_pb2.VerifyRequest(a=a, b=b, selection=SELECTION, threshold=0.5, **REFS)
+            face_pb2.VerifyRequest(
+                a=a, b=b, selection=SELECTION, threshold=0.5, analysers=ANALYSERS, **REFS
+            )
         )
         assert pipeline.images == (EncodedImage(b"a"), EncodedImage(b"b"))
         assert pipeline.asked == {
             **ASKED,
             "selection": SELECTED,
             "threshold": 0.5,
+            "analysers": ASKED_ANALYSERS,
             "require": Requirements(),
         }
+        assert [each.WhichOneof("answer") for each in answer.face_a.analyses] == KINDS
+        assert len(answer.face_b.analyses) == 0
         assert (answer.similarity, answer.threshold, answer.matched) == (0.25, 0.5, False)
         assert (answer.detector.name, answer.embedder.name) == ("finder", "vectors")
         widths = [f.box_normalized.x2 for f in (answer.face_a, answer.face_b)]
@@ -173,18 +195,17 @@ async def test_verify_passes_on_what_is_asked_and_answers_what_is_found() -> Non
 
 
 async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> None:
-    analysers = [face_pb2.ModelRef(name="mood"), face_pb2.ModelRef(name="age", version=2)]
     async with noting() as (pipeline, stub, _):
         answer = await stub.Analyze(
             face_pb2.AnalyzeRequest(
-                image=IMAGE, detector=REFS["detector"], selection=SELECTION, analysers=analysers
+                image=IMAGE, detector=REFS["detector"], selection=SELECTION, analysers=ANALYSERS
             )
         )
         assert pipeline.images == (EncodedImage(b"photo"),)
         assert pipeline.asked == {
             "detector": ASKED["detector"],
             "selection": SELECTED,
-            "analysers": [ModelRef("mood"), ModelRef("age", 2)],
+            "analysers": ASKED_ANALYSERS,
             "require": Requirements(),
             "embedder": None,
         }
@@ -194,9 +215,9 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
         assert found.face.box_normalized.x2 == pytest.approx(0.03)
         assert found.quality.sharpness == pytest.approx(0.2)
         assert (found.quality.yaw, found.quality.HasField("size")) == (-3, False)
-        assert [analysis.model.name for analysis in found.analyses] == [
-            *("classification", "score", "number", "points")
-        ]
+        assert found.quality.overall == 1
+        assert [analysis.model.name for analysis in found.analyses] == KINDS
+        assert len(found.face.analyses) == 0
         mood, live, age, places = found.analyses
         ranked = [(each.label, each.probability) for each in mood.classification.labels]
         assert ranked == [("happy", 0.625), ("sad", 0.25), ("angry", 0.125)]
@@ -213,7 +234,7 @@ async def test_analyze_passes_on_what_is_asked_and_answers_what_is_found() -> No
         with pytest.raises(grpc.aio.AioRpcError, match=r"analysers\[1\].version is -1"):
             await stub.Analyze(
                 face_pb2.AnalyzeRequest(
-                    image=IMAGE, analysers=[*analysers[:1], face_pb2.ModelRef(version=-1)]
+                    image=IMAGE, analysers=[*ANALYSERS[:1], face_pb2.ModelRef(version=-1)]
                 )
             )
 

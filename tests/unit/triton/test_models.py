@@ -92,7 +92,7 @@ async def test_statistics_tell_how_traffic_was_split(running: Running) -> None:
 async def test_metadata_and_config_describe_the_tensors(running: Running) -> None:
     server = await running.client.get_server_metadata()
     assert server.name == "mien"
-    assert "statistics" in server.extensions
+    assert {"statistics", "classification"} <= set(server.extensions)
     vectors = await running.client.get_model_metadata("vectors")
     assert (list(vectors.versions), vectors.platform) == (["1"], "pytorch")
     assert (vectors.inputs[0].datatype, list(vectors.inputs[0].shape)) == ("UINT8", [-1, *CROP])

@@ -158,6 +158,19 @@ async def test_ensemble_runs_each_photo_through_the_pipeline(running: Running) -
     assert {(call.priority, call.queue_timeout) for call in running.world.calls} == {(3, 0.005)}
 
 
+async def test_any_output_may_be_asked_for_as_classes(running: Running) -> None:
+    wanted = [InferRequestedOutput("vector", class_count=1), InferRequestedOutput("box")]
+    result = await running.client.infer(ENSEMBLE.name, photos(b"a", b"bcd"), outputs=wanted)
+    assert result.as_numpy("vector").tolist() == [[b"1.000000:0"], [b"3.000000:0"]]
+    assert result.as_numpy("box").dtype == np.float32
+    scores = [InferRequestedOutput("scores", class_count=5)]
+    found = await running.client.infer("finder", canvases(64, 2, 0, 3), outputs=scores)
+    plain = (await running.client.infer("finder", canvases(64, 2, 0, 3))).as_numpy("scores")
+    told = found.as_numpy("scores")
+    assert told.shape == plain.shape
+    assert told[2, 0] == f"{plain[2].max():f}:{plain[2].argmax()}".encode()
+
+
 async def test_ensemble_error_names_the_row(running: Running) -> None:
     code, told = await refusal(running.client.infer(ENSEMBLE.name, photos(b"a", b"empty")))
     assert code == "FAILED_PRECONDITION"

@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2 as triton
 
 from mien_server.errors import InvalidRequest, at
 from mien_server.models.interface import TensorSpec
+from mien_server.triton.classification import top_classes
 from mien_server.triton.request import InferOptions, infer_options, model_version
 from mien_server.triton.tensors import (
     add_outputs,
@@ -254,19 +255,65 @@ def test_long_names_are_quoted_in_part() -> None:
 
 def test_outputs_are_those_asked_for_in_their_order_or_all() -> None:
     request = face_request()
-    assert requested_outputs(request, OUTPUTS) == ["boxes", "scores"]
+    assert requested_outputs(request, OUTPUTS) == {"boxes": 0, "scores": 0}
     request.outputs.add(name="scores")
-    assert requested_outputs(request, OUTPUTS) == ["scores"]
+    assert requested_outputs(request, OUTPUTS) == {"scores": 0}
     request.outputs.add(name="scores")
     assert "twice" in refusal(lambda: requested_outputs(request, OUTPUTS)).message
     request.outputs[1].name = "classes"
     assert "no output 'classes'" in refusal(lambda: requested_outputs(request, OUTPUTS)).message
 
 
-def test_classification_is_refused_by_name() -> None:
+def test_outputs_may_be_asked_for_as_classes() -> None:
     request = face_request()
     request.outputs.add(name="scores").parameters["classification"].int64_param = 3
-    assert "'classification'" in refusal(lambda: requested_outputs(request, OUTPUTS)).message
+    request.outputs.add(name="boxes")
+    assert requested_outputs(request, OUTPUTS) == {"scores": 3, "boxes": 0}
+    request.outputs[0].parameters["classification"].uint64_param = 7
+    assert requested_outputs(request, OUTPUTS)["scores"] == 7
+
+
+@pytest.mark.parametrize(
+    ("choice", "value"),
+    [("int64_param", 0), ("int64_param", -1), ("bool_param", True), ("string_param", "3")],
+)
+def test_a_number_of_classes_is_a_whole_one_from_1_on(choice: str, value: Any) -> None:
+    request = face_request()
+    output = request.outputs.add(name="scores")
+    setattr(output.parameters["classification"], choice, value)
+    error = refusal(lambda: requested_outputs(request, OUTPUTS))
+    assert "whole number from 1 on" in error.message
+    assert error.field == "outputs[0].parameters.classification"
+    request.inputs[0].parameters["classification"].int64_param = 3
+    inputs = refusal(lambda: input_shape(request, FACE, batched=True))
+    assert "input 'face' has the parameter 'classification'" in inputs.message
+
+
+def test_classes_are_the_largest_values_of_a_row_with_their_places_and_labels() -> None:
+    values = np.array([[0.25, 0.5, 0.25], [-1, np.nan, 1e-7]], np.float32)
+    plain = top_classes(values, 2, ())
+    assert plain.tolist() == [
+        [b"0.500000:1", b"0.250000:0"],
+        [b"0.000000:2", b"-1.000000:0"],
+    ]
+    named = top_classes(values, 9, ("red", "gr\u00fcn", "a:b"))
+    assert named[0].tolist() == [
+        "0.500000:1:gr\u00fcn".encode(),
+        b"0.250000:0:red",
+        b"0.250000:2:a:b",
+    ]
+    assert named.shape == (2, 3)
+    points = top_classes(np.arange(12, dtype=np.float32).reshape(2, 3, 2), 1, ())
+    assert points.tolist() == [[b"5.000000:5"], [b"11.000000:5"]]
+    assert top_classes(np.zeros((2, 0), np.float32), 3, ()).shape == (2, 0)
+
+
+def test_texts_leave_with_their_lengths() -> None:
+    response = triton.ModelInferResponse()
+    add_outputs(response, {"a": np.array([[b"one", b""]], np.object_)})
+    (output,) = response.outputs
+    assert (output.datatype, list(output.shape)) == ("BYTES", [1, 2])
+    assert response.raw_output_contents[0] == b"\x03\0\0\0one\0\0\0\0"
 
 
 def test_arrays_leave_as_raw_little_endian_floats() -> None:
