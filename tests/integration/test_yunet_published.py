@@ -161,7 +161,7 @@ def test_people_are_told_apart_by_what_it_finds(
             eyes = np.array([face.landmarks.left_eye, face.landmarks.right_eye])
             theirs = np.array([other.landmarks.left_eye, other.landmarks.right_eye])
             apart = np.linalg.norm(theirs[0] - theirs[1])
-            assert np.linalg.norm(eyes - theirs, axis=1).max() < 0.1 * apart
+            assert np.linalg.norm(eyes - theirs, axis=1).max() < 0.2 * apart
             result = client.embed(path, detector="yunet")
             assert result.detector is not None
             assert result.detector.name == "yunet"

@@ -68,6 +68,7 @@ def install(
             the repository configures, or every default one and their ensemble if it configures none.
         cache: where wheels are kept, `packages.default_cache()` if None.
         accept: is told the notice of a model that has one before it is fetched, and says whether to go on.
+            Of several models with one notice it is asked once.
 
     Returns:
         the versions. Of a model that is shipped without weights only the config.pbtxt is installed.
@@ -81,6 +82,7 @@ def install(
     """
     progress = progress or Progress()
     names = _chosen(repository, models)
+    accepted: set[str] = set()
     try:
         results = []
         for name in names:
@@ -93,10 +95,12 @@ def install(
                 source = SHIPPED.get(name) or OPT_IN[name]
                 done = _installed(repository, name, source, progress)
                 if done is None:
-                    if source.notice and not accept(source.notice):
-                        raise FetchError(
-                            f"{name}: the notice was not accepted: nothing was fetched"
-                        )
+                    if source.notice and source.notice not in accepted:
+                        if not accept(source.notice):
+                            raise FetchError(
+                                f"{name}: the notice was not accepted: nothing was fetched"
+                            )
+                        accepted.add(source.notice)
                     kept = cache or default_cache()
                     done = _install(repository, name, source, progress, kept)
                 results.append(done)
