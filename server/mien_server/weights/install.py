@@ -20,7 +20,10 @@ from mien_server.weights.write.version_folder import turn, write_tensors, write_
 _ENSEMBLE = "face_embedding"
 WITHOUT_WEIGHTS = {
     _ENSEMBLE: "it is made of retinaface and sface",
-    "arcface": "bring yours: `mien-server models import arcface FILE`, see docs/models.md",
+    **{
+        name: f"bring yours: `mien-server models import {name} FILE`, see docs/models.md"
+        for name in ("arcface", "minifasnet_v2", "minifasnet_v1se")
+    },
 }
 """The models that are shipped as configurations only, and where their weights come from."""
 
