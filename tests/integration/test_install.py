@@ -76,7 +76,7 @@ def test_install_fetches_converts_and_describes_every_shipped_model(
     said = io.StringIO()
     done = install(repository, progress=Progress(said), cache=tmp_path / "cache")
     assert [each.model for each in done] == ["retinaface", "sface"], "the default models"
-    others = ["mtcnn", "age_gender", "expression"]
+    others = ["mtcnn", "yunet", "age_gender", "expression"]
     done += install(repository, others, progress=Progress(said), cache=tmp_path / "cache")
     assert done == [Installed(name, 1, repository / name / "1", already=False) for name in SHIPPED]
     assert {name for name, found in entries(repository).items() if found} == set(SHIPPED)
@@ -152,7 +152,7 @@ def test_repository_that_does_not_exist_is_made_with_its_configurations(
 ) -> None:
     repository = tmp_path / "new" / "repository"
     assert [done.model for done in install(repository, cache=cache)] == ["retinaface", "sface"]
-    install(repository, ["mtcnn", "age_gender", "expression"], cache=cache)
+    install(repository, ["mtcnn", "yunet", "age_gender", "expression"], cache=cache)
     assert entries(repository) == {"face_embedding": set(), **{name: {"1"} for name in SHIPPED}}
     for name in entries(repository):
         config = Path(name) / "config.pbtxt"

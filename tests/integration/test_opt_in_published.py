@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import mien
 from mien_server.backends.devices import CpuDevice
+from mien_server.commands.main import main
 from mien_server.models.analyser import AnalyserRow
 from mien_server.models.roles import EmbedderRow
 from mien_server.repository.config.model import ModelConfig, read_config
@@ -20,7 +21,7 @@ from mien_server.repository.instances import load_instance
 from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import read_tarball_member
 from mien_server.weights.fetch.packages import default_cache
-from mien_server.weights.fetch.sources import FACEPLUGIN
+from mien_server.weights.fetch.sources import FACEPLUGIN, OPT_IN
 from mien_server.weights.install import install
 from tests.conftest import LaunchServer
 from tests.integration.test_analysers_published import seen
@@ -42,7 +43,7 @@ def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFac
     for name in ("retinaface", "sface"):
         shutil.copytree(model_repository_path / name, root / name)
     try:
-        install(root, ["liveness", "mobilefacenet"], accept=lambda _: True)
+        install(root, list(OPT_IN), accept=lambda _: True)
     except FetchError as error:
         pytest.skip(str(error))
     return root
@@ -54,38 +55,145 @@ def running(repository: Path, launch_server: LaunchServer) -> Iterator[LocalServ
         yield server
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "mean", "scale"),
-    [("liveness", "fr_liveness", 0, 1), ("mobilefacenet", "fr_feature", 127, 1 / 128)],
-)
+PUBLISHED = {
+    "liveness": ("fr_liveness", "output"),
+    "mobilefacenet": ("fr_feature", "output"),
+    "expression_densenet": ("fr_expression", "output"),
+    "landmarks68": ("fr_landmark", "output"),
+    "pose_yaw": ("fr_pose", "output"),
+    "pose_pitch": ("fr_pose", "617"),
+    "pose_roll": ("fr_pose", "618"),
+}
+"""The published graphs, and which of their outputs."""
+
+
+def as_published(name: str, crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """The graph's input, as the package prepares its pixels: [N, channels, S, S]."""
+    rgb = np.stack(crops).astype(np.float64)
+    if name == "landmarks68":
+        grey = [cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY) for crop in crops]
+        pixels = np.stack(grey)[..., None] / 256
+    else:
+        pixels = {
+            "liveness": lambda: rgb[..., ::-1],
+            "mobilefacenet": lambda: (rgb[..., ::-1] - 127) / 128,
+            "expression_densenet": lambda: rgb / 255,
+        }.get(name, lambda: (rgb / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225))()
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+
+
+def as_told(name: str, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What the package makes of the graph's outputs, in mien's units and directions."""
+    if name == "mobilefacenet":
+        return outputs.astype(np.float64)
+    if name == "landmarks68":
+        return outputs * np.float64(64) - 0.5
+    powers = np.exp(outputs.astype(np.float64))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    if name == "liveness":
+        return shares[:, :1]
+    if name == "expression_densenet":
+        return shares
+    degrees: NDArray[np.float64] = (shares * np.arange(66)).sum(axis=1, keepdims=True) * 3 - 99
+    return -degrees if name == "pose_yaw" else degrees
+
+
+@pytest.mark.parametrize("name", OPT_IN)
 def test_it_equals_the_published_graph_alone_and_in_a_batch(
-    repository: Path, portraits: list[Path], name: str, file: str, mean: float, scale: float
+    repository: Path, portraits: list[Path], name: str
 ) -> None:
     config = read_config(repository / name / "config.pbtxt")
     assert isinstance(config, ModelConfig)
     crops = seen(portraits, config.sides[0])
+    file, output = PUBLISHED[name]
     tarball = default_cache() / FACEPLUGIN.filename
     session = onnxruntime.InferenceSession(
         read_tarball_member(tarball, f"package/model/{file}.onnx")
     )
-    pixels = (np.stack(crops)[..., ::-1].astype(np.float32) - mean) * np.float32(scale)
-    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     (first,) = session.get_inputs()
-    expected = np.concatenate([session.run(None, {first.name: row[None]})[0] for row in planes])
-    rows: list[Any] = [EmbedderRow(crop) for crop in crops]
-    if name == "liveness":
-        rows = [AnalyserRow(crop) for crop in crops]
-        powers = np.exp(expected - expected.max(axis=1, keepdims=True))
-        expected = powers[:, :1] / powers.sum(axis=1, keepdims=True)
+    planes = as_published(name, crops)
+    outputs = [session.run([output], {first.name: row[None]})[0] for row in planes]
+    expected = as_told(name, np.concatenate(outputs))
+    kind = EmbedderRow if name == "mobilefacenet" else AnalyserRow
+    rows: list[Any] = [kind(crop) for crop in crops]
     instance = load_instance(config, repository / name / "1", CpuDevice(1))
 
     def run(part: list[Any]) -> list[Any]:
         found = instance.split(instance.compute(instance.collate(part)), part)
-        return [each.values for each in found] if name == "liveness" else list(found)
+        return list(found) if name == "mobilefacenet" else [each.values for each in found]
 
     np.testing.assert_allclose(run(rows), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([run([row])[0] for row in rows], expected, rtol=1e-4, atol=1e-4)
     instance.close()
+
+
+def test_golden_files_pass(repository: Path) -> None:
+    flags = ["--model-repository", str(repository)]
+    for name in OPT_IN:
+        assert main(["models", "check", name, *flags]) == 0, name
+
+
+def test_points_lie_where_the_detector_sees_eyes_nose_and_mouth(
+    running: LocalServer, portraits: list[Path]
+) -> None:
+    with mien.Client(running.address, timeout=60) as client:
+        for path in portraits:
+            (face,) = client.analyze(path, analysers=["landmarks68"], policy="largest").faces
+            told = face["landmarks68"]
+            assert isinstance(told, mien.Points)
+            points = np.array(told.points)
+            assert points.shape == (68, 2)
+            marks = face.face.landmarks
+            assert marks is not None
+            eyes = np.linalg.norm(np.subtract(marks.left_eye, marks.right_eye))
+            for own, theirs in (
+                (points[36:42].mean(axis=0), marks.left_eye),
+                (points[42:48].mean(axis=0), marks.right_eye),
+                (points[30], marks.nose),
+                (points[48], marks.left_mouth),
+                (points[54], marks.right_mouth),
+            ):
+                assert np.linalg.norm(own - theirs) < 0.15 * eyes, path.stem
+
+
+def test_smiles_are_told_by_either_expression_model(
+    running: LocalServer, portraits: list[Path]
+) -> None:
+    with mien.Client(running.address, timeout=60) as client:
+        for path in portraits:
+            (face,) = client.analyze(
+                path, analysers=["expression_densenet"], policy="largest"
+            ).faces
+            told = face["expression_densenet"]
+            assert isinstance(told, mien.Classification)
+            assert told.label == ("neutral" if path.stem == "person_a_1" else "happy")
+
+
+def test_pose_follows_a_face_that_leans_and_has_the_signs_of_quality(
+    running: LocalServer, portraits: list[Path]
+) -> None:
+    names = ["pose_yaw", "pose_pitch", "pose_roll"]
+    figures: list[tuple[float, float]] = []
+    with mien.Client(running.address, timeout=60) as client:
+        for path in portraits:
+            photo = np.asarray(cv2.imread(str(path)), np.uint8)
+            height, width = photo.shape[:2]
+            for mirrored in (False, True):
+                picture = photo[:, ::-1].copy() if mirrored else photo
+                for lean in (-20, 0, 20):
+                    turn = cv2.getRotationMatrix2D((width / 2, height / 2), -lean, 1)
+                    border = cv2.BORDER_REPLICATE
+                    leaning = cv2.warpAffine(picture, turn, (width, height), borderMode=border)
+                    encoded = cv2.imencode(".png", leaning)[1].tobytes()
+                    (face,) = client.analyze(encoded, analysers=names, policy="largest").faces
+                    yaw, roll = face["pose_yaw"], face["pose_roll"]
+                    assert isinstance(yaw, mien.Number)
+                    assert isinstance(roll, mien.Number)
+                    assert roll.value == pytest.approx(lean, abs=15), path.stem
+                    if not lean:
+                        assert face.quality.yaw is not None
+                        figures.append((face.quality.yaw, yaw.value))
+    assert np.corrcoef(np.array(figures).T)[0, 1] > 0.85
 
 
 def test_portraits_are_live(running: LocalServer, portraits: list[Path]) -> None:

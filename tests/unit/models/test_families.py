@@ -22,6 +22,7 @@ def test_every_family_is_found_by_its_name() -> None:
         "sface": "embed",
         "embedder": "embed",
         "scrfd": "detect",
+        "yunet": "detect",
         "mtcnn": "detect",
         "analyser": "analyse",
     }

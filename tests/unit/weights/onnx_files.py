@@ -31,25 +31,34 @@ def exported(network: nn.Module, path: Path, *, folded: bool = True, batch: int 
 
 def scrfd(path: Path, *, side: int | str = "?", batch: int = 1, landmarks: bool = True) -> Path:
     """A graph with the inputs and outputs of det_10g.onnx and one layer for each."""
+    return _grids(path, (1, 4, 10) if landmarks else (1, 4), 2, side=side, batch=batch)
+
+
+def yunet(path: Path) -> Path:
+    """The same of face_detection_yunet_2023mar.onnx, which takes one canvas of 640 pixels."""
+    return _grids(path, (1, 1, 4, 10), 1, side=640, batch=1)
+
+
+def _grids(path: Path, kinds: Sequence[int], anchors: int, *, side: int | str, batch: int) -> Path:
     nodes, outputs, weights = [], [], []
-    for width in (1, 4, 10) if landmarks else (1, 4):
+    for kind, width in enumerate(kinds):
         shape = [-1, width] if batch == 1 else [batch, -1, width]
-        weights.append(numpy_helper.from_array(np.array(shape), f"shape{width}"))
+        weights.append(numpy_helper.from_array(np.array(shape), f"shape{kind}"))
         for stride in (8, 16, 32):
-            name = f"out{width}_{stride}"
-            weight = np.full((2 * width, 3, 1, 1), 0.5, np.float32)
+            name = f"out{kind}_{stride}"
+            weight = np.full((anchors * width, 3, 1, 1), 0.5, np.float32)
             weights.append(numpy_helper.from_array(weight, f"w_{name}"))
             step = [stride, stride]
             nodes += [
                 helper.make_node("Conv", ["input.1", f"w_{name}"], [f"c_{name}"], strides=step),
                 helper.make_node("Transpose", [f"c_{name}"], [f"t_{name}"], perm=[0, 2, 3, 1]),
-                helper.make_node("Reshape", [f"t_{name}", f"shape{width}"], [f"r_{name}"]),
+                helper.make_node("Reshape", [f"t_{name}", f"shape{kind}"], [f"r_{name}"]),
                 helper.make_node("Sigmoid", [f"r_{name}"], [name]),
             ]
-            dims = ["n", width] if batch == 1 else [batch, "n", width]
+            dims: list[str | int] = ["n", width] if batch == 1 else [batch, "n", width]
             outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
     x = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [batch, 3, side, side])
-    return saved(helper.make_graph(nodes, "scrfd", [x], outputs, weights), path)
+    return saved(helper.make_graph(nodes, "grids", [x], outputs, weights), path)
 
 
 def one_layer(path: Path, shape: Sequence[int | str], outputs: int = 2, seed: int = 0) -> Path:

@@ -19,7 +19,7 @@ from mien_server.repository.manifest import read_manifest, sha256_of
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.checkpoint import recognise
 from tests.unit.weights.conftest import CONFIGS, Import, difference_as_served, largest_difference
-from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd
+from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd, yunet
 from tests.unit.weights.public_networks import public_input, shared_network
 
 
@@ -168,6 +168,18 @@ def test_scrfd_is_recognised_by_its_nine_outputs(
     assert message.parameters["buckets"].string_value == buckets
     assert message.parameters["scale"].string_value == "1/128"
     assert list(message.input[0].dims) == [3, -1, -1]
+
+
+def test_yunet_is_recognised_by_its_twelve_outputs(
+    tmp_path: Path, repository: Path, bring: Import
+) -> None:
+    (done,), _ = bring("mine", yunet(tmp_path / "face_detection_yunet_2023mar.onnx"))
+    assert done.recognised.kind == "architecture 'yunet' on backend 'onnxruntime'"
+    assert done.recognised.normalisation == Normalisation("BGR", (0, 0, 0), 1)
+    message = ConfigText.read(repository / "mine" / "config.pbtxt").message
+    assert message.max_batch_size == 1
+    assert message.parameters["buckets"].string_value == "640"
+    assert message.parameters["license"].string_value == "MIT"
 
 
 def test_shapes_that_outputs_do_not_state_are_inferred(tmp_path: Path) -> None:

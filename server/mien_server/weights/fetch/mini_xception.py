@@ -5,21 +5,15 @@ Classification", arXiv:1710.07557: two convolutions, four blocks of separable on
 convolution whose maps are averaged, one for each class.
 """
 
-from typing import Any
-
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 from mien_server.models.interface import ArrayF32
 from mien_server.weights.errors import WeightsError
+from mien_server.weights.recognise.graph_builder import GraphBuilder
 from mien_server.weights.recognise.hdf5 import read_arrays
 
 _SIDE = 64
 _BLOCKS = 4
 _EPSILON = 1e-3
 """Keras' own, which batch norms have."""
-_OPSET, _IR_VERSION = 17, 8
 _WEIGHTS = "model_weights"
 
 
@@ -44,22 +38,17 @@ def mini_xception(hdf5: bytes) -> bytes:
     value = graph.conv(_BLOCKS + 3, value, bias=True)
     classes = graph.classes
     value = graph.add("Flatten", [graph.add("GlobalAveragePool", [value])])
-    return graph.model(graph.add("Softmax", [value], axis=1), classes)
+    value = graph.add("Softmax", [value], axis=1)
+    return graph.model("mini_xception", "pixels", [1, _SIDE, _SIDE], value, [classes])
 
 
-class _Graph:
-    """Nodes and weights as they are put together; each method returns the name of what it gives."""
+class _Graph(GraphBuilder):
+    """Layers by the names that Keras gave them."""
 
     def __init__(self, arrays: dict[str, ArrayF32]) -> None:
+        super().__init__()
         self._arrays = arrays
-        self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
         self.classes = 0
-
-    def add(self, operator: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"value{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
 
     def relu(self, value: str) -> str:
         return self.add("Relu", [value])
@@ -87,23 +76,6 @@ class _Graph:
         value = self.add("Conv", [value, depth], group=channels, auto_pad="SAME_UPPER")
         return self.add("Conv", [value, self._weight(layer, "pointwise_kernel", (3, 2, 0, 1))])
 
-    def model(self, output: str, classes: int) -> bytes:
-        graph = helper.make_graph(
-            self._nodes,
-            "mini_xception",
-            [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 1, _SIDE, _SIDE])],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", classes])],
-            self._weights,
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-        )
-        try:
-            onnx.checker.check_model(model, full_check=True)
-        except Exception as error:  # whatever it says of weights that do not fit each other
-            raise WeightsError(f"its layers do not fit together: {error}") from error
-        return bytes(model.SerializeToString(deterministic=True))
-
     def _array(self, layer: str, part: str) -> ArrayF32:
         # Keras made the file with the layers' names twice, and a number that counts sessions.
         path = f"{_WEIGHTS}/{layer}/{layer}_1/{part}:0"
@@ -116,8 +88,4 @@ class _Graph:
         array, name = self._array(layer, part), f"{layer}.{part}"
         if axes and array.ndim != len(axes):
             raise WeightsError(f"{name} has the shape {list(array.shape)}")
-        ordered = np.ascontiguousarray(array.transpose(axes) if axes else array)
-        if not np.isfinite(ordered).all():
-            raise WeightsError(f"{name} is not finite")
-        self._weights.append(numpy_helper.from_array(ordered, name))
-        return name
+        return self.weight(name, array.transpose(axes) if axes else array)

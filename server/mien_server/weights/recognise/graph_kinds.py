@@ -20,6 +20,7 @@ from mien_server.weights.recognise.recognised import (
 )
 
 _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
+_YUNET_INPUT = Normalisation("BGR", (0, 0, 0), 1)
 
 _MIN_DIMENSIONS = 64
 """Networks on faces with fewer outputs tell age, gender or expression."""
@@ -27,6 +28,8 @@ _INSIGHTFACE = re.compile(r"w600k_|glintr|ms1mv|webface", re.IGNORECASE)
 """What the files of InsightFace's embedders are called. Others are somebody's own, of whatever licence."""
 _SCRFD_OUTPUTS = [1] * 3 + [4] * 3 + [10] * 3
 """The last dimensions of scores, boxes and landmarks for each of the three strides."""
+_YUNET_OUTPUTS = [1] * 6 + [4] * 3 + [10] * 3
+"""Likewise of YuNet's, which has two kinds of scores."""
 
 
 def embedder(graph: onnx.GraphProto, path: Path) -> Recognised | None:
@@ -58,31 +61,63 @@ def embedder_of(graph: onnx.GraphProto, path: Path) -> Recognised | None:
 
 def scrfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:
     """InsightFace's SCRFD detectors with landmarks, such as det_10g.onnx and det_500m.onnx."""
+    return _detector(
+        "scrfd",
+        graph,
+        path,
+        _SCRFD_OUTPUTS,
+        title="an SCRFD detector with landmarks",
+        normalisation=_SCRFD_INPUT,
+        license_=INSIGHTFACE_LICENSE,
+    )
+
+
+def yunet(graph: onnx.GraphProto, path: Path) -> Recognised | None:
+    """The OpenCV Zoo's YuNet, face_detection_yunet_2023mar.onnx."""
+    return _detector(
+        "yunet",
+        graph,
+        path,
+        _YUNET_OUTPUTS,
+        title="a YuNet detector",
+        normalisation=_YUNET_INPUT,
+        license_="MIT",
+    )
+
+
+def _detector(
+    architecture: str,
+    graph: onnx.GraphProto,
+    path: Path,
+    last_dims: list[int],
+    *,
+    title: str,
+    normalisation: Normalisation,
+    license_: str,
+) -> Recognised | None:
+    """A detector on square canvases, told by the last dimensions of its outputs, ascending."""
     inputs, outputs = _signature(graph)
-    if (
-        len(inputs) != 1
-        or sorted(shape[-1] for shape in outputs.values() if shape) != _SCRFD_OUTPUTS
-    ):
+    if len(inputs) != 1 or sorted(shape[-1] for shape in outputs.values() if shape) != last_dims:
         return None
     (shape,) = inputs.values()
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         return None
     return _onnx(
-        "scrfd",
+        architecture,
         graph,
         path,
-        title="an SCRFD detector with landmarks",
-        normalisation=_SCRFD_INPUT,
+        title=title,
+        normalisation=normalisation,
         batch=max(shape[0], 0),
         side=max(shape[2], 0),
-        license_=INSIGHTFACE_LICENSE,
+        license_=license_,
     )
 
 
 def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised | None:
     """A graph on images that somebody says is of this family, or None where those here would know it."""
     inputs, _ = _signature(graph)
-    if len(inputs) != 1 or architecture in ("embedder", "scrfd"):
+    if len(inputs) != 1 or architecture in ("embedder", "scrfd", "yunet"):
         return None
     (shape,) = inputs.values()
     if len(shape) != 4 or shape[1] != 3:
@@ -101,6 +136,7 @@ def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised |
 GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
     embedder,
     scrfd,
+    yunet,
 )
 """Each looks at an ONNX graph and its file. A new model becomes what the first one recognises, if
 `iresnet_graph` does not."""
@@ -119,8 +155,8 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
     )
     return (
         f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
-        " an SCRFD detector with landmarks (nine outputs). InsightFace's landmark and age-and-gender models"
-        f" have no use here.{hint}"
+        " an SCRFD detector with landmarks (nine outputs) nor a YuNet (twelve). InsightFace's landmark and"
+        f" age-and-gender models have no use here.{hint}"
     )
 
 

@@ -50,7 +50,7 @@ class Recognised:
     Attributes:
         title: what people call the network.
         architecture: as `config.pbtxt` names it.
-        weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`.
+        weights: the state_dict for `model.safetensors`, or the file that becomes `model.onnx`, or its bytes.
         tensors, parameters: how many tensors there are, and learnt numbers in them.
         normalisation: the input that its publisher trained it with, or None where nobody is known to have
             said so.
@@ -66,7 +66,7 @@ class Recognised:
     title: str
     backend: Backend
     architecture: str
-    weights: "Mapping[str, Tensor] | Path"
+    weights: "Mapping[str, Tensor] | Path | bytes"
     tensors: int
     parameters: int
     normalisation: Normalisation | None
@@ -85,4 +85,4 @@ class Recognised:
     @property
     def filename(self) -> str:
         """What the weights are called in a version folder."""
-        return "model.onnx" if isinstance(self.weights, Path) else "model.safetensors"
+        return "model.onnx" if isinstance(self.weights, Path | bytes) else "model.safetensors"

@@ -11,6 +11,7 @@ from mien_server.models.interface import Normalisation
 from mien_server.models.iresnet import DIMENSIONS
 from mien_server.weights.errors import WeightsError
 from mien_server.weights.recognise.iresnet_graph import by_activations
+from mien_server.weights.recognise.minifasnet import minifasnet
 from mien_server.weights.recognise.recognised import (
     ARCFACE_INPUT,
     INSIGHTFACE_LICENSE,
@@ -131,6 +132,7 @@ STATE_DICTS: tuple[Callable[[Mapping[Any, Any], str], Recognised | None], ...] =
     retinaface,
     sface,
     mtcnn,
+    minifasnet,
 )
 """Each looks at a checkpoint's mapping and at where it came from, and may refuse it by a WeightsError."""
 
@@ -144,6 +146,6 @@ def unknown_state_dict(contents: Mapping[Any, Any]) -> str:
     holds = f"{len(names)} tensors ({first_names(names)})" if names else "no tensors by name"
     return (
         f"it holds {holds}, and is none of the networks that mien has: ArcFace's IResNet (18, 34, 50, 100),"
-        " RetinaFace (mobilenet0.25, resnet50), SFace and MTCNN, and the networks of installed packages."
-        " Other embedders come in as ONNX"
+        " RetinaFace (mobilenet0.25, resnet50), SFace, MTCNN and MiniFASNet, and the networks of installed"
+        " packages. Other embedders come in as ONNX"
     )
