@@ -14,7 +14,8 @@ from mien_server.gallery.crops import crop_of
 from mien_server.gallery.enrolment import enrol
 from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.types import Enrolment, EnrolOptions, NewFace, QualityPolicy
-from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions, Crop
+from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions
+from mien_server.models.crops import Crop
 from mien_server.models.roles import EMBEDDER
 from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.requirements import Demand, Requirements

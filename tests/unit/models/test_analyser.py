@@ -11,8 +11,8 @@ from mien_server.models.analyser import (
     Analysed,
     AnalyserOptions,
     AnalyserRow,
-    Crop,
 )
+from mien_server.models.crops import Crop
 from mien_server.models.families import find_family
 from mien_server.models.interface import NoNetwork, TensorSpec
 from mien_server.repository.manifest import fingerprint

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mien_server.errors import InvalidRequest, ModelNotFound, Reason, Unmet
-from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions, AnalyserRow, Crop
+from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions, AnalyserRow
+from mien_server.models.crops import Crop
 from mien_server.pipeline.align import TEMPLATE
 from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import AlignedFace, Call, EncodedImage, ModelRef, RawPixels

@@ -11,6 +11,7 @@ from grpc import StatusCode as Code
 
 from mien_server.errors import PermissionDenied
 from mien_server.rpc.gatekeeper import Check, audited, guarded_stream, is_audited, note_subject
+from mien_server.rpc.intake import Intake
 
 ENROL, DETECT = "/mien.v1.GalleryService/Enrol", "/mien.v1.FaceService/Detect"
 
@@ -50,7 +51,9 @@ async def admit(context: Any, *, message: bool = False) -> None:
 @pytest.mark.parametrize(("check", "code"), [(admit, Code.OK), (refuse, Code.PERMISSION_DENIED)])
 async def test_a_stream_is_answered_once_its_caller_is_admitted(check: Check, code: Code) -> None:
     handler = grpc.stream_stream_rpc_method_handler(echo, as_it_is, as_it_is)
-    async with calling("/some.Service/Talk", guarded_stream(check, handler)) as channel:
+    async with calling(
+        "/some.Service/Talk", guarded_stream(check, Intake(max_calls=1, max_bytes=1), handler)
+    ) as channel:
         talk: Any = channel.stream_stream("/some.Service/Talk")
         call = talk(iter([b"one", b"two"]))
         if code is Code.OK:
