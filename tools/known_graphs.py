@@ -9,10 +9,12 @@ import onnx
 import torch
 
 from mien_server.models.families import find_family
+from mien_server.models.interface import CROP_SIDE
 from mien_server.weights import known_graphs
 from mien_server.weights.write.export import export
 
-ARCHITECTURES = ("retinaface_mobilenet0.25", "sface")
+ARCHITECTURES = {"retinaface_mobilenet0.25": -1, "sface": CROP_SIDE}
+"""With the side of the only images that each takes, in pixels; -1: it takes any."""
 FOLDER = Path(known_graphs.__file__).parent / "graphs"
 
 
@@ -25,13 +27,12 @@ def main() -> None:
 
 def make(architecture: str) -> bytes:
     """The graph of an architecture without its weights."""
-    family = find_family(architecture)
-    network = family.network()
+    network, side = find_family(architecture).network(), ARCHITECTURES[architecture]
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             # The exporter would make one of tensors that are equal.
             torch.nn.init.uniform_(tensor, 0.5, 1.5)
-    graph = onnx.ModelProto.FromString(export(network, *family.role.inputs[0].dims[1:]))
+    graph = onnx.ModelProto.FromString(export(network, side, side))
     graph.producer_version = ""  # so that another PyTorch makes the same
     for tensor in graph.graph.initializer:
         tensor.ClearField("raw_data")

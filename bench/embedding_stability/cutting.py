@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from bench.embedding_stability.photos import Matrix
-from mien_server.models.interface import ArrayF32, ImageU8
-from mien_server.pipeline.align import CROP_SIDE, crop_faces, similarity
+from mien_server.models.interface import CROP_SIDE, ArrayF32, ImageU8
+from mien_server.pipeline.align import crop_faces, similarity
 
 Cut = Callable[[ImageU8, ArrayF32], ImageU8]
 

@@ -27,8 +27,8 @@ from mien_server.gallery.types import (
     Query,
     Searched,
 )
+from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
-from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.compare import check_embedding, check_length
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.leasing import Models

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mien_server.models.interface import CROP_SIDE
 from mien_server.pipeline.types import ArrayF32, ImageU8
-
-CROP_SIDE = 112
 
 TEMPLATE: ArrayF32 = np.array(
     [

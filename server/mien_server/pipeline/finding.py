@@ -42,8 +42,9 @@ import numpy as np
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.detections import Detections, areas
+from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import DetectorOptions, DetectorRow
-from mien_server.pipeline.align import CROP_SIDE, alignable
+from mien_server.pipeline.align import alignable
 from mien_server.pipeline.decode import Photo, load
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.running import run_rows

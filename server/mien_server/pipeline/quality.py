@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.models.detections import Detections
-from mien_server.pipeline.align import CROP_SIDE, TEMPLATE, similarity
+from mien_server.models.interface import CROP_SIDE
+from mien_server.pipeline.align import TEMPLATE, similarity
 from mien_server.pipeline.types import ArrayF32, ImageU8, Quality
 
 

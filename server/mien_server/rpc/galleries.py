@@ -26,7 +26,7 @@ from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.reading import face_id
 from mien_server.gallery.types import EnrolOptions, NewFace, QualityPolicy
-from mien_server.pipeline.align import CROP_SIDE
+from mien_server.models.interface import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
 from mien_server.rpc.face_answers import embedding_message, identity_message

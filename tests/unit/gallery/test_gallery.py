@@ -16,8 +16,8 @@ from mien_server.gallery.gallery import Gallery
 from mien_server.gallery.types import Enrolment, EnrolOptions, NewFace, QualityPolicy
 from mien_server.models.analyser import ANALYSER, Analysed, AnalyserOptions
 from mien_server.models.crops import Crop
+from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import EMBEDDER
-from mien_server.pipeline.align import CROP_SIDE
 from mien_server.pipeline.requirements import Demand, Requirements
 from mien_server.pipeline.types import Call, ModelIdentity, ModelRef
 from mien_server.scheduling.errors import SchedulingError

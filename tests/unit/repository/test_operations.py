@@ -236,7 +236,7 @@ def test_shutdown_ends_a_warm_up_at_its_next_batch(
     repository = open_repository(names=())
     batches, go_on = threading.Semaphore(0), threading.Event()
 
-    def count(*arguments: object) -> None:
+    def count(*arguments: object, **facts: object) -> None:
         batches.release()
         assert go_on.wait(SECONDS)
 

@@ -109,7 +109,7 @@ async def test_a_call_that_changes_something_leaves_a_line_with_its_outcome(
     (line,) = [each for each in caplog.records if each.name == "mien_server.audit"]
     told: Any = line
     assert (told.outcome, told.levelno, told.method) == (outcome, level, ENROL)
-    assert (told.subject, told.caller, told.peer[:5]) == ("staff", "-", "ipv4:")
+    assert (told.subject, told.caller, told.peer[:5]) == ("staff", "anonymous", "ipv4:")
 
 
 def test_a_call_that_changes_nothing_leaves_none() -> None:
