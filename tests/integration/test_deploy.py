@@ -72,7 +72,7 @@ def served(server: LocalServer, sample: Callable[[str], Path]) -> dict[str, set[
         with pytest.raises(mien.InvalidRequest):
             client.detect(b"no photo")
     found: dict[str, set[str]] = {
-        # Prometheus' own, and that of a server with TLS, which tests/integration/test_access_tls.py looks at.
+        # Prometheus' own, and that of a server with TLS, which test_no_secrets.py looks at.
         "up": set(),
         "mien_tls_certificate_days_left": set(),
     }

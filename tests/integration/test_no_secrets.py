@@ -1,6 +1,7 @@
 """A whole run with everything switched on, whose output has in it nothing that came in confidence."""
 
 import io
+import re
 import signal
 import socket
 import ssl
@@ -193,6 +194,7 @@ def test_nothing_secret_is_in_the_output_of_a_whole_run(
         server.process.send_signal(signal.SIGHUP)
         with urllib.request.urlopen(server.metrics_url) as page:  # noqa: S310 - on loopback
             metrics = page.read().decode()
+    assert re.search(r"^mien_tls_certificate_days_left \d", metrics, re.M)
     log = server.log.read_text()
     # What is looked for could have been found: all this did happen, and was logged.
     assert {"OK", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED"} <= codes

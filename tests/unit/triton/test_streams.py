@@ -83,6 +83,21 @@ async def test_requests_of_a_stream_are_admitted_one_by_one(running: Running) ->
     assert "stopping" in answer.error_message
 
 
+async def test_open_stream_counts_as_a_request_on_its_way_until_it_ends(running: Running) -> None:
+    """Its next message may be half sent, and nobody can tell that from a pause."""
+    stream: Any = running.stub.ModelStreamInfer()
+    await stream.write(service_pb2.ModelInferRequest(model_name="nobody"))
+    await stream.read()
+    assert running.intake.arriving == 1
+    await stream.done_writing()
+    await running.until(lambda: running.intake.arriving == 0)
+    given_up: Any = running.stub.ModelStreamInfer()
+    await given_up.write(service_pb2.ModelInferRequest(model_name="nobody"))
+    await running.until(lambda: running.intake.arriving == 1)
+    given_up.cancel()
+    await running.until(lambda: running.intake.arriving == 0)
+
+
 async def test_stream_that_is_given_up_lets_go_of_everything(running: Running) -> None:
     gate = threading.Event()
     held = Scripted(mean_colour, gate)
