@@ -77,16 +77,6 @@ def check_request_key(key: str, field: str = "request_key") -> None:
     _check_text(key, field, MAX_REQUEST_KEY_BYTES)
 
 
-def check_threshold(threshold: float | None, field: str = "threshold") -> None:
-    """Refuses what no cosine can be; None is nothing.
-
-    Raises:
-        InvalidRequest: INVALID_OPTION.
-    """
-    if threshold is not None and not -1.0 <= threshold <= 1.0:
-        _refuse(field, f"{threshold:g} is outside [-1, 1], where cosines lie")
-
-
 def check_count(count: int, most: int, field: str) -> None:
     """Refuses a number of things outside [1, most].
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, NotInGallery, Reason, Unmet, at
 from mien_server.gallery import grouping
-from mien_server.gallery.checks import check_collection_name, check_threshold
+from mien_server.gallery.checks import check_collection_name
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.gallery.types import (
     FaceGroup,
@@ -29,9 +29,8 @@ from mien_server.gallery.types import (
 )
 from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import EMBEDDER, EmbedderOptions
-from mien_server.pipeline.compare import check_embedding, check_length
+from mien_server.pipeline.compare import check_embedding, check_length, check_threshold
 from mien_server.pipeline.faces import FacePipeline
-from mien_server.pipeline.leasing import Models
 from mien_server.pipeline.requirements import Requirements
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.types import (
@@ -49,6 +48,7 @@ from mien_server.pipeline.types import (
     RawPixels,
     StageTime,
 )
+from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.versions import Lease
 from mien_server.scheduling.errors import Expired
 
@@ -67,7 +67,7 @@ class Gallery:
     """
 
     def __init__(
-        self, store: AnyStore, models: Models, pipeline: FacePipeline, *, default_embedder: str
+        self, store: AnyStore, models: Catalogue, pipeline: FacePipeline, *, default_embedder: str
     ) -> None:
         self.store = store
         self._models = models

@@ -12,8 +12,7 @@ from mien_server.errors import at
 from mien_server.models.analyser import AnalyserOptions, AnalyserRow
 from mien_server.models.crops import ALIGNED, Crop
 from mien_server.models.interface import CROP_SIDE
-from mien_server.pipeline.align import TEMPLATE, cut
-from mien_server.pipeline.cutting import Cut, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.align import TEMPLATE, Cut, cut, cut_aligned, cut_others, matrix_of
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.embedding import embed_crops, face_of
 from mien_server.pipeline.finding import find_chosen, load_crop

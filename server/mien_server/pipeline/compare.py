@@ -6,9 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from mien_server.errors import InvalidRequest, Reason, Unmet
+from mien_server.errors import InvalidRequest, Reason, Unmet, at
 from mien_server.models.roles import EmbedderOptions
-from mien_server.pipeline.types import ArrayF32, Embedding, ModelIdentity, ModelRef
+from mien_server.pipeline.types import (
+    ArrayF32,
+    Comparison,
+    Embedding,
+    ImageSource,
+    ModelIdentity,
+    ModelRef,
+    PhotoFaces,
+)
 from mien_server.repository.versions import ReadyModel
 
 UNIT_TOLERANCE = 1e-3
@@ -112,3 +120,74 @@ def match_threshold(model: ReadyModel) -> float:
             field="threshold",
         )
     return options.match_threshold
+
+
+def check_threshold(threshold: float | None, field: str = "threshold") -> None:
+    """Refuses what no cosine can be; None is nothing.
+
+    Raises:
+        InvalidRequest: INVALID_OPTION.
+    """
+    if threshold is not None and not -1.0 <= threshold <= 1.0:
+        raise InvalidRequest(
+            Reason.INVALID_OPTION,
+            f"{field}: {threshold:g} is outside [-1, 1], where cosines lie.",
+            field=field,
+        )
+
+
+def checked_sides(
+    a: ImageSource | Embedding, b: ImageSource | Embedding
+) -> tuple[dict[str, ImageSource | Embedding], dict[str, Embedding]]:
+    """Both sides of a comparison by their names, the embeddings checked; and those that are embeddings.
+
+    Raises:
+        InvalidRequest: as `check_embedding` says, at `a.embedding` or `b.embedding`.
+    """
+    sides = {"a": a, "b": b}
+    given: dict[str, Embedding] = {}
+    for name, source in sides.items():
+        if isinstance(source, Embedding):
+            with at(name), at("embedding"):
+                sides[name] = given[name] = check_embedding(source)
+    return sides, given
+
+
+def compared(
+    a: PhotoFaces,
+    b: PhotoFaces,
+    threshold: float,
+    *,
+    from_request: bool,
+    detector: ModelIdentity | None,
+    embedder: ModelIdentity,
+) -> Comparison:
+    """The answer about two faces, the first of each side, which have embeddings.
+
+    Args:
+        threshold: the cosine from which on they are one person's.
+        from_request: whether the caller gave it.
+    """
+    similarity = cosine(_vector(a), _vector(b))
+    return Comparison(
+        similarity=similarity,
+        threshold=threshold,
+        threshold_from_request=from_request,
+        matched=similarity >= threshold,
+        face_a=a.faces[0],
+        face_b=b.faces[0],
+        detector=detector,
+        embedder=embedder,
+        size_a=_size(a),
+        size_b=_size(b),
+    )
+
+
+def _vector(found: PhotoFaces) -> ArrayF32:
+    embedding = found.faces[0].embedding
+    assert embedding is not None  # noqa: S101 - every side was embedded or given
+    return embedding.values
+
+
+def _size(found: PhotoFaces) -> tuple[int, int] | None:
+    return (found.width, found.height) if found.faces[0].box is not None else None

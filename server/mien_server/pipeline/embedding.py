@@ -14,7 +14,7 @@ from mien_server.models.crops import Crop
 from mien_server.models.detections import Detections
 from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import EmbedderRow
-from mien_server.pipeline.cutting import cut_again, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.align import cut_again, cut_aligned, cut_others, matrix_of
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool

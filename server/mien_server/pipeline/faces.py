@@ -1,33 +1,38 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
-import math
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
+from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
 from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import (
-    check_embedding,
     check_length,
     check_same_model,
-    cosine,
+    check_threshold,
+    checked_sides,
+    compared,
     embedder_for,
     match_threshold,
 )
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
-from mien_server.pipeline.leasing import Leasing, Models
 from mien_server.pipeline.pool import PicturePool
-from mien_server.pipeline.requirements import Requirements, check_met
+from mien_server.pipeline.requirements import (
+    Asked,
+    Requirements,
+    check_met,
+    lease_asked,
+    with_named,
+)
 from mien_server.pipeline.running import identity_of, together
 from mien_server.pipeline.selection import check_selection, select_faces
 from mien_server.pipeline.types import (
     AlignedFace,
-    ArrayF32,
     Call,
     Comparison,
     Embedding,
@@ -40,6 +45,8 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
+from mien_server.repository.catalogue import Catalogue
+from mien_server.repository.versions import Lease
 
 
 class _Here(TypedDict):
@@ -66,17 +73,20 @@ class FacePipeline:
 
     def __init__(
         self,
-        models: Models,
+        models: Catalogue,
         pool: PicturePool,
         *,
         default_detector: str,
         default_embedder: str,
         limits: Limits,
     ) -> None:
-        self._pool = pool
-        defaults: dict[AnyRole, str] = {DETECTOR: default_detector, EMBEDDER: default_embedder}
-        self._leasing = Leasing(models, defaults, limits)
         self._limits = limits
+        self._here: _Here = {"limits": limits, "pool": pool}
+        self._models = models
+        self._defaults: dict[AnyRole, str] = {
+            DETECTOR: default_detector,
+            EMBEDDER: default_embedder,
+        }
 
     async def detect(
         self,
@@ -116,11 +126,9 @@ class FacePipeline:
             check_selection(selection, self._limits)
         async with AsyncExitStack() as leases:
             with at("detector"):
-                lease = await leases.enter_async_context(self._leasing.lease(detector, DETECTOR))
+                lease = await leases.enter_async_context(self._lease(detector, DETECTOR))
             with at("image"), at(image.part):
-                found = await find_faces(
-                    image, lease, selection, limits=self._limits, pool=self._pool, call=call
-                )
+                found = await find_faces(image, lease, selection, **self._here, call=call)
                 chosen = select_faces(
                     found.faces,
                     selection,
@@ -168,18 +176,17 @@ class FacePipeline:
                 call=call,
                 require=require,
             )
-            return _with_named(found, len(analysers))
+            return with_named(found, len(analysers))
         async with AsyncExitStack() as leases:
             with at("embedder"):
-                lease = await leases.enter_async_context(self._leasing.lease(embedder, EMBEDDER))
-            finder = await self._leasing.finder(leases, image, selection, detector)
+                lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
+            finder = await self._lease_finder(leases, image, selection, detector)
             return await embed_image(
                 image,
                 finder,
                 lease,
                 selection,
-                limits=self._limits,
-                pool=self._pool,
+                **self._here,
                 call=call,
                 inspect=inspect,
             )
@@ -212,19 +219,8 @@ class FacePipeline:
         """
         with at("selection"):
             check_selection(selection, self._limits, one_face=True)
-        if threshold is not None and not (math.isfinite(threshold) and -1.0 <= threshold <= 1.0):
-            raise InvalidRequest(
-                Reason.INVALID_OPTION,
-                f"threshold: {threshold:g} is outside [-1, 1], where cosines lie.",
-                field="threshold",
-            )
-        sides = {"a": a, "b": b}
-        given: dict[str, Embedding] = {}
-        for name, source in sides.items():
-            if isinstance(source, Embedding):
-                with at(name), at("embedding"):
-                    sides[name] = given[name] = check_embedding(source)
-
+        check_threshold(threshold)
+        sides, given = checked_sides(a, b)
         if (require or analysers) and len(given) == len(sides):
             field = "require" if require else "analysers"
             raise InvalidRequest(
@@ -239,7 +235,7 @@ class FacePipeline:
             ref, path = embedder_for(embedder, given)
             with at(path):
                 lease = await leases.enter_async_context(
-                    self._leasing.lease(ref, EMBEDDER, fingerprint=fingerprint)
+                    self._lease(ref, EMBEDDER, fingerprint=fingerprint)
                 )
             model = lease.model
             for name, embedding in given.items():
@@ -250,13 +246,10 @@ class FacePipeline:
             finder = None
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
-                    finder = await leases.enter_async_context(
-                        self._leasing.lease(detector, DETECTOR)
-                    )
+                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
-            here: _Here = {"limits": self._limits, "pool": self._pool}
-            asked = await self._leasing.asked(
+            asked = await self._lease_asked(
                 leases, analysers, "analysers[{}]", require, aligned=aligned
             )
 
@@ -268,38 +261,33 @@ class FacePipeline:
                     with at(name):
                         if not (require or analysers):
                             return await embed_image(
-                                source, finder, lease, selection, **here, call=part
+                                source, finder, lease, selection, **self._here, call=part
                             )
                         found = await analyse_image(
                             source,
                             finder,
                             asked.leases,
                             selection,
-                            **here,
+                            **self._here,
                             call=part,
                             embedder=lease,
                         )
                         with at("image"):
                             check_met(require, found.faces, asked.places)
-                        return _with_named(found, len(analysers))
+                        return with_named(found, len(analysers))
                 finally:
                     for stage in part.stages:
                         stage.name = f"{name}.{stage.name}"
                     call.stages += part.stages
 
             found_a, found_b = await together(*(face(*side) for side in sides.items()))
-        similarity = cosine(_vector(found_a), _vector(found_b))
-        return Comparison(
-            similarity=similarity,
-            threshold=limit,
-            threshold_from_request=threshold is not None,
-            matched=similarity >= limit,
-            face_a=found_a.faces[0],
-            face_b=found_b.faces[0],
+        return compared(
+            found_a,
+            found_b,
+            limit,
+            from_request=threshold is not None,
             detector=None if finder is None else identity_of(finder.model),
             embedder=identity_of(model),
-            size_a=_size(found_a),
-            size_b=_size(found_b),
         )
 
     async def analyse(
@@ -328,7 +316,7 @@ class FacePipeline:
         """
         by_default: Sequence[ModelRef] = ()
         if not analysers:
-            by_default = self._leasing.by_default(aligned=isinstance(image, AlignedFace))
+            by_default = self._by_default(aligned=isinstance(image, AlignedFace))
         return await self._analysed(
             image,
             detector=detector,
@@ -361,23 +349,20 @@ class FacePipeline:
         """
         aligned = isinstance(image, AlignedFace)
         async with AsyncExitStack() as leases:
-            held, places = await self._leasing.asked(
+            held, places = await self._lease_asked(
                 leases, analysers, path, require, aligned=aligned
             )
             vectors = None
             if embedder is not None:
                 with at("embedder"):
-                    vectors = await leases.enter_async_context(
-                        self._leasing.lease(embedder, EMBEDDER)
-                    )
-            finder = await self._leasing.finder(leases, image, selection, detector)
+                    vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
+            finder = await self._lease_finder(leases, image, selection, detector)
             found = await analyse_image(
                 image,
                 finder,
                 held,
                 selection,
-                limits=self._limits,
-                pool=self._pool,
+                **self._here,
                 call=call,
                 embedder=vectors,
                 required=required,
@@ -386,18 +371,50 @@ class FacePipeline:
             check_met(require, found.faces, places)
         return found
 
+    def _lease(
+        self, ref: ModelRef, role: AnyRole, *, fingerprint: str = ""
+    ) -> AbstractAsyncContextManager[Lease]:
+        """As `Catalogue.hold`, of the role's default where none is named."""
+        name = ref.name or self._defaults[role]
+        return self._models.hold(name, ref.version, role=role, fingerprint=fingerprint)
 
-def _with_named(found: PhotoFaces, count: int) -> PhotoFaces:
-    """Without what those analysers say that are only required to say something, who come last."""
-    faces = [replace(face, analyses=face.analyses[:count]) for face in found.faces]
-    return replace(found, faces=faces)
+    async def _lease_finder(
+        self,
+        leases: AsyncExitStack,
+        image: ImageSource,
+        selection: FaceSelection,
+        detector: ModelRef,
+    ) -> Lease | None:
+        """What finds the faces of a photo, of which some are selected; None of an aligned face."""
+        if isinstance(image, AlignedFace):
+            return None
+        with at("selection"):
+            check_selection(selection, self._limits)
+        with at("detector"):
+            return await leases.enter_async_context(self._lease(detector, DETECTOR))
 
+    async def _lease_asked(
+        self,
+        leases: AsyncExitStack,
+        named: Sequence[ModelRef],
+        path: str,
+        require: Requirements,
+        *,
+        aligned: bool,
+    ) -> Asked:
+        """The analysers of a call: `lease_asked`."""
 
-def _vector(found: PhotoFaces) -> ArrayF32:
-    embedding = found.faces[0].embedding
-    assert embedding is not None  # noqa: S101 - every side was embedded or given
-    return embedding.values
+        async def enter(ref: ModelRef) -> Lease:
+            lease = self._models.hold(ref.name, ref.version, role=ANALYSER, fingerprint="")
+            return await leases.enter_async_context(lease)
 
+        return await lease_asked(enter, named, path, require, aligned=aligned)
 
-def _size(found: PhotoFaces) -> tuple[int, int] | None:
-    return (found.width, found.height) if found.faces[0].box is not None else None
+    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
+        """The analysers of callers that name none, by name."""
+        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
+        return [
+            ModelRef(name)
+            for name, options in sorted(found.items())
+            if options.by_default and not (aligned and options.crop.needs_photo)
+        ]

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mien_server.errors import InvalidRequest, Reason, Unmet, at
 from mien_server.models.analyser import AnalyserOptions
 from mien_server.pipeline.quality import overall, problems
-from mien_server.pipeline.types import Analysis, Face, ModelRef
+from mien_server.pipeline.types import Analysis, Face, ModelRef, PhotoFaces
 from mien_server.repository.versions import Lease, ReadyModel
 
 
@@ -179,3 +179,9 @@ def _unmet(demand: Demand, analysis: Analysis) -> list[str]:
     if demand.at_most is not None and not value <= demand.at_most:
         found.append(f"{what}, {demand.at_most:g} or less passes")
     return found
+
+
+def with_named(found: PhotoFaces, count: int) -> PhotoFaces:
+    """Without what those analysers say that are only required to say something, who come last."""
+    faces = [replace(face, analyses=face.analyses[:count]) for face in found.faces]
+    return replace(found, faces=faces)

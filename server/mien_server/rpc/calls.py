@@ -7,11 +7,13 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from mien_server.access.gate import Gate
+from mien_server.errors import InvalidRequest, Reason
 from mien_server.observability.call_metrics import STREAM, UNARY, CallMetrics
 from mien_server.pipeline.types import Call, StageTime
 from mien_server.rpc.gatekeeper import (
@@ -24,7 +26,6 @@ from mien_server.rpc.gatekeeper import (
 )
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.record import REQUEST_ID_KEY, CallRecord, current_record, request_id_of
-from mien_server.rpc.requests import arrived, parsed
 from mien_server.rpc.status import Fault
 from mien_server.scheduling.errors import Expired
 
@@ -39,6 +40,8 @@ LONGEST_SECONDS = 86_400.0
 """The longest deadline that a call gets, whatever it asks for."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+Message = TypeVar("Message")
 
 
 @asynccontextmanager
@@ -322,6 +325,38 @@ def _let_go(error: BaseException | None) -> None:
             _let_go(each)
         _let_go(error.__cause__)
         error = error.__context__
+
+
+async def arrived(requests: AsyncIterator[bytes], seconds: float) -> bytes:
+    """The request of a call, once it is all there.
+
+    Raises:
+        Expired: it is not there in time. InvalidRequest: the call ends without one.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(requests)
+    except StopAsyncIteration:
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST,
+            "The call has no request message, or a larger one than the server takes.",
+        ) from None
+    except TimeoutError:
+        raise Expired(f"The request did not arrive within {seconds:.3f} s.") from None
+
+
+def parsed(parse: Callable[[bytes], Message], raw: bytes) -> Message:
+    """The message that the bytes of a request are.
+
+    Raises:
+        InvalidRequest: they are none of its type.
+    """
+    try:
+        return parse(raw)
+    except DecodeError as error:
+        raise InvalidRequest(
+            Reason.INVALID_REQUEST, f"The request is no valid message of its type: {error}."
+        ) from error
 
 
 async def _abort(context: Context, fault: Fault) -> NoReturn:

@@ -29,9 +29,10 @@ from mien_server.gallery.types import EnrolOptions, NewFace, QualityPolicy
 from mien_server.models.interface import CROP_SIDE
 from mien_server.pipeline.types import FacePolicy
 from mien_server.rpc.calls import Context, bounded_call
-from mien_server.rpc.face_answers import embedding_message, identity_message
 from mien_server.rpc.faces import (
+    embedding_message,
     face_selection,
+    identity_message,
     model_ref,
     model_refs,
     requirements,

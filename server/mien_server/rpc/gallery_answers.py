@@ -17,7 +17,7 @@ from mien_server.gallery.types import (
     Person,
 )
 from mien_server.pipeline.quality import Issue
-from mien_server.rpc.face_answers import (
+from mien_server.rpc.faces import (
     face_message,
     identity_message,
     optional_identity,

@@ -13,8 +13,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from mien_server.errors import MienError
+from mien_server.rpc.calls import arrived, parsed
 from mien_server.rpc.intake import Intake
-from mien_server.rpc.requests import arrived, parsed
 from mien_server.rpc.status import fault_of
 from mien_server.scheduling.errors import SchedulingError
 

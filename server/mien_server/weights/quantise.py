@@ -20,7 +20,7 @@ from mien_server.models.families import find_family
 from mien_server.models.interface import CROP_SIDE, ArrayF32, ImageU8
 from mien_server.models.networks.folding import fold_batch_norms
 from mien_server.models.roles import EMBEDDER
-from mien_server.pipeline.cutting import cut_again
+from mien_server.pipeline.align import cut_again
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.config.traffic import TRAFFIC_PARAMETERS

@@ -120,9 +120,9 @@ class Noted:
 class World:
     """A pipeline with everything below it, and the models it finds."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: PicturePool | None = None) -> None:
         self.scheduler = Scheduler([FakeDevice("cpu"), FakeDevice("gpu")])
-        self.pool = PicturePool(threads=1, max_requests=8)
+        self.pool = pool or PicturePool(threads=1, max_requests=8)
         self.detector = Scripted(find_paint)
         self.embedder = Scripted(mean_colour)
         self.catalogue = Catalogue()

@@ -129,7 +129,7 @@ def test_decoders_wait_until_what_they_need_beside_the_result_fits() -> None:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    world = World()
+    world = World(PicturePool(threads=1, max_bytes=PIXELS * 3 // 2))
     yield world
     world.close()
 
@@ -137,8 +137,6 @@ def world() -> Iterator[World]:
 async def test_photo_that_waits_for_the_detector_keeps_others_out_and_leaves_with_its_call(
     world: World,
 ) -> None:
-    world.pool.close()
-    world.pool = world.pipeline._pool = PicturePool(threads=1, max_bytes=PIXELS * 3 // 2)
     world.detector.gate = threading.Event()
     first = asyncio.create_task(world.detect(picture("PNG")))
     await asyncio.to_thread(world.detector.begun.wait, 30)

@@ -17,8 +17,15 @@ from mien_server.pipeline.types import (
     PhotoFaces,
     RawPixels,
 )
-from mien_server.rpc.face_answers import detect_response, embed_response, verify_response
-from mien_server.rpc.faces import face_selection, image_source, model_ref, subject_source
+from mien_server.rpc.faces import (
+    detect_response,
+    embed_response,
+    face_selection,
+    image_source,
+    model_ref,
+    subject_source,
+    verify_response,
+)
 
 PIXELS = face_pb2.Pixels(height=2, width=1, data=b"abcdef")
 MODEL = ModelIdentity("sface", 3, "0123456789abcdef")
