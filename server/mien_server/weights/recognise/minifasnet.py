@@ -2,8 +2,8 @@
 
 minivision-ai/Silent-Face-Anti-Spoofing: two convolutions, then MobileFaceNet's bottlenecks, of which three
 halve the image, then one value for each of 512 channels, 128 mixtures of these, and three classes, of which
-the second is "live". Its sizes differ (V1, V2), and in the SE variants each group's last bottleneck weighs its
-channels: a checkpoint's tensors say all of that.
+the second is "live". Its sizes differ (V1, V2), and in the SE variants the last block of each group weighs
+its channels: a checkpoint's tensors say all of that.
 """
 
 from collections.abc import Mapping
