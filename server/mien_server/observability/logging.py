@@ -7,6 +7,7 @@ key=value, the JSON format makes them members of the object.
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ GATHER_SECONDS = 0.1
 """How long the line of a call may wait for others."""
 
 _JSON = json.JSONEncoder(default=str, ensure_ascii=False)
+_AMBIGUOUS = re.compile(r"[\s\"]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -135,9 +137,14 @@ class TextFormatter(logging.Formatter):
         self, created: float, level: str, logger: str, message: str, facts: Mapping[str, object]
     ) -> str:
         """A line of text."""
-        told = "".join([f" {key}={value}" for key, value in facts.items()])
+        told = "".join([f" {key}={_quoted(str(value))}" for key, value in facts.items()])
         line = f"{_timestamp(created)} {level} {logger}: {message}{told}"
         return line.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _quoted(value: str) -> str:
+    """A fact's value in text, so that none is taken for two: in quotes, as in JSON, if it has spaces."""
+    return _JSON.encode(value) if _AMBIGUOUS.search(value) else value
 
 
 class JsonFormatter(logging.Formatter):

@@ -36,6 +36,14 @@ def test_text_of_a_caller_cannot_forge_a_line() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
+def test_text_of_a_caller_cannot_forge_a_fact() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "text", stream)
+    logger.info("audit", extra={"caller": 'x outcome=OK "', "method": "/a.B/C", "reason": ""})
+    line = stream.getvalue()
+    assert line.endswith('audit caller="x outcome=OK \\"" method=/a.B/C reason=\n')
+
+
 def test_json_line_carries_facts_and_traceback() -> None:
     stream = io.StringIO()
     configure_logging("info", "json", stream)
