@@ -146,7 +146,7 @@ def test_import_makes_a_repository_and_takes_what_is_said_of_the_input(alone: Us
     assert "--window" in new.types("mien-server models import large large.onnx", fails=True)
 
     # One that sees 160 pixels serves beside the default one, photos and crops.
-    alone.types("mien-server models import large large.onnx --window=-8,-8,128")
+    alone.types("mien-server models import large large.onnx --window 0,0,112")
     with alone.keeps_running("mien-server serve"):
         photo = alone.types("mien embed person_a_1.jpg --embedder large --json")
         alone.types("mien crop person_a_1.jpg --out crops")
@@ -186,7 +186,7 @@ def test_addresses_and_tls(served: User, alone: User) -> None:
     assert told.split() == ["localhost:8001", "[::1]:8001", "[::1]:9000"]
     mixed_up = served.types("mien detect person_a_1.jpg --tls", fails=True)
     assert "does not speak TLS" in mixed_up
-    assert "mien-server serve" not in mixed_up
+    assert "tart one" not in mixed_up
     assert len(mixed_up.splitlines()) == 1, "nothing of gRPC's own"
     nobody = alone.types("mien detect person_a_1.jpg", fails=True)
     assert len(nobody.splitlines()) == 1
@@ -215,7 +215,7 @@ def test_embeddings_and_faces_as_values(served: User) -> None:
         "    result = client.verify(a, b)\n"
         "    assert abs(a.similarity(b) - result.similarity) < 1e-6\n"
         "    for each in (a, result, client.detect('person_a_1.jpg')):\n"
-        "        assert len(repr(each)) < 500, repr(each)\n"
+        "        assert len(repr(each)) < 600, repr(each)\n"
         "    (face,) = client.detect('person_a_1.jpg').faces\n"
         "    assert face.crop('person_a_1.jpg').size[0] > 50\n"
         "    print(result.threshold)\n"
@@ -235,8 +235,8 @@ def test_the_command(served: User) -> None:
     assert "same" in served.types("mien verify a.json person_a_2.jpg")
     assert "same" in served.types("mien verify person_a_2.jpg a.json")
     findings = served.types("mien doctor")
-    for looked_at in ("address", "TLS", "health", "version", "models", "clock", "compute"):
-        assert looked_at.lower() in findings.lower(), findings
+    for looked_at in ("address", "tls", "round trip", "server", "ready", "clock", "compute"):
+        assert looked_at in findings, findings
 
 
 @pytest.mark.parametrize(("language", "code"), EXAMPLES)
@@ -264,8 +264,8 @@ def test_what_an_operator_is_told(alone: User) -> None:
     told = alone.types("MIEN_GRPC_PROT=9000 mien-server serve", fails=True)
     assert "MIEN_GRPC_PROT" in told
     assert "MIEN_GRPC_PORT" in told
-    assert "--insecure" in alone.types("mien-server serve --grpc-host 0.0.0.0", fails=True)
-    insecure = "mien-server serve --grpc-host 0.0.0.0 --insecure --log-format json"
+    assert "--insecure" in alone.types("mien-server serve --grpc-address 0.0.0.0", fails=True)
+    insecure = "mien-server serve --grpc-address 0.0.0.0 --insecure --log-format json"
     with alone.keeps_running(insecure):
         alone.types("mien embed person_a_1.jpg")
     log = [json.loads(line) for line in (alone.folder / "server.log").read_text().splitlines()]
