@@ -1,5 +1,6 @@
 """Builds what guards the door from the settings."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from mien_server.settings import Settings, SettingsError, flag_of, name_of
 
 if TYPE_CHECKING:
     from mien_server.access.tokens import Tokens
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,13 @@ def _roles_of_words(pairs: Iterable[str]) -> dict[str, CallerRole]:
 
 def _check_exposure(settings: Settings) -> None:
     local = settings.grpc_address.is_loopback or settings.grpc_socket
-    if local or settings.tls_cert or settings.insecure:
+    if local or settings.tls_cert:
+        return
+    if settings.insecure:
+        _log.warning(
+            "%s is beyond loopback, and %s: photos, vectors and keys cross the network in plain text",
+            *(settings.grpc_address, name_of("insecure")),
+        )
         return
     raise OperatorError(
         f"{name_of('grpc_address')}: {settings.grpc_address} is beyond loopback, where photos and vectors"

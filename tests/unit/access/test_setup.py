@@ -23,12 +23,17 @@ def test_nothing_is_closed_on_loopback_unless_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "2001:db8::1"])  # noqa: S104
-def test_beyond_loopback_it_takes_tls_or_the_word_insecure(address: str, tmp_path: Path) -> None:
+def test_beyond_loopback_it_takes_tls_or_the_word_insecure(
+    address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(OperatorError) as caught:
         open_access(load_settings({"grpc_address": address}))
     for flag in ("--grpc-address (MIEN_GRPC_ADDRESS)", "--tls-cert", "--insecure (MIEN_INSECURE)"):
         assert flag in str(caught.value)
+    assert not caplog.records
     open_access(load_settings({"grpc_address": address, "insecure": "true"}))
+    (told,) = caplog.messages
+    assert "cross the network in plain text" in told
     open_access(load_settings({"grpc_address": address, "grpc_socket": "mien.sock"}))
     signed = trustme.CA().issue_cert("faces.example")
     pair = {"tls_cert": tmp_path / "cert", "tls_key": tmp_path / "key"}

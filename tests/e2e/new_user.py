@@ -1,0 +1,91 @@
+"""Somebody with a wheel, some photos and a terminal, outside the checkout and in an empty environment."""
+
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tools.local_server import free_port
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with a wheel, some photos and a terminal.
+
+    Attributes:
+        folder: where the commands run.
+        environment: their variables; the empty environment comes first on the path.
+        python: its interpreter.
+        installed: MiB in all, and beyond numpy and gRPC, by what was installed.
+    """
+
+    folder: Path
+    environment: Mapping[str, str]
+    python: Path
+    installed: dict[str, tuple[float, float]]
+
+    def types(self, line: str, *, fails: bool = False) -> str:
+        """Runs a command of the shell and returns what it prints."""
+        done = subprocess.run(
+            ["sh", "-c", line],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def runs(self, code: str) -> str:
+        """Runs a program in Python and returns what it prints, which is nothing on standard error."""
+        program = self.folder / "program.py"
+        program.write_text(code)
+        done = subprocess.run(
+            [self.python, program.name],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), f"{code}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def keeps_running(self, line: str) -> Iterator[None]:
+        """Runs the server for the length of a block, once it is healthy; SIGTERM ends it."""
+        log = self.folder / "server.log"
+        with (
+            log.open("wb") as sink,
+            subprocess.Popen(
+                ["sh", "-c", f"exec {line}"],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=sink,
+                stderr=sink,
+            ) as server,
+        ):
+            try:
+                for _ in range(200):
+                    health = [str(self.python.with_name("mien-server")), "health"]
+                    if not subprocess.run(health, env=self.environment, check=False).returncode:
+                        break
+                    assert server.poll() is None, log.read_text()
+                    time.sleep(0.3)
+                yield
+            finally:
+                server.terminate()
+                status = server.wait(60)
+        assert status == 0, log.read_text()
+
+    def elsewhere(self, folder: Path, **variables: str) -> "User":
+        """The same person in another folder, with a port of its own and other variables."""
+        folder.mkdir()
+        port = str(free_port())
+        ports = {"MIEN_GRPC_PORT": port, "MIEN_ADDRESS": f"localhost:{port}"}
+        return replace(self, folder=folder, environment={**self.environment, **ports, **variables})
