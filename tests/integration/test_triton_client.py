@@ -208,7 +208,7 @@ def test_errors_have_tritons_codes(triton: Any) -> None:
             "classification",
             "sface",
             crop,
-            {"outputs": [InferRequestedOutput("embedding", class_count=3)]},
+            {"outputs": [InferRequestedOutput("embedding", class_count=-3)]},
         ),
     ]
     for code, words, model, inputs, options in cases:
