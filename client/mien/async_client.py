@@ -437,7 +437,11 @@ class AsyncClient(BaseClient):
         return statuses(index.models)
 
     def gallery(self, name: str) -> AsyncGallery:
-        """A gallery by its name. No call is made: it need not exist yet."""
+        """A gallery. No call is made: it need not exist yet.
+
+        Args:
+            name: of the gallery, as it was created or will be.
+        """
         return AsyncGallery(self, name)
 
     async def galleries(

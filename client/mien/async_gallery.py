@@ -86,7 +86,14 @@ class AsyncGallery:
         return messages.info((await self._call("CreateCollection", build, timeout)).collection)
 
     async def info(self, *, timeout: float | None = None) -> GalleryInfo:
-        """What the gallery is, and how much is in it."""
+        """What the gallery is, and how much is in it.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            NotInGallery: there is no such gallery.
+        """
         build = functools.partial(pb.GetCollectionRequest, collection=self.name)
         return messages.info((await self._call("GetCollection", build, timeout)).collection)
 
@@ -280,7 +287,25 @@ class AsyncGallery:
     ) -> IdentifyResult:
         """Says whose face it is: the persons most like it. `Client.identify` looks in several galleries.
 
-        Args: as for `Client.identify`.
+        Args:
+            image: a photo as `mien.ImageLike`, or an embedding from an earlier answer.
+            aligned: the image is a 112x112 crop, aligned already: nothing is detected.
+            top_k: how many persons for each face, from 1 to 100; 5 by default.
+            threshold: persons of a lower similarity are left out, in [-1, 1]; by default the gallery's own,
+                or else its model's.
+            labels: only faces with all of these labels are looked at.
+            policy: which faces of a photo; the largest by default. With "all", every face is looked for.
+            min_score: ignores faces of a lower score, in [0.02, 1]; by default the detector's own.
+            min_face_size: ignores faces whose shorter side has fewer pixels; 10 by default.
+            max_faces: with the policy "all", at most this many, as for `detect`.
+            detector: the model that finds faces; the server's default if unset.
+            timeout: seconds; the client's own if unset.
+            timing: whether to ask for the server's stages.
+
+        Raises:
+            NotInGallery: there is no such gallery.
+            FaceNotFound: the photo has no face, and the policy is not "all".
+            EmbeddingMismatch: the embedding is of another model than the gallery.
         """
         return await self._client.identify(
             image,
@@ -310,7 +335,15 @@ class AsyncGallery:
                 yield messages.person(each)
 
     async def person(self, person: str, *, timeout: float | None = None) -> GalleryPerson:
-        """One person."""
+        """One person: how many faces, and since when.
+
+        Args:
+            person: the name that was enrolled.
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            NotInGallery: there is no such gallery, or no such person in it.
+        """
         build = functools.partial(pb.GetPersonRequest, collection=self.name, person_id=person)
         return messages.person((await self._call("GetPerson", build, timeout)).person)
 
@@ -348,7 +381,15 @@ class AsyncGallery:
                 yield messages.exported_face(face)
 
     async def face(self, face_id: str, *, timeout: float | None = None) -> EnrolledFace:
-        """One face."""
+        """One face: whose it is, its labels, its quality, and when it was enrolled.
+
+        Args:
+            face_id: as `enrol` and `identify` tell it.
+            timeout: seconds; the client's own if unset.
+
+        Raises:
+            NotInGallery: there is no such gallery, or no such face in it.
+        """
         build = functools.partial(pb.GetFaceRequest, collection=self.name, face_id=face_id)
         return messages.enrolled_face((await self._call("GetFace", build, timeout)).face)
 
@@ -356,6 +397,10 @@ class AsyncGallery:
         """The picture that a gallery with `keep_crops` has of a face: [112, 112, 3] RGB, aligned.
 
         Where the server knows its callers, this needs the role `admin`.
+
+        Args:
+            face_id: as `enrol` and `identify` tell it.
+            timeout: seconds; the client's own if unset.
 
         Raises:
             FailedPrecondition: the gallery keeps no crops (reason NO_CROPS).
@@ -440,7 +485,18 @@ class AsyncGallery:
         *,
         timeout: float | None = None,
     ) -> Deleted:
-        """Deletes faces, one or up to 1000: all of them, or none."""
+        """Deletes faces: all of them, or none.
+
+        Args:
+            face_ids: one or up to 1000, as `enrol` and `faces` tell them.
+            timeout: seconds; the client's own if unset.
+
+        Returns:
+            the persons who are gone with them, and whether the faces are erased on the server's disk.
+
+        Raises:
+            NotInGallery: there is no such gallery, or no such face in it.
+        """
         ids = messages.face_ids(face_ids)
         build = functools.partial(pb.DeleteFacesRequest, collection=self.name, face_ids=ids)
         return messages.deleted_faces(
@@ -448,12 +504,33 @@ class AsyncGallery:
         )
 
     async def delete_person(self, person: str, *, timeout: float | None = None) -> Deleted:
-        """Deletes a person with all faces."""
+        """Deletes a person with all faces.
+
+        Args:
+            person: the name that was enrolled.
+            timeout: seconds; the client's own if unset.
+
+        Returns:
+            how many faces that were, and whether they are erased on the server's disk.
+
+        Raises:
+            NotInGallery: there is no such gallery, or no such person in it.
+        """
         build = functools.partial(pb.DeletePersonRequest, collection=self.name, person_id=person)
         return messages.deleted(await self._call("DeletePerson", build, timeout), person=person)
 
     async def delete(self, *, timeout: float | None = None) -> Deleted:
-        """Deletes the gallery with everything in it."""
+        """Deletes the gallery with everything in it.
+
+        Args:
+            timeout: seconds; the client's own if unset.
+
+        Returns:
+            how many faces went with it, and whether they are erased on the server's disk.
+
+        Raises:
+            NotInGallery: there is no such gallery.
+        """
         build = functools.partial(pb.DeleteCollectionRequest, collection=self.name)
         return messages.deleted(await self._call("DeleteCollection", build, timeout))
 

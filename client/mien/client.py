@@ -509,7 +509,11 @@ class Client(BaseClient):
         return statuses(index.models)
 
     def gallery(self, name: str) -> Gallery:
-        """A gallery by its name. No call is made: it need not exist yet."""
+        """A gallery. No call is made: it need not exist yet.
+
+        Args:
+            name: of the gallery, as it was created or will be.
+        """
         return Gallery(self, name)
 
     def galleries(self, *, timeout: float | None = None) -> tuple[GalleryInfo, ...]:

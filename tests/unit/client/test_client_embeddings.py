@@ -3,6 +3,7 @@
 import inspect
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 import mien
+from mien.async_gallery import AsyncGallery
+from mien.gallery import Gallery
 
 Call = Callable[..., Any]
 SFACE = mien.ModelIdentity("sface", 1, "0123456789abcdef")
@@ -90,11 +93,19 @@ def test_results_print_shortly_and_as_people_write_numbers(call: Call) -> None:
     assert str(result.embedder) == "sface version 2 (fingerprint 0123456789abcdef)"
 
 
-def test_both_clients_explain_each_call_alike() -> None:
-    for name, method in inspect.getmembers(mien.Client, inspect.isfunction):
+@pytest.mark.parametrize(
+    ("blocking", "other"), [(mien.Client, mien.AsyncClient), (Gallery, AsyncGallery)]
+)
+def test_both_clients_explain_each_call_alike_and_every_argument_of_it(
+    blocking: type, other: type
+) -> None:
+    for name, method in inspect.getmembers(blocking, inspect.isfunction):
         if not name.startswith("_"):
-            other = getattr(mien.AsyncClient, name)
-            assert inspect.getdoc(other) == inspect.getdoc(method), name
+            told = inspect.getdoc(method) or ""
+            assert inspect.getdoc(getattr(other, name)) == told, name
+            for argument in list(inspect.signature(method).parameters)[1:]:
+                listed = rf"^    [\w, ]*\b{argument}\b[\w, ]*:(\s|$)"
+                assert re.search(listed, told, re.MULTILINE), (name, argument)
 
 
 def gradient() -> np.ndarray[Any, np.dtype[np.uint8]]:
