@@ -261,6 +261,7 @@ async def test_health_command_reaches_a_server_over_tls(
     with_clients: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     chosen = mutual if with_clients else files
     write(chosen, AUTHORITY.issue_cert("faces.example"))
@@ -271,6 +272,10 @@ async def test_health_command_reaches_a_server_over_tls(
     async with encrypted(chosen, gate=Gate(Keyring(ENTRIES))) as (running, _):
         command = ["health", "--address", running.server.address]
         assert await asyncio.to_thread(main, command) == 0
+        for name in ("CERT", "KEY", "CLIENT_CA"):
+            monkeypatch.delenv(f"MIEN_TLS_{name}", raising=False)
+        assert await asyncio.to_thread(main, command) == 1
+        assert "its own --tls-cert" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660])

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from mien_server.commands.shared import Commands, add_command, say
 from mien_server.errors import OperatorError
-from mien_server.settings import Settings, load_settings
+from mien_server.settings import Settings, load_settings, name_of
 
 if TYPE_CHECKING:
     import grpc
@@ -30,7 +30,13 @@ def _health(address: str | None, timeout: float) -> int:
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except RpcError as error:
-            raise OperatorError(f"{target}: {error.code().name}: {error.details()}") from error
+            told = f"{target}: {error.code().name}: {error.details()}"
+            if not settings.tls_cert and "Socket closed" in (error.details() or ""):
+                told += (
+                    ". Was it asked without the TLS that it speaks? Then give its own"
+                    f" {name_of('tls_cert')} and {name_of('tls_key')}"
+                )
+            raise OperatorError(told) from error
     state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     say(f"{target}: {state}")
     return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1
