@@ -5,7 +5,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from tools.local_server import free_port
 
@@ -89,3 +92,32 @@ class User:
         port = str(free_port())
         ports = {"MIEN_GRPC_PORT": port, "MIEN_ADDRESS": f"localhost:{port}"}
         return replace(self, folder=folder, environment={**self.environment, **ports, **variables})
+
+    def with_pytorch(self, folder: Path) -> "User":
+        """The same person with PyTorch, lent by the environment of the tests: it is that of the CPUs."""
+        if not folder.exists():
+            folder.mkdir()
+            for name in _needed("torch"):
+                for top in {file.parts[0] for file in distribution(name).files or ()}:
+                    path = Path(str(distribution(name).locate_file(top)))
+                    if top not in ("..", "__pycache__") and path.exists():
+                        (folder / top).symlink_to(path)
+        return replace(self, environment={**self.environment, "PYTHONPATH": str(folder)})
+
+
+def _needed(name: str) -> set[str]:
+    """A package that is installed and those that it needs, but for what mien brings itself."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        try:
+            requires = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        if name in found or name in ("numpy", "setuptools"):
+            continue
+        found.add(name)
+        needed = map(Requirement, requires)
+        waiting += [each.name for each in needed if not each.marker or each.marker.evaluate()]
+    return found

@@ -4,6 +4,7 @@ Each test is one place, and its commands are those that a user types. What they 
 looks for in it is checked. What needs no server of its own shares one.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -17,11 +18,15 @@ from onnx import TensorProto, load
 
 from tests.conftest import ROOT
 from tests.e2e.new_user import User
+from tests.integration import test_new_family_docs as new_family
 from tests.unit.weights.onnx_files import one_layer
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
+PAGE = (ROOT / "docs" / "sdk.md").read_text()
+EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PORTRAITS = sorted(path for path in (ROOT / "samples").glob("*.jpg"))
+LENT = "pytorch"
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +56,48 @@ def alone(here: User, tmp_path: Path) -> User:
     return alone
 
 
+@pytest.fixture
+def scholar(alone: User, user: User) -> User:
+    """Who trains, and has PyTorch."""
+    return alone.with_pytorch(user.folder / LENT)
+
+
 def listed(user: User) -> dict[tuple[str, int], dict[str, object]]:
     """Versions of the repository, as `models ls` has them."""
     found = json.loads(user.types("mien-server models ls --json"))["models"]
     return {(each["model"], each["version"]): each for each in found if each.get("version")}
+
+
+def test_a_second_version_of_a_shipped_model_and_its_own_threshold(
+    alone: User, scholar: User
+) -> None:
+    tuned = "mien-server models import sface models/sface/1/model.safetensors"
+    assert "pip install 'mien[torch]'" in alone.types(tuned, fails=True)
+    assert "sface version 2 is imported" in scholar.types(tuned)
+    assert "passed" in alone.types("mien-server models check sface --version 2")
+    assert "mtcnn version 1" in scholar.types("mien-server models install mtcnn")
+    scholar.types("mien-server models import mtcnn models/mtcnn/1/model.safetensors")
+
+    pairs = [
+        f"{a.name},{b.name},{'Yes' if a.stem[:-1] == b.stem[:-1] else 'No'}\n"
+        for a, b in itertools.combinations(PORTRAITS, 2)
+    ]
+    (alone.folder / "ours.csv").write_text("".join(3 * pairs))
+    alone.types(
+        "mien-server evaluate verification --pairs ours.csv --calibrate 0.1 --embedder sface:1"
+    )
+    measured = json.loads((alone.folder / "models/sface/1/thresholds.json").read_text())
+    assert (measured["data"], measured["version"]) == ("ours.csv", 1)
+    assert measured["created"]
+    of_both = [listed(alone)["sface", version]["threshold"] for version in (1, 2)]
+    assert of_both == [pytest.approx(measured["match_threshold"], abs=1e-3), pytest.approx(0.363)]
+
+    (alone.folder / "photos").mkdir()
+    for number, portrait in enumerate(2 * PORTRAITS):
+        shutil.copy(portrait, alone.folder / "photos" / f"{number}.jpg")
+    told = scholar.types("mien-server models quantize sface --version 1 --calibration photos")
+    assert "no threshold was measured with it" in told
+    assert listed(alone)["sface-int8", 1]["threshold"] is None
 
 
 def test_a_folder_filled_by_hand_and_a_network_of_ones_own(alone: User) -> None:
@@ -64,6 +107,22 @@ def test_a_folder_filled_by_hand_and_a_network_of_ones_own(alone: User) -> None:
     assert ("ours", 2) not in {key for key, each in listed(alone).items() if not each["reason"]}
     alone.types("mien-server models seal ours --version 2 --license 'ours alone'")
     assert "passed" in alone.types("mien-server models check ours --version 2")
+
+
+def test_a_family_in_a_package_of_ones_own(scholar: User) -> None:
+    folder = scholar.folder
+    shutil.copy(PORTRAITS[0], folder / "photo.jpg")
+    for name, text in new_family.FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    try:
+        for command in new_family.COMMANDS[: new_family.SERVE]:
+            scholar.types(command)
+        with scholar.keeps_running(new_family.COMMANDS[new_family.SERVE]):
+            for command in new_family.COMMANDS[new_family.SERVE + 1 :]:
+                assert scholar.types(command)
+    finally:
+        scholar.types("pip uninstall --yes mien-tiny")
 
 
 @pytest.mark.parametrize("named", ["'*'", "sface"])
@@ -132,6 +191,14 @@ def test_addresses_and_tls(served: User, alone: User) -> None:
     nobody = alone.types("mien detect person_a_1.jpg", fails=True)
     assert len(nobody.splitlines()) == 1
 
+    key = "-newkey rsa:2048 -nodes -keyout server.key -out server.pem -days 2 -subj /CN=localhost"
+    alone.types(f"openssl req -x509 {key} -addext subjectAltName=DNS:localhost && chmod 600 *.key")
+    with alone.keeps_running("mien-server serve --tls-cert server.pem --tls-key server.key"):
+        told = alone.types("mien detect person_a_1.jpg", fails=True)
+        assert "speaks TLS" in told
+        assert len(told.splitlines()) == 1
+        assert "1 face" in alone.types("mien detect person_a_1.jpg --tls-ca server.pem")
+
 
 def test_embeddings_and_faces_as_values(served: User) -> None:
     told = served.runs(
@@ -170,6 +237,17 @@ def test_the_command(served: User) -> None:
     findings = served.types("mien doctor")
     for looked_at in ("address", "tls", "round trip", "server", "ready", "clock", "compute"):
         assert looked_at in findings, findings
+
+
+@pytest.mark.parametrize(("language", "code"), EXAMPLES)
+def test_the_examples_of_the_page(served: User, language: str, code: str, tmp_path: Path) -> None:
+    someone = replace(served, folder=tmp_path)
+    for portrait in PORTRAITS:
+        shutil.copy(portrait, tmp_path)
+    if language == "python":
+        assert someone.runs(code)
+    else:
+        assert someone.types(f"set -eu\n{code}")
 
 
 def test_what_an_operator_is_told(alone: User) -> None:
