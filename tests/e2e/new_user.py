@@ -1,5 +1,6 @@
 """Somebody with a wheel, some photos and a terminal, outside the checkout and in an empty environment."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ class User:
 
     @contextmanager
     def keeps_running(self, line: str) -> Iterator[None]:
-        """Runs the server for the length of a block, once it is healthy; SIGTERM ends it."""
+        """Runs the server for the length of a block, once it says that it is ready; SIGTERM ends it."""
         log = self.folder / "server.log"
         with (
             log.open("wb") as sink,
@@ -74,12 +75,10 @@ class User:
             ) as server,
         ):
             try:
-                for _ in range(200):
-                    health = [str(self.python.with_name("mien-server")), "health"]
-                    if not subprocess.run(health, env=self.environment, check=False).returncode:
-                        break
+                ready = re.compile(r": ready address=|\"message\": \"ready\"")
+                while not ready.search(log.read_text()):
                     assert server.poll() is None, log.read_text()
-                    time.sleep(0.3)
+                    time.sleep(0.2)
                 yield
             finally:
                 server.terminate()
