@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc as tritonclient
 from numpy.typing import NDArray
 
 import mien
@@ -26,6 +27,7 @@ from mien_server.weights.fetch.sources import FACEPLUGIN, OPT_IN
 from mien_server.weights.install import install
 from tests.conftest import LaunchServer
 from tests.integration.test_analysers_published import seen
+from tests.integration.test_triton_client import pixels_input
 from tools.local_server import LocalServer
 
 
@@ -52,7 +54,8 @@ def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def running(repository: Path, launch_server: LaunchServer) -> Iterator[LocalServer]:
-    with launch_server(repository=repository) as server:
+    galleries = str(repository.parent / "galleries")
+    with launch_server("--gallery-dir", galleries, repository=repository) as server:
         yield server
 
 
@@ -277,3 +280,42 @@ def test_two_embedders_side_by_side_tell_the_portraits_right(
                 assert (cosine > 0.45) == same, (one, other, cosine)
         with pytest.raises(mien.MienError):
             client.verify(found["sface"]["person_a_1"], vectors["person_a_2"])
+
+
+def test_two_embedders_have_galleries_of_their_own(
+    running: LocalServer, portraits: list[Path]
+) -> None:
+    with mien.Client(running.address, timeout=60) as client:
+        for name in ("sface", "mobilefacenet"):
+            gallery = client.gallery(name)
+            assert gallery.create(embedder=name).embedder.name == name
+            firsts = [path for path in portraits if path.stem.endswith("1")]
+            for path in firsts:
+                assert gallery.enrol(path, path.stem).outcome == "enrolled"
+            for path in portraits:
+                (face,) = gallery.identify(path, threshold=0.4).faces
+                told = [person.person for person in face.persons]
+                person = path.stem[:-2] if path.stem.startswith("person") else path.stem
+                own = [each.stem for each in firsts if each.stem.startswith(person)]
+                assert told == own, (name, path.stem)
+        vector = client.embed(portraits[0], embedder="mobilefacenet").embedding
+        with pytest.raises(mien.EmbeddingMismatch):
+            client.gallery("sface").identify(vector)
+        with pytest.raises(mien.EmbeddingMismatch):
+            client.gallery("sface").enrol(vector, "somebody")
+
+
+def test_model_infer_gives_the_embedders_own_vectors(
+    running: LocalServer, portraits: list[Path]
+) -> None:
+    crops = np.stack(seen(portraits, 112))
+    with (
+        mien.Client(running.address, timeout=60) as client,
+        tritonclient.InferenceServerClient(running.address) as triton,
+    ):
+        answer = triton.infer("mobilefacenet", pixels_input("face", crops))
+        vectors = answer.as_numpy("embedding")
+        assert vectors.shape == (len(portraits), 512)
+        for crop, vector in zip(crops, vectors, strict=True):
+            embedded = client.embed(crop, aligned=True, embedder="mobilefacenet").embedding
+            np.testing.assert_allclose(unit(vector), embedded.values, atol=1e-5)
