@@ -121,6 +121,8 @@ def test_a_family_in_a_package_of_ones_own(scholar: User) -> None:
         with scholar.keeps_running(new_family.COMMANDS[new_family.SERVE]):
             for command in new_family.COMMANDS[new_family.SERVE + 1 :]:
                 assert scholar.types(command)
+            told = json.loads(scholar.types("mien embed photo.jpg --embedder tiny --json"))
+        assert (len(told["embedding"]), told["model"]["version"]) == (64, 2)
     finally:
         scholar.types("pip uninstall --yes mien-tiny")
 

@@ -162,6 +162,7 @@ def test_model_infer_says_the_same(running: LocalServer, repository: Path, sampl
     assert answer[0, 0] == pytest.approx(age.value, abs=0.01)
 
 
+@pytest.mark.long
 def test_concurrent_callers_share_batches(running: LocalServer, portraits: list[Path]) -> None:
     async def all_at_once() -> None:
         async with mien.AsyncClient(running.address, timeout=60) as client:

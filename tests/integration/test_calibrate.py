@@ -146,7 +146,10 @@ def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_ki
 @pytest.mark.parametrize(
     ("genuine", "impostor", "flag", "problem"),
     [
-        (149, 24, [], "needs 300 pairs of one person and as many of two, not 298 and 312"),
+        pytest.param(
+            *(149, 24, [], "needs 300 pairs of one person and as many of two, not 298 and 312"),
+            marks=pytest.mark.long,
+        ),
         (150, 23, [], "needs 300 pairs of one person and as many of two, not 300 and 299"),
         (1, 4, ["1e-4"], "FAR 0.0001 needs 30,000 pairs of two people, not 52"),
     ],

@@ -101,10 +101,10 @@ def test_installing_writes_a_golden_file_that_the_manifest_lists(
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("sface", "blocks.6.pointwise.conv.weight"),
+        pytest.param("sface", "blocks.6.pointwise.conv.weight", marks=pytest.mark.long),
         ("sface", "fc.weight"),
         ("retinaface", "fpn.merge1.0.weight"),
-        ("retinaface", "BboxHead.1.conv1x1.weight"),
+        pytest.param("retinaface", "BboxHead.1.conv1x1.weight", marks=pytest.mark.long),
     ],
 )
 def test_a_version_with_one_perturbed_tensor_is_refused_with_both_figures(
@@ -201,6 +201,7 @@ def test_a_golden_file_for_other_pixels_is_not_used(
     assert "is for pixels prepared as RGB" in report["problem"]
 
 
+@pytest.mark.long
 def test_check_reports_cosine_speed_and_memory(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,6 +164,7 @@ def _best(pairs: list[tuple[float, bool]]) -> tuple[float, float]:
     return min(best), max(best)
 
 
+@pytest.mark.long
 def test_the_figures_are_those_of_the_naive_formulas(
     evaluate: Evaluate, csv_pairs: Path, similarities: list[float]
 ) -> None:

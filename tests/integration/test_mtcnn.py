@@ -212,7 +212,7 @@ def test_each_network_equals_an_independent_one(
     assert expected[0].std() > 1e-4, "the pictures must make a difference"
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [320, 640, pytest.param(1024, marks=pytest.mark.long)])
 def test_it_finds_the_faces_that_retinaface_finds(
     side: int, photos: list[ImageU8], mtcnn: LoadedInstance, retinaface: LoadedInstance
 ) -> None:
@@ -250,6 +250,7 @@ def test_its_landmarks_let_sface_tell_people_apart(
             assert similarity <= 0.35, names
 
 
+@pytest.mark.long
 def test_a_batch_of_different_photos_equals_one_by_one(
     photos: list[ImageU8], mtcnn: LoadedInstance
 ) -> None:
@@ -274,7 +275,9 @@ def test_a_batch_of_different_photos_equals_one_by_one(
         np.testing.assert_allclose(mixed.boxes, alone.boxes, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize(("side", "cells"), [(320, 4), (640, 8), (1024, 16)])
+@pytest.mark.parametrize(
+    ("side", "cells"), [(320, 4), (640, 8), pytest.param(1024, 16, marks=pytest.mark.long)]
+)
 def test_every_face_of_a_crowd_is_found_once(
     side: int, cells: int, photos: list[ImageU8], mtcnn: LoadedInstance
 ) -> None:
@@ -331,6 +334,7 @@ def test_a_lower_score_to_beat_only_adds_faces(
     np.testing.assert_allclose(unsure.boxes[:1], sure.boxes, atol=1e-2)
 
 
+@pytest.mark.long
 def test_bf16_finds_the_same_faces(
     repository: Path, photos: list[ImageU8], mtcnn: LoadedInstance
 ) -> None:

@@ -102,6 +102,7 @@ def canvases(portraits: list[Path]) -> list[ImageU8]:
     return found
 
 
+@pytest.mark.long
 def test_retinaface_finds_the_same_faces(ask: Ask, canvases: list[ImageU8]) -> None:
     rows = [DetectorRow(canvas, 0.5) for canvas in canvases]
     found: list[Detections] = ask("retinaface_onnx", rows)

@@ -136,14 +136,6 @@ def test_a_graph_is_imported_and_checked_without_it(
     assert read_golden(repository / "mine" / "1") is not None
     assert "passed" in run(environment, "models", "check", "mine", *at).stdout
 
-    # It may be the backbone that a model of PyTorch's wants, which is not to be seen here.
-    (repository / "arcface").mkdir()
-    shutil.copy(ROOT / "model_repository" / "arcface" / "config.pbtxt", repository / "arcface")
-    done = run(environment, "models", "import", "arcface", graph, *at)
-    assert done.returncode == 1
-    assert "import it under another name" in done.stderr
-    assert CURE in done.stderr
-
 
 @pytest.mark.long
 def test_a_version_without_a_graph_is_run_by_it_and_the_log_says_how_to_make_one(

@@ -122,7 +122,7 @@ def test_bf16_is_near_enough_where_the_processor_has_it(folder: Path, architectu
             assert a @ b >= 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("architecture", ["sface", DETECTOR])
 def test_neither_neighbours_nor_cores_change_an_answer(
     folder: Path, architecture: str, precision: Precision
@@ -241,7 +241,14 @@ def test_the_graph_holds_no_weights(folder: Path) -> None:
         assert (folder / architecture / "1" / GRAPH).stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float16, marks=pytest.mark.long),
+        torch.bfloat16,
+        pytest.param(torch.float64, marks=pytest.mark.long),
+    ],
+)
 def test_weights_of_another_type_stand_in_the_graph(
     folder: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:

@@ -49,7 +49,7 @@ def _load(path: Path, precision: Precision = "fp32") -> LoadedInstance:
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "architecture",
     ["sface", pytest.param("iresnet18", marks=pytest.mark.long), "retinaface_mobilenet0.25"],

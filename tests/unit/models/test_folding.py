@@ -11,7 +11,7 @@ from mien_server.models.networks.folding import fold_batch_norms
 NETWORKS = [
     ("retinaface_mobilenet0.25", 96, 0),
     ("retinaface_resnet50", 96, 0),
-    ("iresnet50", 112, 25),
+    pytest.param("iresnet50", 112, 25, marks=pytest.mark.long),
     ("sface", 112, 1),
 ]
 

@@ -91,6 +91,7 @@ def made(model_repository_path: Path) -> list[Made]:
         engine.close()
 
 
+@pytest.mark.long
 def test_it_never_rises_as_a_portrait_gets_worse(made: list[Made]) -> None:
     series = [list(group) for _, group in groupby(made, lambda each: (each.portrait, each.way))]
     assert len(series) == 6 * len(WAYS)
@@ -103,6 +104,7 @@ def test_it_never_rises_as_a_portrait_gets_worse(made: list[Made]) -> None:
         assert numbers[-1] < 0.6, what
 
 
+@pytest.mark.long
 def test_it_says_how_far_the_embedding_has_gone(made: list[Made]) -> None:
     """What docs/analysis.md tells of it."""
     worse = [each for each in made if each.step]

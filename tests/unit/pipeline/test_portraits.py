@@ -93,6 +93,7 @@ async def test_the_same_person_matches_and_others_do_not(
     assert not any(c.matched or c.similarity > 0.35 for c in others)
 
 
+@pytest.mark.long
 async def test_every_portrait_has_one_face_for_every_policy(
     pipeline: FacePipeline, portraits: list[Path]
 ) -> None:
@@ -134,6 +135,7 @@ async def test_all_eight_orientations_give_the_same_face(
         assert vector_of(face) @ vector_of(faces[0]) > 0.97
 
 
+@pytest.mark.long
 async def test_a_face_that_fills_the_photo_is_found_and_recognised(
     pipeline: FacePipeline, portraits: list[Path], encode: Encode
 ) -> None:

@@ -158,9 +158,9 @@ def bring(root: Path, name: str, path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "variant", "mixed", "margin"),
     [
-        ("minifasnet_v2", "V2", 128, 2.7),
+        pytest.param("minifasnet_v2", "V2", 128, 2.7, marks=pytest.mark.long),
         ("minifasnet_v1se", "V1SE", 128, 4.0),
-        ("minifasnet_v2", "V2", 512, 2.7),
+        pytest.param("minifasnet_v2", "V2", 512, 2.7, marks=pytest.mark.long),
     ],
 )
 def test_it_answers_as_the_network_does(

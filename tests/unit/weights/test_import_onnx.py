@@ -17,6 +17,7 @@ from mien_server.models.roles import DETECTOR
 from mien_server.repository.config.pbtxt import ConfigText
 from mien_server.repository.manifest import read_manifest, sha256_of
 from mien_server.weights.errors import WeightsError
+from mien_server.weights.importer import ImportRefused
 from mien_server.weights.recognise.checkpoint import recognise
 from tests.unit.weights.conftest import CONFIGS, Import, difference_as_served, largest_difference
 from tests.unit.weights.onnx_files import exported, one_layer, saved, scrfd, yunet
@@ -54,7 +55,7 @@ def test_arcface_with_folded_batch_norms_computes_the_same_in_pytorch(
         np.testing.assert_allclose(by_graph, network(x).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [0, 4])
+@pytest.mark.parametrize("batch", [pytest.param(0, marks=pytest.mark.long), 4])
 def test_batch_norms_that_were_not_folded_are_read_too(
     iresnet18: nn.Module, batch: int, tmp_path: Path
 ) -> None:
@@ -180,6 +181,16 @@ def test_yunet_is_recognised_by_its_twelve_outputs(
     assert message.max_batch_size == 1
     assert message.parameters["buckets"].string_value == "640"
     assert message.parameters["license"].string_value == "MIT"
+
+
+def test_without_pytorch_a_graph_for_a_network_of_its_own_is_told_what_may_be_missing(
+    bring: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = one_layer(tmp_path / "w600k_r50.onnx", ["n", 3, 112, 112], 512)
+    for module in ("importer", "recognise.checkpoint"):
+        monkeypatch.setattr(f"mien_server.weights.{module}.has_pytorch", lambda: False)
+    with pytest.raises(ImportRefused, match=r"under another name.*PyTorch is not installed"):
+        bring("arcface", path)
 
 
 def test_shapes_that_outputs_do_not_state_are_inferred(tmp_path: Path) -> None:

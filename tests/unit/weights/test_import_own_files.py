@@ -54,7 +54,9 @@ def test_own_file_of_every_network_is_recognised_as_what_it_is(
     assert found.weights.keys() == state.keys()
 
 
-@pytest.mark.parametrize("model", ["sface", "retinaface", "mtcnn"])
+@pytest.mark.parametrize(
+    "model", ["sface", *(pytest.param(n, marks=pytest.mark.long) for n in ("retinaface", "mtcnn"))]
+)
 def test_installed_file_becomes_the_next_version_and_a_model_of_its_own(
     model: str, repository: Path, bring: Import, model_repository_path: Path
 ) -> None:

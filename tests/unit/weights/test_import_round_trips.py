@@ -48,7 +48,10 @@ def test_every_network_is_recognised_and_computes_the_same(
     assert largest_difference(network, found) <= 1e-4
 
 
-@pytest.mark.parametrize("architecture", SMALL)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param("iresnet18", marks=pytest.mark.long), "retinaface_mobilenet0.25"],
+)
 def test_imported_version_computes_the_same(
     architecture: str, tmp_path: Path, repository: Path, bring: Import
 ) -> None:
