@@ -88,8 +88,8 @@ async def identify(
     """What searches take and how many there are, by the bare product beside them: medians over the rounds.
 
     For each number of callers: it, the median milliseconds of a call, that by the product's, and the calls a
-    second of all callers by its rate. The product and the numbers of callers take turns, so that the machine's
-    moods meet all of them.
+    second of all callers by its rate. The product and the numbers of callers take turns, so that the
+    machine's moods meet all of them.
     """
     asked = vectors[:: max(1, len(vectors) // 100)]
     requests = [

@@ -74,6 +74,7 @@ def evaluate(
     return run
 
 
+@pytest.mark.long
 def test_the_roc_is_a_picture(evaluate: Evaluate, tmp_path: Path) -> None:
     assert evaluate(1, 1, "--roc", str(tmp_path / "roc.png"))[0] == 0
     with Image.open(tmp_path / "roc.png") as picture:

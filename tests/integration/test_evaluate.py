@@ -420,6 +420,7 @@ def test_identification_tells_what_six_portraits_can_say(
         assert picture.size == (880, 620)
 
 
+@pytest.mark.long
 def test_identification_report_is_readable(
     repository: Path, people: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -307,6 +307,7 @@ async def test_async_client_does_all_of_it(
         assert (await gallery.delete()).faces == 0
 
 
+@pytest.mark.long
 def test_examples_of_the_page_run_in_their_order(
     galleries: LocalServer, portraits: list[Path], tmp_path: Path
 ) -> None:

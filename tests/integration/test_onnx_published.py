@@ -115,6 +115,7 @@ def test_retinaface_finds_the_same_faces(ask: Ask, canvases: list[ImageU8]) -> N
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
+@pytest.mark.long
 def test_sface_gives_the_same_embeddings(ask: Ask, canvases: list[ImageU8]) -> None:
     faces: list[Detections] = ask("retinaface", [DetectorRow(canvas, 0.5) for canvas in canvases])
     rows = [

@@ -161,6 +161,7 @@ def test_what_cannot_hold_ends_the_start(
     assert "Traceback" not in told
 
 
+@pytest.mark.long
 def test_all_models_are_those_that_have_weights(root: Path, photo: bytes) -> None:
     (root / "mtcnn").mkdir()
     shutil.copy(ROOT / "model_repository" / "mtcnn" / "config.pbtxt", root / "mtcnn")

@@ -21,6 +21,7 @@ def test_the_page_has_examples_of_both_kinds() -> None:
     assert {language for language, _ in RUN} == {"python", "sh"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("language", "code"), RUN)
 def test_example(
     language: str, code: str, portraits: list[Path], explicit: LocalServer, tmp_path: Path

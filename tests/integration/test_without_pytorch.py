@@ -66,6 +66,7 @@ def bare(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactor
     return repository
 
 
+@pytest.mark.long
 def test_models_installed_without_it_are_the_same(bare: Path, model_repository_path: Path) -> None:
     for name in ("retinaface", "sface"):
         ours, theirs = bare / name / "1", model_repository_path / name / "1"

@@ -66,6 +66,7 @@ def test_a_batch_does_not_change_a_result(
             assert _cosine_distance(single, batched) <= BATCH_DISTANCE[precision]
 
 
+@pytest.mark.long
 def test_the_output_is_that_of_the_plain_network(
     load_instance: LoadInstance, save_weights: SaveWeights, images: ImageU8
 ) -> None:

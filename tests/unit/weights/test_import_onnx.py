@@ -98,6 +98,7 @@ def test_strides_of_another_network_are_not_taken_for_iresnet(folded: Path, tmp_
     assert [each.backend for each in recognise(path)] == ["onnxruntime"]
 
 
+@pytest.mark.long
 def test_iresnet_may_also_stay_an_onnx_graph(folded: Path, repository: Path, bring: Import) -> None:
     config = (CONFIGS / "arcface" / "config.pbtxt").read_text()
     config = config.replace('"arcface"', '"kept"').replace('"pytorch"', '"onnxruntime"')

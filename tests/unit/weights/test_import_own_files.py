@@ -128,6 +128,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "stranger.safetensors"
 
 
+@pytest.mark.long
 def test_network_of_a_package_goes_where_a_config_asks_for_it(
     stranger: Path, repository: Path, bring: Import
 ) -> None:

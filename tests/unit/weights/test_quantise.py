@@ -81,6 +81,7 @@ def test_a_version_may_be_named(root: Path, crops: Path) -> None:
     assert read_manifest(done.folder).source.startswith("small version 1 quantised")
 
 
+@pytest.mark.long
 def test_of_very_many_crops_some_are_chosen_evenly(root: Path, tmp_path: Path) -> None:
     many = write_crops(tmp_path / "many", 257)
     (many / "001.bmp").write_bytes(b"passed over")
