@@ -3,6 +3,8 @@
 Change `models.interface.ALIGNMENT` when crops change: it is part of every embedder's fingerprint.
 """
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -139,40 +141,40 @@ class Cut(NamedTuple):
     matrix: NDArray[np.float64]
 
 
-def cut_aligned(
+def cut_faces(
     image: EncodedImage | RawPixels,
     photo: Photo,
     landmarks: ArrayF32,
+    others: Mapping[Crop, Sequence[NDArray[np.float64]]],
     limits: Limits,
     room: PictureRoom,
-) -> list[ImageU8]:
-    """The crops [112, 112, 3] of the faces [n, 5, 2] of a photo. Blocking."""
-    if photo.reduction > 1 and magnification(landmarks / photo.reduction).max() > 1.0:
-        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
-        with room.hold(refusable=False) as hold:
-            photo = load(image, limits, hold=hold)
-    return crop_faces(photo.pixels, (landmarks / photo.reduction).astype(np.float32))
+) -> tuple[list[ImageU8], dict[Crop, list[Cut]]]:
+    """The aligned crops [112, 112, 3] of the faces [n, 5, 2] of a photo, and other crops of them. Blocking.
 
+    The aligned ones are the same to the last bit, whatever else is cut.
 
-def cut_others(
-    image: EncodedImage | RawPixels,
-    photo: Photo,
-    matrices: dict[Crop, list[NDArray[np.float64]]],
-    limits: Limits,
-    room: PictureRoom,
-) -> dict[Crop, list[Cut]]:
-    """Other crops of faces of a photo than the aligned ones, by their `matrix_of`. Blocking."""
-    finest = max(
-        (np.hypot(*each[:, 0]) for part in matrices.values() for each in part), default=0.0
-    )
-    if photo.reduction > 1 and finest * photo.reduction > 1.0:
-        # The reduced photo has fewer pixels of some face than its crop: decode it in full.
+    Args:
+        others: of each other crop, the `matrix_of` each face.
+    """
+
+    @cache
+    def whole() -> Photo:
         with room.hold(refusable=False) as hold:
-            photo = load(image, limits, hold=hold)
-    reduction = np.array([photo.reduction, photo.reduction, 1.0])
-    return {
-        crop: [Cut(cut(photo.pixels, each * reduction, crop.side), each) for each in part]
-        for crop, part in matrices.items()
+            return load(image, limits, hold=hold)
+
+    def fine_enough(magnified: float) -> Photo:
+        # The reduced photo may have fewer pixels of some face than its crop: then it is decoded in full.
+        return whole() if magnified > 1.0 else photo
+
+    reduced = photo.reduction > 1
+    seen = fine_enough(magnification(landmarks / photo.reduction).max() if reduced else 0.0)
+    aligned = crop_faces(seen.pixels, (landmarks / seen.reduction).astype(np.float32))
+    finest = max((np.hypot(*each[:, 0]) for part in others.values() for each in part), default=0.0)
+    seen = fine_enough(finest * photo.reduction if reduced else 0.0)
+    scale = np.array([seen.reduction, seen.reduction, 1.0])
+    return aligned, {
+        crop: [Cut(cut(seen.pixels, each * scale, crop.side), each) for each in part]
+        for crop, part in others.items()
     }
 
 

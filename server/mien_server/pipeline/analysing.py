@@ -12,7 +12,7 @@ from mien_server.errors import at
 from mien_server.models.analyser import AnalyserOptions, AnalyserRow
 from mien_server.models.crops import ALIGNED, Crop
 from mien_server.models.interface import CROP_SIDE
-from mien_server.pipeline.align import TEMPLATE, Cut, cut, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.align import TEMPLATE, Cut, cut, cut_faces, matrix_of
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.embedding import embed_crops, face_of
 from mien_server.pipeline.finding import find_chosen, load_crop
@@ -174,10 +174,8 @@ def _cut_all(
     room: PictureRoom,
 ) -> dict[Crop, list[Cut]]:
     """The crops of a photo's faces [n, 5, 2]. Blocking."""
-    # The template's are those that Embed makes, to the last bit, whatever else is cut.
-    aligned = cut_aligned(image, photo, landmarks, limits, room)
     others = {crop: part for crop, part in matrices.items() if not crop.is_template}
-    cuts = cut_others(image, photo, others, limits, room)
+    aligned, cuts = cut_faces(image, photo, landmarks, others, limits, room)
     pairs = zip(aligned, matrices[ALIGNED], strict=True)
     return {**cuts, ALIGNED: [Cut(pixels, matrix) for pixels, matrix in pairs]}
 

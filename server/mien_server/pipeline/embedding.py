@@ -14,7 +14,7 @@ from mien_server.models.crops import Crop
 from mien_server.models.detections import Detections
 from mien_server.models.interface import CROP_SIDE
 from mien_server.models.roles import EmbedderRow
-from mien_server.pipeline.align import cut_again, cut_aligned, cut_others, matrix_of
+from mien_server.pipeline.align import cut_again, cut_faces, matrix_of
 from mien_server.pipeline.decode import Photo
 from mien_server.pipeline.finding import find_chosen, load_crop
 from mien_server.pipeline.pool import PicturePool
@@ -151,12 +151,9 @@ def _cut(
     room: PictureRoom,
 ) -> tuple[list[ImageU8], list[ImageU8]]:
     """The aligned faces [112, 112, 3], and what an embedder sees of them: mostly the same. Blocking."""
-    aligned = cut_aligned(image, photo, landmarks, limits, room)
-    if wanted.is_template:
-        return aligned, aligned
-    others = {wanted: [matrix_of(wanted, each) for each in landmarks]}
-    cuts = cut_others(image, photo, others, limits, room)
-    return aligned, [each.pixels for each in cuts[wanted]]
+    others = {} if wanted.is_template else {wanted: [matrix_of(wanted, each) for each in landmarks]}
+    aligned, cuts = cut_faces(image, photo, landmarks, others, limits, room)
+    return aligned, [each.pixels for each in cuts[wanted]] if others else aligned
 
 
 async def embed_crops(
