@@ -21,7 +21,7 @@ from mien_server.access.watching import watch as watch_files
 from mien_server.backends import memory
 from mien_server.errors import MienError
 from mien_server.limits import worst_case
-from mien_server.observability.call_metrics import CallMetrics, watch
+from mien_server.observability.call_metrics import CallMetrics
 from mien_server.observability.metrics_endpoint import MetricsEndpoint
 from mien_server.observability.thread_metrics import ThreadMetrics
 from mien_server.observability.tracing import open_tracing
@@ -86,6 +86,7 @@ async def _serve(settings: Settings) -> int:
         max_calls=settings.max_pending_requests,
         max_bytes=settings.max_pending_bytes,
         max_arriving=settings.max_arriving_requests,
+        max_checking=settings.max_health_checks,
     )
     server = RpcServer(
         address=settings.grpc_address,
@@ -96,12 +97,14 @@ async def _serve(settings: Settings) -> int:
         hide=settings.model_repository,
         access_log=settings.access_log,
         arrival_seconds=settings.default_deadline_secs,
+        check_seconds=settings.health_check_timeout_secs,
         gate=access.gate,
         certificate=access.certificate,
         unix=_unix_socket(settings),
         tracing=tracing,
         connections=Connections(
             most=settings.max_connections,
+            handshake=settings.handshake_timeout_secs,
             max_idle=settings.max_connection_idle_secs,
             max_streams=settings.max_concurrent_streams,
             max_age=settings.max_connection_age_secs,
@@ -119,6 +122,7 @@ async def _serve(settings: Settings) -> int:
         from mien_server.engine import build_engine
         from mien_server.rpc.faces import FaceService
         from mien_server.rpc.galleries import GalleryService
+        from mien_server.server_metrics import watch_server
         from mien_server.triton.service import InferenceService
 
         engine = build_engine(settings, threads=threads)
@@ -126,7 +130,7 @@ async def _serve(settings: Settings) -> int:
         left = settings.exit_timeout_secs
         try:
             deadline = settings.default_deadline_secs
-            faces = FaceService(engine.pipeline, default_deadline=deadline)
+            faces = FaceService(engine.pipeline, default_deadline=deadline, answered=calls.faces)
             galleries = GalleryService(engine.gallery, default_deadline=deadline)
             inference = InferenceService(
                 engine.catalogue,
@@ -140,7 +144,7 @@ async def _serve(settings: Settings) -> int:
                 hide=settings.model_repository,
                 remote_control=access.gate.closed,
             )
-            _watch(registry, server, intake, engine, access)
+            watch_server(registry, server, intake, engine, access)
             await server.start(
                 faces, galleries=galleries, inference=inference, reflect=settings.reflection
             )
@@ -190,7 +194,15 @@ def _metrics_served(
         return
     address, port = settings.metrics_address or settings.grpc_address, settings.metrics_port
     try:
-        endpoint = MetricsEndpoint(registry, address, port, threads, lambda: server.unready)
+        endpoint = MetricsEndpoint(
+            registry,
+            address,
+            port,
+            threads,
+            lambda: server.unready,
+            max_connections=settings.max_metrics_connections,
+            idle=settings.handshake_timeout_secs,
+        )
     except OSError as error:
         raise StartError(
             f"cannot serve metrics on {address} port {port}: {error.strerror}. Choose another port with"
@@ -208,58 +220,6 @@ def _unix_socket(settings: Settings) -> UnixSocket | None:
     if settings.grpc_socket is None:
         return None
     return UnixSocket(settings.grpc_socket, int(settings.grpc_socket_mode, 8))
-
-
-def _watch(
-    registry: CollectorRegistry,
-    server: RpcServer,
-    intake: Intake,
-    engine: "Engine",
-    access: Access,
-) -> None:
-    """Adds the metrics of what is there once the server has been built."""
-    from mien_server.observability.model_metrics import ModelMetrics
-
-    galleries = engine.gallery.store if engine.gallery else None
-    registry.register(ModelMetrics(engine.catalogue, galleries))
-    watch(registry, "mien_ready", "1 if the health service says SERVING.", lambda: server.ready)
-    watch(
-        registry,
-        "mien_calls_in_progress",
-        "Calls admitted and not ended.",
-        lambda: intake.budget.count,
-    )
-    watch(
-        registry,
-        "mien_calls_arriving",
-        "Calls whose request is still on its way, and open streams.",
-        lambda: intake.arriving,
-    )
-    watch(
-        registry,
-        "mien_call_bytes_in_progress",
-        "Bytes of their requests together.",
-        lambda: intake.budget.nbytes,
-    )
-    watch(
-        registry,
-        "mien_decode_pending",
-        "Photos that are being decoded or wait for it.",
-        lambda: engine.pool.pending,
-    )
-    watch(
-        registry,
-        "mien_picture_bytes",
-        "Bytes of photos that wait to be decoded, and of pixels that are not freed.",
-        lambda: engine.pool.room.nbytes,
-    )
-    if access.certificate is not None:
-        watch(
-            registry,
-            "mien_tls_certificate_days_left",
-            "Days until the first of the server's certificates ends.",
-            access.certificate.days_left,
-        )
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -1,6 +1,5 @@
 """How much memory the settings allow beside the models and the libraries: docs/hardening.md explains it."""
 
-from mien_server.rpc.intake import PROBES
 from mien_server.settings import Settings
 
 CONNECTION_BYTES = 64 * 1024
@@ -17,7 +16,7 @@ def worst_case(settings: Settings, connections: int) -> dict[str, int]:
         connections: how many there may be.
     """
     calls = settings.max_pending_requests
-    arriving = (settings.max_arriving_requests or calls) + PROBES
+    arriving = (settings.max_arriving_requests or calls) + settings.max_health_checks
     return {
         # Bytes that have not all come yet: up to a whole message each.
         "arriving": arriving * settings.max_message_bytes,

@@ -264,6 +264,27 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
     )
+    max_health_checks: int = _setting(
+        8,
+        "Limits",
+        "Health checks whose request is on its way, beside those of calls. Others wait for their turn.",
+        ge=1,
+        le=1_000_000,
+    )
+    health_check_timeout_secs: float = _setting(
+        2.0,
+        "Limits",
+        "Seconds that the request of a health check may take; then it is DEADLINE_EXCEEDED.",
+        ge=0.1,
+        le=3600,
+    )
+    max_metrics_connections: int = _setting(
+        8,
+        "Limits",
+        "Connections of the metrics port. Each has a thread; more are closed unanswered.",
+        ge=1,
+        le=1000,
+    )
     max_connections: int | None = _setting(
         None,
         "Limits",
@@ -271,6 +292,14 @@ class Settings(BaseSettings):
         " for the rest, 10,000 at most.",
         ge=1,
         le=1_000_000,
+    )
+    handshake_timeout_secs: float = _setting(
+        10.0,
+        "Limits",
+        "A connection that has not said for so long what it is, or one of the metrics that is silent for so"
+        " long, is closed.",
+        ge=0.1,
+        le=3600,
     )
     max_connection_idle_secs: float = _setting(
         900.0,

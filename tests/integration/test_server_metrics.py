@@ -82,7 +82,11 @@ def test_metrics_count_what_callers_did(server: LocalServer, sample: Sample) -> 
     assert grown(before, told, "nv_inference_request_success", **sface) == {(): 2}
     found = grown(before, told, "nv_inference_count", model="retinaface", version="1")
     assert found[()] >= 3
+    assert grown(before, told, "mien_answer_faces_count") == {(): 3}
+    assert grown(before, told, "mien_answer_faces_sum") == {(): 3}
     assert told.one("mien_ready") == 1
+    assert told.one("mien_connections") >= 0
+    assert told.one("mien_metrics_connections") == 1
     assert told.one("mien_decode_pending") == 0
     assert told.one("mien_call_bytes_in_progress") == 0
     assert told.one("process_resident_memory_bytes") > 1e8

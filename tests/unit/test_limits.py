@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from mien_server.limits import CONNECTION_BYTES, GROUPING_BYTES, worst_case
-from mien_server.rpc.intake import PROBES
 from mien_server.settings import Settings, flag_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +29,10 @@ def test_memory_at_worst_is_that_of_the_settings() -> None:
         max_image_bytes=MIB,
         max_pending_bytes=10 * MIB,
         max_pending_requests=7,
+        max_health_checks=5,
     )
     assert worst_case(settings, 3) == {
-        "arriving": (7 + PROBES) * 2 * MIB,
+        "arriving": (7 + 5) * 2 * MIB,
         "requests": 20 * MIB,
         "pictures": 20 * MIB,
         "queues": 10 * MIB,
@@ -46,7 +46,7 @@ def test_memory_at_worst_is_that_of_the_settings() -> None:
     }
     own = worst_case(settings.model_copy(update=limits), 3)
     assert (own["arriving"], own["pictures"], own["queues"]) == (
-        (2 + PROBES) * 2 * MIB,
+        (2 + 5) * 2 * MIB,
         6 * MIB,
         4 * MIB,
     )

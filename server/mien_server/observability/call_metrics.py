@@ -16,6 +16,8 @@ _BOUNDS = (
 )  # fmt: skip
 """Upper bounds of the buckets of a call's duration, in seconds: dense where face calls lie."""
 
+_FACES_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
 
 class CallMetrics:
     """Counts calls. Safe for threads.
@@ -49,6 +51,13 @@ class CallMetrics:
             registry=registry,
         )
 
+        self._faces = Histogram(
+            "mien_answer_faces",
+            "Faces in an answer of Detect, Embed or Analyze.",
+            buckets=_FACES_BOUNDS,
+            registry=registry,
+        )
+
     def started(self, kind: str, path: str) -> None:
         """Counts a call that came in.
 
@@ -73,6 +82,10 @@ class CallMetrics:
     def failed(self, path: str, reason: str) -> None:
         """Counts a call, or a request of a stream, that is answered with an error."""
         self._errors.labels(*_split(path), reason).inc()
+
+    def faces(self, count: int) -> None:
+        """Counts an answer with so many faces."""
+        self._faces.observe(count)
 
 
 def watch(registry: CollectorRegistry, name: str, what: str, read: Callable[[], float]) -> None:

@@ -21,17 +21,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from mien_server.observability.call_metrics import watch
 from mien_server.threads import Threads
 
 logger = logging.getLogger(__name__)
 
 PATH = "/metrics"
-IDLE_SECONDS = 10.0
-"""A connection that sends or takes nothing for so long is closed."""
-
-MAX_CONNECTIONS = 8
-"""At the same time; each has a thread. More are closed unanswered."""
-
 _POLL_SECONDS = 0.1
 _PAUSE_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -67,6 +62,8 @@ class MetricsEndpoint:
         port: the TCP port; 0 takes any free one.
         threads: keeps the thread alive that listens.
         unready: what keeps the server from being ready; empty if it is.
+        max_connections: at the same time; each has a thread, and more are closed unanswered.
+        idle: seconds after which a connection is closed that sends or takes nothing.
 
     Attributes:
         url: of the metrics.
@@ -82,9 +79,19 @@ class MetricsEndpoint:
         port: int,
         threads: Threads,
         unready: Callable[[], Mapping[str, str]] = dict,
+        *,
+        max_connections: int = 8,
+        idle: float = 10.0,
     ) -> None:
         kind = _Server6 if address.version == 6 else _Server
-        self._server = kind((str(address), port), partial(_Handler, registry, unready))
+        handler = partial(_Handler, registry, unready, idle)
+        self._server = kind(max_connections, (str(address), port), handler)
+        watch(
+            registry,
+            "mien_metrics_connections",
+            "Connections of the metrics port; each has a thread.",
+            lambda: self._server.connections,
+        )
         host = f"[{address}]" if address.version == 6 else str(address)
         self.url = f"http://{host}:{self._server.server_address[1]}{PATH}"
         self._thread = threads.start(
@@ -104,8 +111,10 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, *arguments: Any) -> None:
-        self._free = threading.Semaphore(MAX_CONNECTIONS)
+    def __init__(self, max_connections: int, *arguments: Any) -> None:
+        self.connections = 0
+        self._max_connections = max_connections
+        self._lock = threading.Lock()
         self._complained = -math.inf
         super().__init__(*arguments)
 
@@ -132,14 +141,18 @@ class _Server(socketserver.ThreadingTCPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Takes a connection unless there are too many."""
         del request, client_address
-        return self._free.acquire(blocking=False)
+        with self._lock:
+            free = self.connections < self._max_connections
+            self.connections += free
+        return free
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answers one connection, on a thread of its own."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Logs what socketserver would print."""
@@ -154,17 +167,22 @@ class _Server6(_Server):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = IDLE_SECONDS
-
     def __init__(
         self,
         registry: CollectorRegistry,
         unready: Callable[[], Mapping[str, str]],
+        idle: float,
         *connection: Any,
     ) -> None:
         self._registry = registry
         self._unready = unready
+        self._idle = idle
         super().__init__(*connection)
+
+    def setup(self) -> None:
+        """Limits the connection's silence."""
+        self.request.settimeout(self._idle)
+        super().setup()
 
     def do_GET(self) -> None:
         """Answers with the metrics, with how the server is, or with what there is."""

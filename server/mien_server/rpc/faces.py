@@ -1,6 +1,6 @@
 """mien.v1.FaceService: a request's message in, the pipeline's answer out, as a message."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -170,11 +170,19 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
 
     Args:
         default_deadline: how many seconds a call without a deadline of its own may take, above 0.
+        answered: is told how many faces each answer of Detect, Embed and Analyze has.
     """
 
-    def __init__(self, pipeline: FacePipeline, *, default_deadline: float) -> None:
+    def __init__(
+        self,
+        pipeline: FacePipeline,
+        *,
+        default_deadline: float,
+        answered: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._pipeline = pipeline
         self._default_deadline = default_deadline
+        self._answered = answered
 
     async def Detect(  # noqa: N802 - the contract's name
         self, request: face_pb2.DetectRequest, context: Context
@@ -188,6 +196,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 call=call,
                 analysers=model_refs(request.analysers, "analysers"),
             )
+        self._answered(len(found.faces))
         return detect_response(found)
 
     async def Embed(  # noqa: N802 - the contract's name
@@ -203,6 +212,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 call=call,
                 analysers=model_refs(request.analysers, "analysers"),
             )
+        self._answered(len(found.faces))
         return embed_response(found)
 
     async def Verify(  # noqa: N802 - the contract's name
@@ -239,6 +249,7 @@ class FaceService(face_pb2_grpc.FaceServiceServicer):
                 if request.HasField("embedder")
                 else None,
             )
+        self._answered(len(found.faces))
         return analyze_response(found)
 
 

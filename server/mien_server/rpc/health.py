@@ -20,9 +20,6 @@ from mien_server.scheduling.errors import SchedulingError
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-ARRIVAL_SECONDS = 2.0
-"""A request, of a few bytes, has arrived by then."""
-
 _Response = health_pb2.HealthCheckResponse
 
 
@@ -31,10 +28,12 @@ class Health:
 
     Args:
         intake: counts the requests on their way.
+        arrival_seconds: a request, of a few bytes, has arrived by then.
     """
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, arrival_seconds: float) -> None:
         self._intake = intake
+        self._arrival_seconds = arrival_seconds
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
         self._ended = False
@@ -89,8 +88,8 @@ class Health:
     async def _asked(self, requests: AsyncIterator[bytes], context: Any) -> str:
         """Which service a caller asks for; ends the call if it does not say so in time."""
         try:
-            async with self._intake.probe():
-                raw = await arrived(requests, ARRIVAL_SECONDS)
+            async with self._intake.check():
+                raw = await arrived(requests, self._arrival_seconds)
             service: str = parsed(health_pb2.HealthCheckRequest.FromString, raw).service
         except (MienError, SchedulingError) as error:
             fault = fault_of(error)

@@ -12,10 +12,6 @@ from mien_server.scheduling.errors import Draining, QueueFull, Unavailable
 
 RETRY_AFTER_SECONDS = 1.0
 
-PROBES = 8
-"""Of so many health checks requests may be on their way beside those of calls; others wait for their turn.
-They are there at once, unless somebody means it ill."""
-
 
 class Intake:
     """Counts the calls in progress and refuses those that are too early, too many or too late.
@@ -24,6 +20,7 @@ class Intake:
 
     Attributes:
         budget: counts the calls in progress, with the bytes of their requests.
+        checking: health checks whose request is on its way.
         arriving: calls whose request is still on its way, and streams that are open, whose next one may be;
             nobody knows how large it is.
         last_event: when a call, or a part of a request, last came or went, by the monotonic clock; -inf: none
@@ -33,13 +30,23 @@ class Intake:
         max_calls: how many calls may be in progress at the same time, at least 1.
         max_bytes: how many bytes their requests may have together, at least 1.
         max_arriving: of how many calls requests may be on their way; None: as many as in progress.
+        max_checking: of how many health checks requests may be on their way beside them; others wait for
+            their turn. They are there at once, unless somebody means it ill.
     """
 
-    def __init__(self, *, max_calls: int, max_bytes: int, max_arriving: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        max_bytes: int,
+        max_arriving: int | None = None,
+        max_checking: int = 8,
+    ) -> None:
         self.budget = Budget(max_count=max_calls, max_bytes=max_bytes)
         self.arriving = 0
         self._max_arriving = max_arriving or max_calls
-        self._probes = asyncio.Semaphore(PROBES)
+        self.checking = 0
+        self._places = asyncio.Semaphore(max_checking)
         self._state: Literal["loading", "open", "draining"] = "loading"
         self._idle = asyncio.Event()
         self.last_event = -math.inf
@@ -68,14 +75,17 @@ class Intake:
             self.last_event = time.monotonic()
 
     @asynccontextmanager
-    async def probe(self) -> AsyncIterator[None]:
+    async def check(self) -> AsyncIterator[None]:
         """Waits for one of the places of health checks, whose request arrives in the block."""
-        async with self._probes:
+        async with self._places:
+            self.checking += 1
             try:
                 yield
             except BaseException:
                 self.last_event = time.monotonic()  # what has come of it is memory to give back
                 raise
+            finally:
+                self.checking -= 1
 
     def enter(self, nbytes: int) -> None:
         """Admits a call whose request has `nbytes`; `leave` must follow.

@@ -17,10 +17,6 @@ from mien_server.settings import name_of
 MAX_PATH_BYTES = 107
 """Of a Unix socket, as Linux has it."""
 
-
-HANDSHAKE_TIMEOUT_MS = 10_000
-"""A connection that has not said what it is by then is closed. gRPC's own limit is 2 minutes."""
-
 SPARE_DESCRIPTORS, MOST_CONNECTIONS = 128, 10_000
 """File descriptors that are left to models, metrics and libraries, and connections that are always enough."""
 
@@ -69,6 +65,7 @@ class Connections:
 
     Attributes:
         most: more are closed as they come in; None: as many as there are file descriptors for.
+        handshake: one that has not said what it is by then is closed.
         max_idle: one without a call for so long is closed; None: never.
         max_streams: calls in progress on one connection.
         max_age: after which a connection gets no new calls; None: any.
@@ -78,6 +75,7 @@ class Connections:
     """
 
     most: int | None = None
+    handshake: float = 10.0
     max_idle: float | None = None
     max_streams: int = 4096
     max_age: float | None = None
@@ -94,7 +92,7 @@ class Connections:
         """The options of gRPC for that."""
         found = [
             ("grpc.max_allowed_incoming_connections", self.limit),
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.server_handshake_timeout_ms", round(1e3 * self.handshake)),
             ("grpc.max_concurrent_streams", self.max_streams),
             ("grpc.keepalive_time_ms", round(1e3 * self.keepalive)),
             ("grpc.keepalive_timeout_ms", round(1e3 * self.keepalive_timeout)),

@@ -57,6 +57,7 @@ class RpcServer:
         hide: folders whose place on this machine callers are not told.
         access_log: whether each call gets a line at info.
         arrival_seconds: how long a request may take to arrive, if its call has no deadline that is nearer.
+        check_seconds: how long that of a health check may take.
         gate: knows callers, and what they may do; None admits everybody.
         certificate: what TLS works with; None: plain text.
         unix: the socket to listen on instead of address and port.
@@ -81,6 +82,7 @@ class RpcServer:
         hide: Sequence[Path] = (),
         access_log: bool = False,
         arrival_seconds: float = 60.0,
+        check_seconds: float = 2.0,
         gate: Gate | None = None,
         certificate: Certificate | None = None,
         unix: UnixSocket | None = None,
@@ -92,7 +94,7 @@ class RpcServer:
         self.unready: Mapping[str, str] = {"server": "it is loading its models"}
         self._hide = hide
         self._services = [SERVICE]
-        self._health = Health(intake)
+        self._health = Health(intake, check_seconds)
         connections = connections or Connections()
         self.max_connections = connections.limit
         self._server = grpc.aio.server(

@@ -17,10 +17,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from mien_server.observability import metrics_endpoint
 from mien_server.observability.call_metrics import UNARY, CallMetrics
 from mien_server.observability.metrics_endpoint import (
-    MAX_CONNECTIONS,
     MetricsEndpoint,
     exposition,
 )
@@ -149,7 +147,7 @@ def test_ipv6() -> None:
     endpoint = MetricsEndpoint(CollectorRegistry(), IPv6Address("::1"), 0, Threads())
     assert endpoint.url.startswith("http://[::1]:")
     with get(endpoint.url) as response:
-        assert response.read() == b""
+        assert b"mien_metrics_connections 1.0" in response.read()
     endpoint.close()
 
 
@@ -163,21 +161,19 @@ def test_taken_port_is_an_error_and_a_closed_one_is_free(endpoint: MetricsEndpoi
     MetricsEndpoint(CollectorRegistry(), LOOPBACK, port, Threads()).close()
 
 
-def test_silent_connections_do_not_keep_scrapes_away(
-    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics_endpoint._Handler, "timeout", 0.5)
-    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads())
+def test_silent_connections_do_not_keep_scrapes_away(registry: CollectorRegistry) -> None:
+    most = 3
+    endpoint = MetricsEndpoint(registry, LOOPBACK, 0, Threads(), max_connections=most, idle=0.5)
     address = ("127.0.0.1", port_of(endpoint))
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
         silent[0].sendall(b"GET /met")
         # At most so many have a thread; what comes on top is closed at once, these when their time is up.
         closed_at_once = 0
-        for connection in silent[MAX_CONNECTIONS:]:
+        for connection in silent[most:]:
             connection.settimeout(10)
             closed_at_once += connection.recv(1) == b""
-        assert closed_at_once == len(silent) - MAX_CONNECTIONS
+        assert closed_at_once == len(silent) - most
         deadline = time.monotonic() + 10
         while True:
             try:

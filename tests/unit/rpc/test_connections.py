@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from mien.v1 import face_pb2
-from mien_server.rpc import ports
+from mien_server.observability.connections import connections
 from mien_server.rpc.intake import Intake
 from mien_server.rpc.ports import Connections, connections_for
 from tests.http2 import DATA, RST_STREAM, begin_call, connect, frame, greet, is_closed
@@ -131,11 +131,14 @@ async def _done(call: Any) -> None:
 async def test_connections_beyond_the_limit_are_closed_and_a_free_place_is_taken() -> None:
     async with serving(returning(EMPTY), connections=Connections(most=2)) as running:
         assert running.server.max_connections == 2
+        assert connections(running.server.address) == 0
         await running.faces.Detect(PHOTO)  # the channel's connection is the first
+        assert connections(running.server.address) == 1
         with ExitStack() as stack:
             second = stack.enter_context(await asyncio.to_thread(connect, running.server.address))
             greet(second)
             assert await asyncio.to_thread(second.recv, 9)
+            assert connections(running.server.address) == 2
             third = stack.enter_context(
                 await asyncio.to_thread(connect, running.server.address, 10)
             )
@@ -183,9 +186,8 @@ async def _watch(channel: grpc.aio.Channel, states: list[grpc.ChannelConnectivit
         await channel.wait_for_state_change(states[-1])
 
 
-async def test_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "HANDSHAKE_TIMEOUT_MS", 200)
-    async with serving(returning(EMPTY)) as running:
+async def test_connection_that_says_nothing_is_closed() -> None:
+    async with serving(returning(EMPTY), connections=Connections(handshake=0.2)) as running:
         with await asyncio.to_thread(connect, running.server.address) as silent:
             assert await asyncio.to_thread(is_closed, silent)
         await running.faces.Detect(PHOTO)

@@ -9,8 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mien_server.errors import Reason
-from mien_server.rpc import health
-from mien_server.rpc.intake import PROBES, Intake
+from mien_server.rpc.intake import Intake
 from mien_server.rpc.server import SERVICE
 from tests.unit.rpc.test_connections import arriving, fails, never
 from tests.unit.rpc.test_face_service import EMPTY, Running, details_of, returning, serving
@@ -72,21 +71,23 @@ async def test_question_that_is_no_message_is_an_invalid_request() -> None:
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
-async def test_half_questions_are_few_at_a_time_and_end_soon(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_half_questions_are_few_at_a_time_and_end_soon(method: str) -> None:
     """They are of whom nobody knows, and each may hold as much as the largest message."""
-    monkeypatch.setattr(health, "ARRIVAL_SECONDS", 0.2)
-    async with serving(returning(EMPTY)) as running:
+    few = Intake(max_calls=9, max_bytes=1 << 20, max_checking=3)
+    async with serving(returning(EMPTY), admitting=few, check_seconds=0.2) as running:
         untyped: Any = running.channel
         began = time.monotonic()
         halves = [
             asyncio.create_task(fails(_first(untyped.stream_stream(CHECK[:-5] + method)(never()))))
-            for _ in range(3 * PROBES)
+            for _ in range(9)
         ]
+        async with asyncio.timeout(10):
+            while few.checking < 3:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
         # Whoever asks in earnest waits for a turn, and is answered.
         assert await running.health() == "SERVING"
         ended = await asyncio.gather(*halves)
+        assert few.checking == 0
         assert {error.code() for error in ended} == {grpc.StatusCode.DEADLINE_EXCEEDED}
         assert {details_of(error)["ErrorInfo"].reason for error in ended} == {"DEADLINE_EXCEEDED"}
         assert time.monotonic() - began > 0.5
