@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 async def together(*parts: Coroutine[Any, Any, T]) -> list[T]:
     """Runs the parts at the same time. The first that fails cancels the others, and its error is raised."""
+    if len(parts) == 1:  # as most often, which needs no task of its own
+        return [await parts[0]]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
