@@ -202,8 +202,8 @@ class Settings(BaseSettings):
     gallery_max_bytes: int = _setting(
         4096 * MIB,
         "Galleries",
-        "Bytes of memory that all enrolled faces may take: 2 for each number of an embedding, some 90 more"
-        " a face, and 200 for every different set of labels; on disk about twice as many. Faces beyond"
+        "Bytes of memory that all enrolled faces may take: one for each number of an embedding, 100 more a"
+        " face, and 200 for every different set of labels; on disk some three times as many. Faces beyond"
         " that are refused with GALLERY_FULL.",
         ge=MIB,
     )

@@ -6,24 +6,24 @@ whatever changes rows that count makes new arrays for all but the vectors. A sea
 nobody and sees one state from its beginning to its end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mien_server.gallery.halves import Halves, to_halves
 from mien_server.gallery.labels import LabelSets
+from mien_server.gallery.rounding import Rounded, rounded
 from mien_server.pipeline.types import ArrayF32
 
 BLOCK_BYTES = 8 * 1024 * 1024
 """Bytes of the vectors of a large block: enough work for one product, little to copy when it is thinned."""
 
 _FIRST_ROWS = 64
-_ROW_BYTES = 8 + 8 + 8 + 4 + 64
-"""Of a face beside its vector: its key, its person's key and name, the number of its labels, and the name's
-characters, which faces of one person share: as many as a name usually has."""
+_ROW_BYTES = 8 + 8 + 8 + 8 + 4 + 64
+"""Of a face beside its vector: that one's scale and error, its key, its person's key and name, the number of
+its labels, and the name's characters, which faces of one person share: as many as a name usually has."""
 
 _GONE = 0
 """The face of a row that has been deleted. Keys begin at 1."""
@@ -34,7 +34,7 @@ class Block:
     """Rows of a collection, of which the first `length` count. Arrays may be longer.
 
     Attributes:
-        vectors: [capacity, d] of unit length, rounded to half precision.
+        vectors: [capacity, d] of unit length, rounded.
         faces: [capacity] int64, the faces' keys; `_GONE` where one was deleted.
         persons: [capacity] int64, the persons' keys.
         names: [capacity] object, the persons' names.
@@ -42,7 +42,7 @@ class Block:
         gone: deleted rows among those that count.
     """
 
-    vectors: Halves
+    vectors: Rounded
     faces: NDArray[np.int64]
     persons: NDArray[np.int64]
     names: NDArray[np.object_]
@@ -54,7 +54,7 @@ class Block:
     def empty(cls, capacity: int, dimensions: int) -> "Block":
         """A block with room for so many rows. The system gives it memory as rows are written."""
         return cls(
-            np.empty((capacity, dimensions), np.float16),
+            Rounded.empty(capacity, dimensions),
             np.empty(capacity, np.int64),
             np.empty(capacity, np.int64),
             np.empty(capacity, object),
@@ -101,6 +101,11 @@ class Snapshot:
         """The persons' keys of all rows."""
         return np.concatenate([block.persons[: block.length] for block in self.blocks])
 
+    @cached_property
+    def errors(self) -> ArrayF32:
+        """How far off products with all rows are at most, [rows]."""
+        return np.concatenate([block.vectors.errors[: block.length] for block in self.blocks])
+
     @property
     def keys(self) -> NDArray[np.int64]:
         """The keys of all faces, in their order."""
@@ -146,8 +151,8 @@ class Index:
 
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
-        self.row_bytes = 2 * dimensions + _ROW_BYTES
-        self._full_rows = max(_FIRST_ROWS, BLOCK_BYTES // (2 * dimensions))
+        self.row_bytes = dimensions + _ROW_BYTES
+        self._full_rows = max(_FIRST_ROWS, BLOCK_BYTES // dimensions)
         self._labels = LabelSets()
         self._snapshot = Snapshot((), self._labels.texts)
 
@@ -192,7 +197,7 @@ class Index:
             taken = slice(start, start + min(block.room, count - start))
             size = taken.stop - taken.start
             to = slice(block.length, block.length + size)
-            block.vectors[to] = to_halves(vectors[taken])
+            block.vectors.put(to, rounded(vectors[taken]))
             block.faces[to] = faces[taken]
             block.persons[to] = persons[taken]
             block.names[to] = names[taken]
@@ -221,23 +226,19 @@ class Index:
                 blocks.append(_without_gone(thinned))
         self._publish(_merged(blocks, self._full_rows))
 
-    def take(self, faces: Sequence[int]) -> list[NewRow]:
-        """Takes out those of the faces with these keys that are here, and gives them."""
-        wanted = np.array(faces, np.int64)
+    def take(self, vectors: Mapping[int, ArrayF32]) -> list[NewRow]:
+        """Takes out those of some faces that are here, and gives them.
+
+        Args:
+            vectors: [d] as they were enrolled, by the faces' keys.
+        """
+        wanted = np.array(list(vectors), np.int64)
         taken = []
         for block in self._snapshot.blocks:
             for row in np.flatnonzero(np.isin(block.faces[: block.length], wanted)).tolist():
                 text = self._labels.texts[block.labels[row]] or ""
                 face, person = int(block.faces[row]), int(block.persons[row])
-                taken.append(
-                    NewRow(
-                        face,
-                        person,
-                        block.names[row],
-                        text,
-                        block.vectors[row].astype(np.float32),
-                    )
-                )
+                taken.append(NewRow(face, person, block.names[row], text, vectors[face]))
         if taken:
             self.remove([row.face for row in taken])
         return taken
@@ -263,7 +264,7 @@ def _without_gone(block: Block) -> Block:
     """A copy of the rows that are not deleted, without room for more."""
     kept = np.flatnonzero(block.faces[: block.length] != _GONE)
     return Block(
-        block.vectors[kept],
+        block.vectors.at(kept),
         block.faces[kept],
         block.persons[kept],
         block.names[kept],
@@ -286,7 +287,7 @@ def _merged(blocks: Sequence[Block], most: int) -> list[Block]:
             continue
         a, b = _without_gone(before), _without_gone(block)
         merged[-1] = Block(
-            np.concatenate([a.vectors, b.vectors]),
+            a.vectors.followed_by(b.vectors),
             np.concatenate([a.faces, b.faces]),
             np.concatenate([a.persons, b.persons]),
             np.concatenate([a.names, b.names]),

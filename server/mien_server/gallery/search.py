@@ -1,10 +1,11 @@
 """Searching a collection: one product for the queries of many callers, then the best persons of each.
 
-`Search` is what a collection's slot runs. The product is one with vectors in halves, and only says which rows
+`Search` is what a collection's slot runs. The product is one with rounded vectors, and only says which rows
 may be among the best. Of those the record has the vectors as they were enrolled, and similarities are told
 from these in float64: exact, and the same alone and in a batch.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.gallery.halves import ROUNDING, Halves, to_halves, to_singles
 from mien_server.gallery.index import Block, Index, Snapshot
 from mien_server.gallery.labels import fitting, from_text
+from mien_server.gallery.rounding import MIDDLE, rounded, widened
 from mien_server.gallery.types import Found, Labels, Match, Query, Sample
 from mien_server.pipeline.types import ArrayF32
 
@@ -25,6 +26,9 @@ MAX_SAMPLES = 10
 
 _SCORES_BYTES = 32 * 1024 * 1024
 """Similarities of the queries of one product, which are all in memory at once."""
+
+_TRIES = 3
+"""How often a search begins until it makes do with the rounded vectors of faces that are just deleted."""
 
 _STRIP_BYTES = 4 * 1024 * 1024
 _FEW = 4
@@ -46,17 +50,24 @@ class Lanes:
 
     def __init__(self, device: CpuDevice) -> None:
         self._device = device
+        self._strips = threading.local()
         self._pool = ThreadPoolExecutor(max(1, device.cores - 1), thread_name_prefix="search")
 
-    def scores(self, snapshot: Snapshot, queries: ArrayF32) -> ArrayF32:
-        """The cosines of queries [n, d] with all rows: [n, rows] float32; -inf for rows that are deleted."""
+    def highest(self, snapshot: Snapshot, queries: ArrayF32) -> ArrayF32:
+        """What the cosines of queries [n, d] with all rows may be at most: [n, rows] float32.
+
+        They are at least that less twice the row's error. -inf for rows that are deleted.
+        """
         scores = np.empty((len(queries), snapshot.rows), np.float32)
         shares = _shares(snapshot, max(1, self._device.granted))
 
         def work(share: Sequence[tuple[Block, int]]) -> None:
             for block, end in share:
                 out = scores[:, end - block.length : end]
-                _multiply(queries, block.vectors[: block.length], out)
+                _multiply(queries, block.vectors.codes[: block.length], self._room(queries), out)
+                out -= MIDDLE * queries.sum(axis=1, keepdims=True)
+                out *= block.vectors.scales[: block.length]
+                out += block.vectors.errors[: block.length]
                 if block.gone:
                     out[:, block.faces[: block.length] == 0] = _GONE
 
@@ -66,21 +77,32 @@ class Lanes:
             other.result()
         return scores
 
+    def _room(self, queries: ArrayF32) -> ArrayF32:
+        """Rows [m, d] of finite numbers for `widened`; each thread keeps its own."""
+        if not hasattr(self._strips, "numbers"):
+            self._strips.numbers = np.zeros(_STRIP_BYTES // 4, np.float32)
+        numbers: ArrayF32 = self._strips.numbers
+        dimensions = queries.shape[1]
+        rows = max(1, len(numbers) // dimensions)
+        return numbers[: rows * dimensions].reshape(rows, dimensions)
+
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown()
 
 
-def _multiply(queries: ArrayF32, vectors: Halves, out: ArrayF32) -> None:
-    """Writes the products of queries [n, d] with vectors [m, d] into `out` [n, m].
+def _multiply(queries: ArrayF32, codes: NDArray[np.uint8], room: ArrayF32, out: ArrayF32) -> None:
+    """Writes the products of queries [n, d] with bytes [m, d] into `out` [n, m].
 
     In strips that stay in a core's cache, which every query then reads from there. For a few queries BLAS has
     no product that is faster than one for each.
+
+    Args:
+        room: [rows of a strip, d], finite.
     """
-    rows = min(len(vectors), max(1, _STRIP_BYTES // (4 * vectors.shape[1])))
-    singles = np.empty((rows, vectors.shape[1]), np.float32)
-    for start in range(0, len(vectors), rows):
-        strip = to_singles(vectors[start : start + rows], singles)
+    rows = len(room)
+    for start in range(0, len(codes), rows):
+        strip = widened(codes[start : start + rows], room)
         part = out[:, start : start + rows]
         if len(queries) > _FEW:
             np.matmul(queries, strip.T, out=part)
@@ -127,53 +149,67 @@ class Search:
 
     def compute(self, batch: _Batch) -> list[Found]:
         """What each query finds."""
-        snapshot = batch.snapshot
-        if not snapshot.blocks:
-            return [Found([], 0) for _ in batch.queries]
-        most = max(1, _SCORES_BYTES // (4 * snapshot.rows))
+        most = max(1, _SCORES_BYTES // (4 * max(1, batch.snapshot.rows)))
         found = []
         for start in range(0, len(batch.queries), most):
-            queries = batch.queries[start : start + most]
-            scores = self._lanes.scores(snapshot, np.stack([query.vector for query in queries]))
+            found += self._found(batch.snapshot, batch.queries[start : start + most])
+        return found
+
+    def _found(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Found]:
+        """What some queries find: in the state that is given, or in a later one.
+
+        Of faces that were deleted since, the record has nothing more to compare with. If some of them might
+        be found, the search begins again.
+        """
+        stacked = np.stack([query.vector for query in queries])
+        for tries_left in reversed(range(_TRIES)):
+            if not snapshot.blocks:
+                break
+            highest = self._lanes.highest(snapshot, stacked)
             chosen = [
-                candidates(snapshot, row, query) for query, row in zip(queries, scores, strict=True)
+                candidates(snapshot, row, query)
+                for query, row in zip(queries, highest, strict=True)
             ]
             keys = {key for rows in chosen for key in snapshot.faces_of(rows).tolist()}
             vectors = self._record(sorted(keys)) if keys else {}
-            for query, rows in zip(queries, chosen, strict=True):
-                persons = _persons(snapshot, rows, query, vectors)[: query.top_k]
-                found.append(Found(persons, snapshot.faces))
-        return found
+            if tries_left and len(vectors) < len(keys):
+                snapshot = self._index.snapshot
+                continue
+            return [
+                Found(_persons(snapshot, rows, query, vectors)[: query.top_k], snapshot.faces)
+                for query, rows in zip(queries, chosen, strict=True)
+            ]
+        return [Found([], 0) for _ in queries]
 
     def split(self, outputs: list[Found], rows: Sequence[Query]) -> list[Found]:  # noqa: ARG002
         """What each query found."""
         return outputs
 
 
-def candidates(snapshot: Snapshot, scores: ArrayF32, query: Query) -> _Rows:
+def candidates(snapshot: Snapshot, highest: ArrayF32, query: Query) -> _Rows:
     """The rows that may be among the best faces of the persons most like a query, in their order.
 
-    Each score is off by at most `ROUNDING`, so a person whose best one is more than twice that below the
-    best one of the person at place `top_k` is not among the first `top_k`; and so with a person's faces.
+    A person none of whose faces may be as much like the query as the person at place `top_k` is at least is
+    not among the first `top_k`; and so with a person's faces.
 
     Args:
         snapshot: not empty.
-        scores: of its rows, as `Lanes.scores` gives them; changed.
+        highest: what the similarities of its rows may be at most, as `Lanes.highest` tells; changed.
         query: what was compared with.
     """
     if query.labels:
-        scores[~_with_labels(snapshot, query.labels)] = _GONE
-    rows = np.flatnonzero(scores >= max(query.threshold - ROUNDING, -2.0))
+        highest[~_with_labels(snapshot, query.labels)] = _GONE
+    rows = np.flatnonzero(highest >= max(query.threshold, -2.0))
     if len(rows) <= query.top_k:
         return rows
-    scores, persons = scores[rows], snapshot.persons[rows]
-    last = _score_of_place(scores, persons, query.top_k)
-    mine = np.isin(persons, persons[scores >= last - 2 * ROUNDING])
-    rows, scores, persons = rows[mine], scores[mine], persons[mine]
-    order = np.lexsort((-scores, persons))
+    highest, persons = highest[rows], snapshot.persons[rows]
+    lowest = highest - 2 * snapshot.errors[rows]
+    mine = np.isin(persons, persons[highest >= _score_of_place(lowest, persons, query.top_k)])
+    rows, highest, lowest, persons = rows[mine], highest[mine], lowest[mine], persons[mine]
+    order = np.lexsort((-lowest, persons))
     _, first, counts = np.unique(persons[order], return_index=True, return_counts=True)
-    lasts = scores[order[first + np.minimum(counts, MAX_SAMPLES) - 1]]
-    kept = scores[order] >= np.repeat(lasts, counts) - 2 * ROUNDING
+    lasts = lowest[order[first + np.minimum(counts, MAX_SAMPLES) - 1]]
+    kept = highest[order] >= np.repeat(lasts, counts)
     return np.sort(rows[order[kept]])
 
 
@@ -236,12 +272,10 @@ def _enrolled(block: Block, at: _Rows, vectors: Mapping[int, ArrayF32]) -> Array
 
     Of a face that was deleted or embedded anew since the snapshot, the rounded ones are all there is.
     """
-    rounded = block.vectors[at]
-    exact = rounded.astype(np.float32)
+    codes, scales, _ = block.vectors.at(at)
+    exact = scales[:, None] * (codes.astype(np.float32) - MIDDLE)
     for place, key in enumerate(block.faces[at].tolist()):
         vector = vectors.get(key)
-        if vector is not None and np.array_equal(
-            to_halves(vector[None]), rounded[place : place + 1]
-        ):
+        if vector is not None and np.array_equal(rounded(vector[None]).codes[0], codes[place]):
             exact[place] = vector
     return exact

@@ -194,7 +194,7 @@ class Store:
         def publish(moved: tuple[int, list[str]]) -> None:
             key, name, now = moved[0], sys.intern(person), self._now(live)
             now.index.move(faces, key, name)
-            named = now.unnamed.take(faces)
+            named = now.unnamed.take(self.reader.vectors(faces))
             now.index.add([replace(row, person=key, name=name) for row in named])
 
         (_, emptied), _ = await self._write(

@@ -50,7 +50,7 @@ async def everyone(store: AnyStore, live: OpenCollection) -> dict[str, int]:
 def in_memory(live: Live) -> dict[int, tuple[str, bytes]]:
     """Per face in memory: the person's name and the vector."""
     return {
-        int(block.faces[i]): (block.names[i], block.vectors[i].tobytes())
+        int(block.faces[i]): (block.names[i], block.vectors.codes[i].tobytes())
         for block in live.index.snapshot.blocks
         for i in range(block.length)
         if block.faces[i]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mien_server.gallery.index import Index, NewRow, Snapshot
 from mien_server.gallery.labels import to_text
+from mien_server.gallery.rounding import rounded
 from tests.unit.gallery.vectors import filled, random_units, rows
 
 D = 8
@@ -21,7 +22,7 @@ def state(snapshot: Snapshot) -> dict[int, tuple[int, str, str, tuple[float, ...
             int(block.persons[i]),
             block.names[i],
             snapshot.label_texts[block.labels[i]] or "",
-            tuple(block.vectors[i].tolist()),
+            tuple(block.vectors.codes[i].tolist()),
         )
         for block in snapshot.blocks
         for i in range(block.length)
@@ -62,7 +63,7 @@ def test_every_state_is_what_the_changes_say_and_stays_as_it_was(
                     row.person,
                     row.name,
                     str(row.labels),
-                    tuple(row.vector.astype(np.float16).tolist()),
+                    tuple(rounded(row.vector[None]).codes[0].tolist()),
                 )
             next_face += argument
         elif faces:
