@@ -106,6 +106,27 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         }
     )
     labelled = True
+    template = """
+# Crops, RGB 0..255, and what is told of each.
+input [
+  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, $side, $side ] }
+]
+output [
+  { name: "values", data_type: TYPE_FP32, dims: [ $dimensions ] }
+]
+
+parameters [
+  $parameters,
+  { key: "split_rows", value: { string_value: "true" } }
+]
+model_warmup [
+  {
+    name: "one face"
+    batch_size: 1
+    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
+  }
+]
+"""
 
     def read_options(self, parameters: Parameters) -> AnalyserOptions:
         """What it tells, which must be given, and of what; the rest may be left out."""
