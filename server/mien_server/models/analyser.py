@@ -60,6 +60,8 @@ class AnalyserOptions:
         unit: of a number, for people: "years".
         points_in: of points, whether the graph gives pixels of its crop or fractions of its side.
         by_default: whether callers that name no analysers get this one.
+        average_with: other analysers that tell the same; answers to calls about faces are the mean of its own
+            and theirs.
     """
 
     kind: Kind
@@ -71,6 +73,7 @@ class AnalyserOptions:
     unit: str = ""
     points_in: Literal["pixels", "fractions"] = "pixels"
     by_default: bool = False
+    average_with: tuple[str, ...] = ()
 
 
 class AnalyserRow(NamedTuple):
@@ -102,7 +105,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
     parameters = frozenset(
         {
             *("answer", "activation", "labels", "score_class", "values", "unit", "points_in"),
-            *("crop", "window", "margin", "analyse_by_default"),
+            *("crop", "window", "margin", "analyse_by_default", "average_with"),
         }
     )
     labelled = True
@@ -149,6 +152,7 @@ model_warmup [
             unit=parameters.text("unit", ""),
             points_in=parameters.choice("points_in", _UNITS, "pixels"),
             by_default=parameters.flag("analyse_by_default", default=False),
+            average_with=parameters.texts("average_with"),
         )
 
     def with_tensors(
@@ -188,7 +192,7 @@ model_warmup [
         return options.labels
 
     def describe(self, options: AnalyserOptions) -> str:
-        """All but the words: labels, the unit, and who gets it."""
+        """All that the network's own answers depend on: not the words, who gets it, or who else is asked."""
         told = {
             "classification": "",
             "score": f" {options.score_class}",
@@ -198,7 +202,7 @@ model_warmup [
         return f"{options.kind}{told}, {options.activation}; {options.crop.describe()}"
 
     def run_alike(self, options: AnalyserOptions, others: AnalyserOptions) -> bool:
-        """Whether only words differ, or who gets it."""
+        """Whether only that differs which `describe` leaves out."""
         return self.describe(options) == self.describe(others)
 
     def output_problem(self, output: TensorSpec) -> str:
