@@ -217,6 +217,37 @@ async def test_defaults_without_weights_are_left_out_and_failed_ones_told(root: 
     assert caught.value.field == "analysers"
 
 
+async def test_answers_are_averaged_with_another_models_once_the_configuration_says_so(
+    root: Path,
+) -> None:
+    """The network is not loaded again for that, and at Triton's door it answers for itself."""
+    shutil.copytree(root / "colours", root / "tints")
+    shutil.rmtree(root / "tints" / "2")
+    (root / "tints" / "config.pbtxt").write_text(CONFIG.replace('"colours"', '"tints"'))
+    red = AlignedFace(RawPixels(112, 112, bytes((255, 0, 0)) * 112 * 112))
+
+    async def chances(rig: Rig) -> NDArray[Any]:
+        found = await rig.pipeline.analyse(
+            red,
+            detector=ModelRef(),
+            analysers=[ModelRef("colours")],
+            selection=LARGEST,
+            call=Call(),
+        )
+        return found.faces[0].analyses[0].values
+
+    own, others = softmax(np.array([1.3, 0, 0])), softmax(np.array([1.0, 0, 0]))
+    with open_rig(root) as rig:
+        np.testing.assert_allclose(await chances(rig), own, atol=1e-5)
+        loaded = rig.catalogue.resolve("colours").slot
+        parameter(root, "colours", "average_with", "tints")
+        rig.loader.load("colours").result(SECONDS)
+        np.testing.assert_allclose(await chances(rig), (own + others) / 2, atol=1e-5)
+        assert rig.catalogue.resolve("colours").slot is loaded
+    async with serving(root) as served:
+        np.testing.assert_allclose((await ask(served, (255, 0, 0)))[0], own, atol=1e-5)
+
+
 async def test_other_roles_do_not_take_it_for_theirs(root: Path) -> None:
     async with serving(root) as served:
         with pytest.raises(InvalidRequest) as caught, served.models.lease("colours", role=EMBEDDER):

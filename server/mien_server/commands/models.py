@@ -189,6 +189,11 @@ def _add_new_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", metavar="TEXT", help="who may use the weights for what, for the manifest"
     )
+    parser.add_argument(
+        "--part",
+        choices=("age", "gender", "race"),
+        help="of FairFace's network, which tells all three: what the model shall tell",
+    )
     _add_input(parser)
 
 
@@ -284,6 +289,7 @@ def _import(
     source: str | None,
     version: int | None,
     license: str | None,
+    part: str | None,
     channel_order: Any,
     mean: tuple[float, ...] | None,
     scale: tuple[float, ...] | None,
@@ -301,6 +307,7 @@ def _import(
         license_=license,
         source=source,
         given=_given_input(channel_order, mean, scale, window),
+        part=part,
     )
     _say_next(repository, done)
     return 0
@@ -313,6 +320,7 @@ def _pull(
     accept_license: bool,
     version: int | None,
     license: str | None,
+    part: str | None,
     channel_order: Any,
     mean: tuple[float, ...] | None,
     scale: tuple[float, ...] | None,
@@ -331,6 +339,7 @@ def _pull(
         version=version,
         license_=license,
         given=_given_input(channel_order, mean, scale, window),
+        part=part,
     )
     _say_next(repository, done)
     return 0

@@ -60,6 +60,8 @@ class AnalyserOptions:
         unit: of a number, for people: "years".
         points_in: of points, whether the graph gives pixels of its crop or fractions of its side.
         by_default: whether callers that name no analysers get this one.
+        average_with: other analysers that tell the same; answers to calls about faces are the mean of its own
+            and theirs.
     """
 
     kind: Kind
@@ -71,6 +73,7 @@ class AnalyserOptions:
     unit: str = ""
     points_in: Literal["pixels", "fractions"] = "pixels"
     by_default: bool = False
+    average_with: tuple[str, ...] = ()
 
 
 class AnalyserRow(NamedTuple):
@@ -102,10 +105,31 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
     parameters = frozenset(
         {
             *("answer", "activation", "labels", "score_class", "values", "unit", "points_in"),
-            *("crop", "window", "margin", "analyse_by_default"),
+            *("crop", "window", "margin", "analyse_by_default", "average_with"),
         }
     )
     labelled = True
+    template = """
+# Crops, RGB 0..255, and what is told of each.
+input [
+  { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, $side, $side ] }
+]
+output [
+  { name: "values", data_type: TYPE_FP32, dims: [ $dimensions ] }
+]
+
+parameters [
+  $parameters,
+  { key: "split_rows", value: { string_value: "true" } }
+]
+model_warmup [
+  {
+    name: "one face"
+    batch_size: 1
+    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
+  }
+]
+"""
 
     def read_options(self, parameters: Parameters) -> AnalyserOptions:
         """What it tells, which must be given, and of what; the rest may be left out."""
@@ -128,6 +152,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
             unit=parameters.text("unit", ""),
             points_in=parameters.choice("points_in", _UNITS, "pixels"),
             by_default=parameters.flag("analyse_by_default", default=False),
+            average_with=parameters.texts("average_with"),
         )
 
     def with_tensors(
@@ -167,7 +192,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         return options.labels
 
     def describe(self, options: AnalyserOptions) -> str:
-        """All but the words: labels, the unit, and who gets it."""
+        """All that the network's own answers depend on: not the words, who gets it, or who else is asked."""
         told = {
             "classification": "",
             "score": f" {options.score_class}",
@@ -177,7 +202,7 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         return f"{options.kind}{told}, {options.activation}; {options.crop.describe()}"
 
     def run_alike(self, options: AnalyserOptions, others: AnalyserOptions) -> bool:
-        """Whether only words differ, or who gets it."""
+        """Whether only that differs which `describe` leaves out."""
         return self.describe(options) == self.describe(others)
 
     def output_problem(self, output: TensorSpec) -> str:

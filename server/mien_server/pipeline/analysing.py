@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ from mien_server.repository.versions import Lease
 async def analyse_image(
     image: ImageSource,
     detector: Lease | None,
-    analysers: Sequence[Lease],
+    analysers: Sequence[Sequence[Lease]],
     selection: FaceSelection,
     *,
     limits: Limits,
@@ -56,7 +58,8 @@ async def analyse_image(
     Args:
         detector: a photo needs one.
         embedder: of faces that are to be embedded, too.
-        analysers: of an aligned crop, none that sees the face's box.
+        analysers: of each answer the analyser, and others whose answers to a face are averaged with its own;
+            of an aligned crop, none that sees the face's box.
         selection: checked by `check_selection`.
         required: whether a photo without a face that is wanted is an error, unless the policy is ALL.
 
@@ -77,7 +80,7 @@ async def analyse_image(
 
 async def _analyse_crop(
     image: AlignedFace,
-    analysers: Sequence[Lease],
+    analysers: Sequence[Sequence[Lease]],
     embedder: Lease | None,
     limits: Limits,
     pool: PicturePool,
@@ -85,7 +88,7 @@ async def _analyse_crop(
 ) -> PhotoFaces:
     pixels = await load_crop(image, limits=limits, pool=pool, call=call)
     # It is a photo of one face that lies where the template has it.
-    matrices = {crop: matrix_of(crop, TEMPLATE) for crop in _wanted(analysers, embedder)}
+    matrices = {crop: matrix_of(crop, TEMPLATE) for crop in _wanted(_models(analysers, embedder))}
     begun = time.monotonic()
     cuts, quality = await pool.finish(
         lambda: (
@@ -105,7 +108,7 @@ async def _analyse_crop(
 async def _analyse_photo(
     image: EncodedImage | RawPixels,
     detector: Lease,
-    analysers: Sequence[Lease],
+    analysers: Sequence[Sequence[Lease]],
     embedder: Lease | None,
     selection: FaceSelection,
     limits: Limits,
@@ -113,7 +116,7 @@ async def _analyse_photo(
     call: Call,
     required: bool,
 ) -> PhotoFaces:
-    models = [*analysers, embedder] if embedder else analysers
+    models = _models(analysers, embedder)
     photo, faces, chosen = await find_chosen(
         image,
         detector,
@@ -129,7 +132,7 @@ async def _analyse_photo(
         return PhotoFaces([], width, height, identity, _identity(embedder))
     matrices = {
         crop: [matrix_of(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
-        for crop in _wanted(analysers, embedder)
+        for crop in _wanted(models)
     }
     begun = time.monotonic()
     cuts = await pool.finish(
@@ -159,9 +162,12 @@ def _identity(embedder: Lease | None) -> ModelIdentity | None:
     return identity_of(embedder.model) if embedder else None
 
 
-def _wanted(analysers: Sequence[Lease], embedder: Lease | None) -> set[Crop]:
+def _models(analysers: Sequence[Sequence[Lease]], embedder: Lease | None) -> list[Lease]:
+    return [*chain.from_iterable(analysers), *([embedder] if embedder else [])]
+
+
+def _wanted(models: Sequence[Lease]) -> set[Crop]:
     """The different crops that they want of a face, and that of which quality is told."""
-    models = [*analysers, embedder] if embedder else analysers
     return {ALIGNED, *(each.model.config.options.crop for each in models)}
 
 
@@ -181,14 +187,14 @@ def _cut_all(
 
 
 async def _run(
-    analysers: Sequence[Lease],
+    analysers: Sequence[Sequence[Lease]],
     embedder: Lease | None,
     cuts: dict[Crop, list[Cut]],
     call: Call,
     *,
     passed: int,
-) -> tuple[list[list[Analysis]], Sequence[Embedding | None]]:
-    """What each analyser says of each face, and the faces' embeddings; all of them at once."""
+) -> tuple[list[Sequence[Analysis]], Sequence[Embedding | None]]:
+    """What analysers say of each face, by answer, and the faces' embeddings; all of them at once."""
 
     async def run(analyser: Lease) -> list[Analysis]:
         model = analyser.model
@@ -209,13 +215,27 @@ async def _run(
             for result, each in zip(results, seen, strict=True)
         ]
 
-    parts: list[Coroutine[Any, Any, Sequence[Any]]] = [run(analyser) for analyser in analysers]
+    parts: list[Coroutine[Any, Any, Sequence[Any]]] = [
+        run(each) for each in _models(analysers, None)
+    ]
     if embedder is not None:
         crops = [each.pixels for each in cuts[embedder.model.config.options.crop]]
         parts.append(embed_crops(crops, embedder, call, passed=passed))
     found: list[Any] = await together(*parts)
     none = [None] * len(cuts[ALIGNED])
-    return found[: len(analysers)], found[-1] if embedder is not None else none
+    said = iter(found)
+    analyses = [_averaged([next(said) for _ in group]) for group in analysers]
+    return analyses, found[-1] if embedder is not None else none
+
+
+def _averaged(said: Sequence[Sequence[Analysis]]) -> Sequence[Analysis]:
+    """Of each face the mean of what several analysers say of it, as the first one's answer."""
+    if len(said) == 1:
+        return said[0]
+    return [
+        replace(each[0], values=np.mean([one.values for one in each], axis=0))
+        for each in zip(*said, strict=True)
+    ]
 
 
 def _in_picture(values: ArrayF32, matrix: NDArray[np.float64]) -> ArrayF32:

@@ -413,8 +413,10 @@ class FacePipeline:
     def _by_default(self, *, aligned: bool) -> list[ModelRef]:
         """The analysers of callers that name none, by name."""
         found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
+        of_photos = {name for name, options in found.items() if options.crop.needs_photo}
         return [
             ModelRef(name)
             for name, options in sorted(found.items())
-            if options.by_default and not (aligned and options.crop.needs_photo)
+            if options.by_default
+            and not (aligned and of_photos.intersection((name, *options.average_with)))
         ]

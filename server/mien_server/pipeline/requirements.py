@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from mien_server.errors import InvalidRequest, Reason, Unmet, at
+from mien_server.errors import InvalidRequest, ModelNotFound, ModelNotReady, Reason, Unmet, at
 from mien_server.models.analyser import AnalyserOptions
 from mien_server.pipeline.quality import overall, problems
 from mien_server.pipeline.types import Analysis, Face, ModelRef, PhotoFaces
@@ -53,11 +53,11 @@ class Asked(NamedTuple):
     """The analysers of a call.
 
     Attributes:
-        leases: of each, in the order of its answers.
+        leases: of each, in the order of its answers: its own, and those that they are averaged with.
         places: of each demand, which of these it is about.
     """
 
-    leases: list[Lease]
+    leases: list[list[Lease]]
     places: list[int]
 
 
@@ -95,13 +95,12 @@ async def lease_asked(
             f"require.quality_at_least: {least:g} is outside [0, 1], where qualities lie.",
             field="require.quality_at_least",
         )
-    leases: list[Lease] = []
+    leases: list[list[Lease]] = []
     places: dict[ModelRef, int] = {}
 
     async def hold(ref: ModelRef) -> None:
-        held = await lease(ref)
-        options: AnalyserOptions = held.model.config.options
-        if aligned and options.crop.needs_photo:
+        held = await _lease_averaged(lease, ref)
+        if aligned and any(each.model.config.options.crop.needs_photo for each in held):
             raise InvalidRequest(
                 Reason.INVALID_OPTION,
                 f"{ref.name} sees more of a photo than an aligned crop has: send the photo.",
@@ -117,8 +116,44 @@ async def lease_asked(
             if demand.analyser not in places:
                 with at("analyser"):
                     await hold(demand.analyser)
-            _check_demand(demand, leases[places[demand.analyser]].model)
+            _check_demand(demand, leases[places[demand.analyser]][0].model)
     return Asked(leases, [places[demand.analyser] for demand in demands])
+
+
+async def _lease_averaged(
+    lease: Callable[[ModelRef], Awaitable[Lease]], ref: ModelRef
+) -> list[Lease]:
+    """An analyser, and those that its configuration has its answers averaged with.
+
+    Raises:
+        ModelNotReady: also if one of the others cannot be asked, or tells something else.
+    """
+    held = [await lease(ref)]
+    model = held[0].model
+    options: AnalyserOptions = model.config.options
+    for name in options.average_with:
+        what = f"model {model.name!r} averages its answers with those of {name!r}"
+        try:
+            other = await lease(ModelRef(name))
+        except (InvalidRequest, ModelNotFound, ModelNotReady) as error:
+            lasting = not isinstance(error, ModelNotReady) or error.lasting
+            raise ModelNotReady(f"{what}: {error.message}", lasting=lasting) from error
+        ours, theirs = _told(model), _told(other.model)
+        if ours != theirs:
+            raise ModelNotReady(
+                f"{what}, which gives {theirs}, and not {ours}: mend average_with in its config.pbtxt",
+                lasting=True,
+            )
+        held.append(other)
+    return held
+
+
+def _told(model: ReadyModel) -> str:
+    """What must be the same of analysers whose answers are averaged."""
+    options: AnalyserOptions = model.config.options
+    (count,) = model.config.outputs[0].dims
+    words = options.unit or ", ".join(options.labels)
+    return f"a {options.kind} [{count}]{f' ({words})' if words else ''}"
 
 
 def _check_demand(demand: Demand, model: ReadyModel) -> None:

@@ -25,7 +25,7 @@ from mien_server.weights.recognise.packs import files_of
 from mien_server.weights.recognise.recognised import GivenInput, Recognised
 from mien_server.weights.write.golden import add_golden
 from mien_server.weights.write.templates import config_text, input_parameters, window_text
-from mien_server.weights.write.version_folder import LOCK, turn, write_tensors, write_version
+from mien_server.weights.write.version_folder import made, turn, write_tensors, write_version
 
 AnyConfig: TypeAlias = ModelConfig | EnsembleConfig
 
@@ -69,6 +69,7 @@ def import_weights(
     license_: str | None = None,
     source: str | None = None,
     given: GivenInput | None = None,
+    part: str | None = None,
 ) -> list[Imported]:
     """Recognises a checkpoint, checks all of it, and writes it as a new version.
 
@@ -86,6 +87,7 @@ def import_weights(
         source: where they come from. It goes into the manifest and decides what their content does not tell.
             None means the file's name.
         given: what the network's input is, where the person knows it.
+        part: of FairFace's network, what the model shall tell: "age", "gender" or "race".
 
     Returns:
         The imported versions, at least one.
@@ -106,9 +108,9 @@ def import_weights(
             if window and files is not None:
                 raise ImportRefused("a window is of one network: import its file by itself")
             found = (
-                _read_pack(path, files, source or "", asked, progress)
+                _read_pack(path, files, source or "", asked, part or "", progress)
                 if files is not None
-                else [_Checkpoint(path, _recognised(path, source or "", asked, window))]
+                else [_Checkpoint(path, _recognised(path, source or "", asked, window, part or ""))]
             )
             targets = _targets(repository, model, found, progress, pack=files is not None)
             return [
@@ -160,21 +162,28 @@ def _wanted_graph(asked: ModelConfig | None) -> str:
 
 
 def _recognised(
-    path: Path, source: str, asked: ModelConfig | None, window: Window | None
+    path: Path, source: str, asked: ModelConfig | None, window: Window | None, part: str
 ) -> list[Recognised]:
     if asked and asked.role is ANALYSER:
-        return [as_analyser(path, asked.normalisation)]
+        return [as_analyser(path, asked.normalisation, part=part)]
     known = asked is not None and asked.role is EMBEDDER and not asked.options.crop.is_template
-    return recognise(path, source, _wanted_graph(asked), cropped=known or window is not None)
+    cropped = known or window is not None
+    return recognise(path, source, _wanted_graph(asked), cropped=cropped, part=part)
 
 
 def _read_pack(
-    path: Path, files: list[Path], source: str, asked: ModelConfig | None, progress: Progress
+    path: Path,
+    files: list[Path],
+    source: str,
+    asked: ModelConfig | None,
+    part: str,
+    progress: Progress,
 ) -> list[_Checkpoint]:
     found = []
     for file in files:
         try:
-            found.append(_Checkpoint(file, recognise(file, source, _wanted_graph(asked))))
+            kinds = recognise(file, source, _wanted_graph(asked), part=part)
+            found.append(_Checkpoint(file, kinds))
         except WeightsError as error:
             progress.say(f"skipped: {error}")
     if not found:
@@ -283,7 +292,7 @@ def _import(
     if kind.window and find_family(kind.architecture).role is not EMBEDDER:
         raise ImportRefused(f"{kind.title} is no embedder: only those see a window of the face")
     into = repository / model
-    with _folder(into), turn(into, progress), _configured(into, kind, progress, license_, source):
+    with made(into), turn(into, progress), _configured(into, kind, progress, license_, source):
         config = read_config(into / CONFIG)
         if not isinstance(config, ModelConfig) or not _fitting(config, [kind]):
             raise ImportRefused(_mismatch(into / CONFIG, config, [checkpoint]))
@@ -309,24 +318,6 @@ def _import(
 
 
 @contextlib.contextmanager
-def _folder(model: Path) -> Iterator[None]:
-    """Makes a model's folder, and its repository, if need be; takes it back if nothing comes of it."""
-    if model.is_dir():
-        yield
-        return
-    made = [model, *(folder for folder in model.parents if not folder.exists())]
-    model.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        (model / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another import has put something there
-            for folder in made:
-                folder.rmdir()
-        raise
-
-
-@contextlib.contextmanager
 def _configured(
     model: Path, kind: Recognised, progress: Progress, license_: str, source: str
 ) -> Iterator[None]:
@@ -335,7 +326,8 @@ def _configured(
     if config.is_file():
         yield
         return
-    if not find_family(kind.architecture).role.template:
+    role = find_family(kind.architecture).role
+    if not role.template or (role is ANALYSER and not kind.told):
         raise ImportRefused(
             f"what a model of architecture {kind.architecture!r} takes and gives is not known: write {config}"
             " first (docs/models.md), and import it again"
@@ -382,8 +374,12 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bo
         )
     if config.role is EMBEDDER:
         _check_crop(path, config, kind)
+    notes = []
+    labels = kind.told.get("labels")
+    if labels and (named := ", ".join(config.options.labels)) != labels:
+        notes.append(f"{path} calls the answers {named}; these weights' publisher says {labels}")
     if kind.normalisation in (None, config.normalisation):
-        return []
+        return notes
     wanted = ", ".join(f'{k} "{v}"' for k, v in input_parameters(kind.normalisation).items())
     if said:
         raise ImportRefused(
@@ -391,8 +387,9 @@ def _check_config(path: Path, config: ModelConfig, kind: Recognised, *, said: bo
             " weights under another name"
         )
     return [
+        *notes,
         f"{path} prepares pixels in another way than these weights' publisher does, {wanted}: change it"
-        " there, unless you know better"
+        " there, unless you know better",
     ]
 
 

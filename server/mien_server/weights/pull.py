@@ -44,6 +44,7 @@ def pull(
     version: int | None = None,
     license_: str | None = None,
     given: GivenInput | None = None,
+    part: str | None = None,
     cache: Path | None = None,
 ) -> list[Imported]:
     """Fetches a checkpoint and imports it, once a person has accepted its licence.
@@ -55,7 +56,7 @@ def pull(
         sha256: what the file's hash must be, 64 hexadecimal digits. An address needs it.
         version: the version's number, one more than the highest if None.
         license_: replaces what the hub states, where the person knows more.
-        given: what the network's input is, as for `importer.import_weights`.
+        given, part: what the network's input is, and what it shall tell, as for `importer.import_weights`.
         cache: where files of https addresses are kept, a folder beside that of the wheels if None.
 
     Raises:
@@ -88,6 +89,7 @@ def pull(
         license_=licence,
         source=offer.origin,
         given=given,
+        part=part,
     )
 
 

@@ -1,5 +1,6 @@
 """What analysers' outputs mean, and how answers of two versions compare."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,9 +166,10 @@ def test_what_changes_answers_changes_the_fingerprint_and_is_loaded_again(
     assert not ANALYSER.run_alike(SCORE, other)
 
 
-def test_words_change_neither() -> None:
+def test_words_and_who_else_is_asked_change_neither() -> None:
     plain = AnalyserOptions("classification", labels=("a", "b"))
     told = AnalyserOptions("classification", labels=("c", "d"), by_default=True, unit="x")
+    told = replace(told, average_with=("other",))
     assert ANALYSER.run_alike(plain, told)
 
 

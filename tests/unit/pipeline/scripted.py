@@ -149,8 +149,12 @@ class World:
         takes: int = 4,
         device: str = "cpu",
         options: Any = None,
+        values: int = 6,
     ) -> None:
-        """Adds a version of a model, whose slot takes so many rows a request, perhaps with other options."""
+        """Adds a version of a model, whose slot takes so many rows a request, perhaps with other options.
+
+        Its config.pbtxt promises so many values of a face.
+        """
         policy = BatchingPolicy(max_batch_size=takes)
         placed = [PlacedInstance(instance, device)]
         slot = Noted(self.scheduler.open_slot(name, version, policy, placed))
@@ -170,7 +174,7 @@ class World:
             ),
             batching=BatchingPolicy(max_batch_size=4),
             instance_groups=(InstanceGroup("cpu"),),
-            outputs=(TensorSpec("embedding", "TYPE_FP32", (6,)),) if role is EMBEDDER else (),
+            outputs=(TensorSpec("face", "TYPE_FP32", (values,)),),
             traffic=traffic,
         )
         model = ReadyModel(name, version, f"{name}-print", config, cast(Slot, slot))

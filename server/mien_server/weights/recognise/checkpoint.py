@@ -20,7 +20,7 @@ from mien_server.weights.recognise.recognised import Recognised
 
 
 def recognise(
-    path: Path, source: str = "", wanted: str = "", *, cropped: bool = False
+    path: Path, source: str = "", wanted: str = "", *, cropped: bool = False, part: str = ""
 ) -> list[Recognised]:
     """Everything that a file can be imported as, the best first.
 
@@ -30,6 +30,7 @@ def recognise(
         wanted: the architecture that it shall be, if one is asked for. A graph of a family that nothing here
             knows is taken for that; whether it is one, shows when it is run.
         cropped: whether it is said what an embedder sees of a face; its graph may then take any size.
+        part: of a network that tells several things, which one it shall be; "": nobody has said it.
 
     Raises:
         WeightsError: there is nothing; the message names the file and says why not and what to do.
@@ -37,34 +38,35 @@ def recognise(
     """
     contents = read(path)
     try:
+        if known := _with_parts(contents, part):
+            return [known]
         return _look(contents, path, source, wanted, cropped=cropped)
     except WeightsError as error:
         raise WeightsError(f"{path.name}: {error}") from error
 
 
-def as_analyser(path: Path, normalisation: Normalisation) -> Recognised:
-    """What somebody says is an analyser: MiniFASNet, or an ONNX graph, whose file does not say what it tells.
+def as_analyser(path: Path, normalisation: Normalisation, *, part: str = "") -> Recognised:
+    """What somebody says is an analyser: a known network, or a graph, which does not say what it tells.
 
     Args:
         normalisation: of its model's configuration.
+        part: as of `recognise`.
 
     Raises:
         WeightsError: it is neither.
         OSError: it cannot be read.
     """
     contents = read(path)
-    if not isinstance(contents, onnx.ModelProto):
-        from mien_server.weights.recognise.minifasnet import minifasnet
-
-        try:
-            known = minifasnet(contents, "")
-        except WeightsError as error:
-            raise WeightsError(f"{path.name}: {error}") from error
-        if known is None:
-            raise WeightsError(
-                f"{path.name} is no ONNX file: analysers are ONNX graphs, export it to one"
-            )
+    try:
+        known = _with_parts(contents, part) or _liveness(contents)
+    except WeightsError as error:
+        raise WeightsError(f"{path.name}: {error}") from error
+    if known:
         return known
+    if not isinstance(contents, onnx.ModelProto):
+        raise WeightsError(
+            f"{path.name} is no ONNX file: analysers are ONNX graphs, export it to one"
+        )
     weights = contents.graph.initializer
     return Recognised(
         title="an analyser, as its config.pbtxt says",
@@ -76,6 +78,26 @@ def as_analyser(path: Path, normalisation: Normalisation) -> Recognised:
         normalisation=normalisation,
         license="not stated",
     )
+
+
+def _with_parts(contents: Contents, part: str) -> Recognised | None:
+    """One part of a network that tells several things."""
+    known = None
+    if not isinstance(contents, onnx.ModelProto):
+        from mien_server.weights.recognise.fairface import fairface
+
+        known = fairface(contents, part)
+    if part and known is None:
+        raise WeightsError("it is not FairFace's network, the only one that --part is for")
+    return known
+
+
+def _liveness(contents: Contents) -> Recognised | None:
+    if isinstance(contents, onnx.ModelProto):
+        return None
+    from mien_server.weights.recognise.minifasnet import minifasnet
+
+    return minifasnet(contents, "")
 
 
 def _look(

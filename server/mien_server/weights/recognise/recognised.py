@@ -1,7 +1,7 @@
 """What a checkpoint was recognised as: everything that importing it needs to know."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -55,11 +55,12 @@ class Recognised:
         normalisation: the input that its publisher trained it with, or None where nobody is known to have
             said so.
         license: what is known of who may use such weights for what.
-        dimensions: those of its embeddings, or 0 where it gives none.
+        dimensions: those of its embeddings, or how many labels it has; 0 where neither is known.
         batch: rows that the graph always takes at once, or 0 for any number.
         side: of the square pictures that its graph always takes, in pixels; 0: any of a
             detector, and of an embedder what its config.pbtxt says.
         window: the part of the aligned face that an embedder sees, where somebody has said it.
+        told: of an analyser whose publisher is known, the parameters that say what it tells, and of what.
         notes: what a person should know.
     """
 
@@ -75,6 +76,7 @@ class Recognised:
     batch: int = 0
     side: int = 0
     window: Window | None = None
+    told: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -146,6 +146,6 @@ def unknown_state_dict(contents: Mapping[Any, Any]) -> str:
     holds = f"{len(names)} tensors ({first_names(names)})" if names else "no tensors by name"
     return (
         f"it holds {holds}, and is none of the networks that mien has: ArcFace's IResNet (18, 34, 50, 100),"
-        " RetinaFace (mobilenet0.25, resnet50), SFace, MTCNN and MiniFASNet, and the networks of installed"
-        " packages. Other embedders come in as ONNX"
+        " RetinaFace (mobilenet0.25, resnet50), SFace, MTCNN, MiniFASNet and FairFace's, and the networks of"
+        " installed packages. Other embedders come in as ONNX"
     )

@@ -39,6 +39,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
     parameters = {
         "architecture": recognised.architecture,
         "precision": "auto",
+        **recognised.told,
         **input_parameters(recognised.normalisation),
         **({"window": window_text(recognised.window)} if recognised.window else {}),
         "license": license_,

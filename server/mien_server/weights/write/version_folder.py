@@ -23,6 +23,24 @@ LOCK = ".install.lock"
 
 
 @contextlib.contextmanager
+def made(model: Path) -> Iterator[None]:
+    """Makes a model's folder, and its repository, if need be; takes it back if nothing comes of it."""
+    if model.is_dir():
+        yield
+        return
+    new = [model, *(folder for folder in model.parents if not folder.exists())]
+    model.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        (model / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another import has put something there
+            for folder in new:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def turn(model: Path, progress: Progress) -> Iterator[None]:
     """Holds a model's folder for this process; the lock ends with the process, however that ends."""
     lock = FileLock(model / LOCK)
