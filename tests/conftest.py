@@ -17,6 +17,8 @@ from filelock import FileLock
 from tools.local_server import PROGRAM, LocalServer, local_server
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = ("retinaface", "sface")
+"""The models that `models install` installs by itself."""
 LOG = pytest.StashKey[Path]()
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 # torch's threads would else wait for each other by spinning, and tests share the processor's cores.
@@ -68,6 +70,14 @@ def _leave_log() -> None:
             logging.root.removeHandler(handler)
 
 
+@pytest.fixture
+def quickly_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`models check` runs each size of a batch three times, and not for half a second."""
+    from mien_server.evaluation import check  # which only these tests need
+
+    monkeypatch.setattr(check, "_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def sample() -> Callable[[str], Path]:
     """The path of a sample portrait by its name, with or without ".jpg"."""
@@ -95,13 +105,24 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_repository_path(shared_folder: Path) -> Path:
-    """A model repository with the shipped configurations and their real weights; nobody writes to it."""
+    """A model repository with the shipped configurations and their real weights; nobody writes to it.
+
+    The models that are installed have no warm-ups, which every load of them would take time for.
+    """
     repository = shared_folder / "model_repository"
     with FileLock(shared_folder / "model_repository.lock"):
         if not repository.exists():
             installed = install_models(shared_folder / "installing")
+            for model in INSTALLED:
+                config = installed / model / "config.pbtxt"
+                config.write_text(without_warm_ups(config.read_text()))
             installed.rename(repository)
     return repository
+
+
+def without_warm_ups(text: str) -> str:
+    """A configuration without its warm-ups, which are the last thing in those that are shipped."""
+    return text.partition("model_warmup")[0]
 
 
 def install_models(repository: Path) -> Path:

@@ -165,6 +165,7 @@ def test_another_version_is_swapped_in_by_a_reload(root: Path) -> None:
     assert before.fingerprint != after.fingerprint
 
 
+@pytest.mark.usefixtures("quickly_measured")
 async def test_it_is_held_to_its_golden_file(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mien.v1 import face_pb2, face_pb2_grpc
 from tests.conftest import ROOT
-from tests.integration.repository_rig import copy_repository, write_variant
+from tests.integration.repository_rig import copy_repository, with_warm_ups, write_variant
 from tools.local_server import PROGRAM, LocalServer, ServerFailed, local_server
 
 SECONDS = 60
@@ -133,9 +133,11 @@ def test_caller_is_told_what_is_wrong_but_not_where_the_repository_lies(root: Pa
 
 
 def test_explicit_server_loads_the_models_named(root: Path, photo: bytes) -> None:
+    with_warm_ups(root)
     flags = ["--load-model", "retinaface", "--load-model", "sface"]
     with serving(root, "--model-control-mode", "explicit", *flags) as client:
         assert client.version_of_embed(photo) == 1
+        assert client.server.log.read_text().count("warm-up '") == 5
 
 
 @pytest.mark.parametrize(
@@ -208,10 +210,10 @@ def test_polling_server_follows_the_folders(root: Path, photo: bytes) -> None:
 
 
 def warm_up_for_long(root: Path) -> None:
-    """Has the embedding model warm up a hundred times, for more than ten seconds."""
+    """Has the embedding model warm up a hundred times, for many seconds."""
     with (root / "sface" / "config.pbtxt").open("a") as file:
         file.write(
-            'model_warmup { name: "for ever" batch_size: 32 count: 100 inputs { key: "face" value'
+            'model_warmup { name: "for ever" batch_size: 8 count: 100 inputs { key: "face" value'
             " { data_type: TYPE_UINT8 dims: [ 3, 112, 112 ] zero_data: true } } }"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.repository_rig import copy_repository
+from tests.integration.repository_rig import copy_repository, with_warm_ups
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def reload_under_load(repository: Path, portraits: list[Path], reloads: int) -> 
 
 @pytest.fixture
 def repository(tmp_path: Path, model_repository_path: Path) -> Path:
-    return copy_repository(model_repository_path, tmp_path / "repository")
+    return with_warm_ups(copy_repository(model_repository_path, tmp_path / "repository"))
 
 
 @pytest.mark.long

@@ -249,6 +249,7 @@ async def held_to_golden_files(root: Path, text: str, capsys: pytest.CaptureFixt
         assert "to the golden file, below the bound of 0.99999" in served.reason(2)
 
 
+@pytest.mark.usefixtures("quickly_measured")
 async def test_versions_are_held_to_their_golden_files(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

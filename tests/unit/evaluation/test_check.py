@@ -18,6 +18,7 @@ from mien_server.weights.errors import WeightsError
 from mien_server.weights.progress import Progress
 from mien_server.weights.write.golden import renew_golden
 
+pytestmark = pytest.mark.usefixtures("quickly_measured")
 CHECK = Check(
     model="colours",
     version=3,
