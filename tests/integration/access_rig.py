@@ -1,6 +1,7 @@
 """What tests of access share: calls of any method with any credentials, and what came of them."""
 
 import asyncio
+import functools
 import logging
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
 from mien.v1 import face_pb2, gallery_pb2
+from mien_server.access import keys
 from mien_server.access.roles import CallerRole
 from mien_server.observability.logging import RateLimit
 
@@ -25,9 +27,14 @@ CHECK = "/grpc.health.v1.Health/Check"
 REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
+_hash_of = functools.cache(keys._scrypt)
+"""Keys are made slow to guess: of those that tests show again and again it is computed once."""
+
+
 @pytest.fixture(autouse=True)
 def fresh_log_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is refused here does not count against the lines that other tests look for."""
+    monkeypatch.setattr(keys, "_scrypt", _hash_of)
     for name in ("mien_server.rpc.calls", "mien_server.audit"):
         monkeypatch.setattr(logging.getLogger(name), "filters", [RateLimit()])
 

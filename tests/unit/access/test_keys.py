@@ -21,6 +21,7 @@ from mien_server.access.keys import (
 from mien_server.access.roles import CallerRole
 from mien_server.commands.main import main
 
+pytestmark = pytest.mark.usefixtures("quick_scrypt")
 Output = pytest.CaptureFixture[str]
 
 
