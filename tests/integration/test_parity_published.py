@@ -14,7 +14,6 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from skimage.transform import SimilarityTransform
 
 from mien_server.models.detections import Detections
 from mien_server.models.families import find_family
@@ -128,6 +127,9 @@ def detections(outputs: list[ArrayF32], canvases: list[ImageU8]) -> list[Detecti
 @pytest.fixture(scope="module")
 def crops(detector: Run, photos: list[ImageU8]) -> list[ImageU8]:
     """The portraits' faces, aligned by an independent implementation of the similarity transform."""
+    # It takes a second, which every process that collects tests would spend.
+    from skimage.transform import SimilarityTransform
+
     canvases = [letterboxed(photo, 640) for photo in photos]
     aligned = []
     for photo, (_, _, landmarks) in zip(

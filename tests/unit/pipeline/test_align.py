@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from skimage.transform import SimilarityTransform
 
 from mien_server.pipeline.align import (
     TEMPLATE,
@@ -34,6 +33,9 @@ def apply(matrix: NDArray[np.float64], points: NDArray[np.float32]) -> NDArray[n
 
 
 def test_equals_the_reference_implementation() -> None:
+    # It takes a second, which every process that collects tests would spend.
+    from skimage.transform import SimilarityTransform
+
     rng = np.random.default_rng(0)
     centres, sizes = rng.uniform(0, 2000, (200, 1, 2)), rng.uniform(5, 300, (200, 1, 1))
     faces = (centres + rng.normal(0, 1, (200, 5, 2)) * sizes).astype(np.float32)
