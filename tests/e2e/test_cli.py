@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import run_mien
 from tools.local_server import PROGRAM
 
 MIEN = PROGRAM.with_name("mien")
@@ -28,10 +29,10 @@ def mien(address: str, *arguments: str | Path) -> subprocess.CompletedProcess[st
 
 
 def answer(address: str, *arguments: str | Path) -> Any:
-    done = mien(address, "--json", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
+    """What a command prints that ends well; in this process, for that its end is one is seen elsewhere."""
+    status, printed, said = run_mien("--address", address, "--json", *map(str, arguments))
+    assert (status, said) == (0, "")
+    return json.loads(printed)
 
 
 def test_detect_prints_a_list_of_faces(server_address: str, sample: Sample) -> None:

@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from mien.v1 import face_pb2, face_pb2_grpc
+from tests.commands import run_mien_server
 from tools.local_server import LocalServer, ServerFailed
 
 BIN = Path(sys.executable).parent
@@ -137,15 +138,21 @@ def test_command_of_a_bare_sdk_says_what_to_install() -> None:
     assert "pip install 'mien[server]'" in done.stderr
 
 
-def test_health_command_tells_a_ready_server_from_none(server_address: str) -> None:
-    done = mien_server("health", "--address", server_address)
-    assert (done.returncode, done.stdout) == (0, f"{server_address}: SERVING\n")
-    port = server_address.rpartition(":")[2]
-    assert mien_server("health", MIEN_GRPC_PORT=port).returncode == 0
+def test_health_command_tells_a_ready_server_from_none(
+    server_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("MIEN_")]:
+        monkeypatch.delenv(name)
+    serving = (0, f"{server_address}: SERVING\n", "")
+    assert run_mien_server("health", "--address", server_address) == serving
     with listening("127.0.0.1") as silent:
-        done = mien_server("health", "--address", f"127.0.0.1:{silent}", "--timeout", "0.2")
-    assert done.returncode == 1
-    assert "DEADLINE_EXCEEDED" in done.stderr or "UNAVAILABLE" in done.stderr
+        status, _, said = run_mien_server(
+            *("health", "--address", f"127.0.0.1:{silent}", "--timeout", "0.2")
+        )
+    assert status == 1
+    assert "DEADLINE_EXCEEDED" in said or "UNAVAILABLE" in said
+    monkeypatch.setenv("MIEN_GRPC_PORT", server_address.rpartition(":")[2])
+    assert run_mien_server("health")[0] == 0
 
 
 def test_json_log_is_one_object_a_line_and_names_what_serves(unusual: LocalServer) -> None:
@@ -232,4 +239,4 @@ def test_damaged_version_keeps_the_server_from_being_ready(
 
 def test_damaged_version_does_not_matter_without_strict_readiness(unusual: LocalServer) -> None:
     assert "damaged" in unusual.log.read_text()
-    assert mien_server("health", "--address", unusual.address).returncode == 0
+    assert run_mien_server("health", "--address", unusual.address)[0] == 0

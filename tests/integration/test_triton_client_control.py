@@ -15,6 +15,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 import mien
+from tests.commands import run_mien
 from tools.local_server import LocalServer
 
 MIEN = Path(sys.executable).parent / "mien"
@@ -125,14 +126,7 @@ def test_ensemble_whose_sizes_do_not_match_does_not_replace_one_that_works(
 
 
 def mien_models(address: str, *arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [MIEN, "models", *arguments, "--address", address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_mien("models", *arguments, "--address", address)
 
 
 def test_mien_models_shows_what_there_is(explicit: LocalServer) -> None:
