@@ -30,21 +30,28 @@ from .conftest import SaveWeights
 RGB = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 127.5)
 BGR = Normalisation("BGR", (104.0, 117.0, 123.0), 1.0)
 DETECTOR = "retinaface_mobilenet0.25"
-ARCHITECTURES = ("sface", "iresnet18", DETECTOR)
+DEVICE = CpuDevice(2)
 # IResNet-18 has ten times the weights, and shows nothing that SFace does not.
 USUAL_FIRST = ("sface", pytest.param("iresnet18", marks=pytest.mark.long), DETECTOR)
 
 
 @pytest.fixture(scope="session")
-def folder(save_weights: SaveWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version folder for each architecture."""
-    root = tmp_path_factory.mktemp("versions")
-    for architecture in ARCHITECTURES:
-        weights = root / architecture / "1" / "model.safetensors"
-        weights.parent.mkdir(parents=True)
-        shutil.copy(save_weights(architecture), weights)
-        assert write_graph(find_family(architecture), weights)
-    return root
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("versions")
+
+
+@pytest.fixture
+def folder(versions: Path, save_weights: SaveWeights, request: pytest.FixtureRequest) -> Path:
+    """A version folder for SFace, for the detector, and for the architecture that a test is about."""
+    parameters = getattr(request.node, "callspec", None)
+    asked_for = parameters.params.get("architecture", DETECTOR) if parameters else DETECTOR
+    for architecture in {"sface", DETECTOR, asked_for}:
+        weights = versions / architecture / "1" / "model.safetensors"
+        if not weights.exists():
+            weights.parent.mkdir(parents=True)
+            shutil.copy(save_weights(architecture), weights)
+            assert write_graph(find_family(architecture), weights)
+    return versions
 
 
 def load(
@@ -53,7 +60,6 @@ def load(
     *,
     by: Any = openvino,
     precision: Precision = "fp32",
-    cores: int = 2,
     device: Any = None,
     normalisation: Normalisation = RGB,
 ) -> LoadedInstance:
@@ -63,21 +69,38 @@ def load(
         normalisation=normalisation,
         options=DetectorOptions(),
         precision=precision,
-        device=device or CpuDevice(cores),
+        device=device or DEVICE,
         sides=(112,),
         max_batch_size=16,
     )
     return instance
 
 
-loaded = functools.cache(load)
-"""The same for tests that only run it: what many of them need is loaded once."""
+_loaded = functools.cache(load)
+
+
+def loaded(
+    folder: Path,
+    architecture: str,
+    *,
+    by: Any = openvino,
+    precision: Precision = "fp32",
+    normalisation: Normalisation = RGB,
+) -> LoadedInstance:
+    """The same for tests that only run it: what many of them need is loaded once."""
+    return _loaded(folder, architecture, by=by, precision=precision, normalisation=normalisation)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _freed() -> Iterator[None]:
     yield
-    loaded.cache_clear()
+    _loaded.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _all_cores() -> Iterator[None]:
+    yield
+    DEVICE.begin(DEVICE.cores)
 
 
 def outputs(instance: LoadedInstance, images: Sequence[ImageU8]) -> tuple[ArrayF32, ...]:
@@ -127,12 +150,11 @@ def test_bf16_is_near_enough_where_the_processor_has_it(folder: Path, architectu
 def test_neither_neighbours_nor_cores_change_an_answer(
     folder: Path, architecture: str, precision: Precision
 ) -> None:
-    device = CpuDevice(2)
-    instance = load(folder, architecture, precision=precision, device=device)
+    instance = loaded(folder, architecture, precision=precision)
     images = pictures(9)  # more than one run has
     alone = outputs(instance, images[:1])
     for cores in (1, 2):
-        device.begin(cores)
+        DEVICE.begin(cores)
         for size in (1, 2, 3, 8, 9):
             for among, single in zip(outputs(instance, images[:size]), alone, strict=True):
                 assert len(among) == size
@@ -145,8 +167,7 @@ def test_neither_neighbours_nor_cores_change_an_answer(
 )
 def test_a_verdict_does_not_depend_on_what_runs_beside_it(folder: Path, architecture: str) -> None:
     """The similarity of a pair moves by at most 5e-4, whatever batches its faces are in: docs/backends.md."""
-    device = CpuDevice(2)
-    instance = load(folder, architecture, precision="auto", device=device)
+    instance = loaded(folder, architecture, precision="auto")
     images = pictures(9)
 
     def embedded(index: int, size: int) -> ArrayF32:
@@ -156,21 +177,20 @@ def test_a_verdict_does_not_depend_on_what_runs_beside_it(folder: Path, architec
 
     similarity = cosine(embedded(0, 1), embedded(1, 1))
     for cores in (1, 2):
-        device.begin(cores)
+        DEVICE.begin(cores)
         for sizes in ((1, 2), (3, 9), (8, 4)):
             found = cosine(*(embedded(index, size) for index, size in enumerate(sizes)))
             assert found == pytest.approx(similarity, abs=5e-4)
 
 
 def test_several_threads_run_it_at_once(folder: Path) -> None:
-    device = CpuDevice(2)
-    instance = load(folder, "sface", device=device)
+    instance = loaded(folder, "sface")
     images = pictures(3)
     wanted = outputs(instance, images)[0]
     start = threading.Barrier(4)
 
     def work(index: int) -> None:
-        device.begin(1 + index % 2)
+        DEVICE.begin(1 + index % 2)
         start.wait()
         for size in (1, 3, 2):
             (found,) = outputs(instance, (images[-index:] + images[:-index])[:size])
@@ -236,9 +256,9 @@ def test_a_gpu_is_refused(folder: Path) -> None:
         load(folder, "sface", device=cast(CudaDevice, Gpu()))
 
 
-def test_the_graph_holds_no_weights(folder: Path) -> None:
-    for architecture in ARCHITECTURES:
-        assert (folder / architecture / "1" / GRAPH).stat().st_size < 200_000
+@pytest.mark.parametrize("architecture", USUAL_FIRST)
+def test_the_graph_holds_no_weights(folder: Path, architecture: str) -> None:
+    assert (folder / architecture / "1" / GRAPH).stat().st_size < 200_000
 
 
 @pytest.mark.parametrize(
