@@ -47,7 +47,7 @@ test: $(ENV) ## run all tests but the long ones; ARGS="-k verify" picks some
 	$(BIN)/python -m pytest -m "not long" $(or $(ARGS),$(WORKERS))
 
 test-long: $(ENV) ## run the long tests: soaks, and models replaced many times
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest -m long $(or $(ARGS),-n 2)
 
 fuzz: $(ENV) ## damaged photos and messages against a server: PHOTOS=20000 MESSAGES=20000 SEED=1
 	$(BIN)/mien-server models install

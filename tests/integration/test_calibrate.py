@@ -133,6 +133,7 @@ def test_a_calibrated_threshold_is_what_verify_then_uses(
     assert asyncio.run(verify()) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_kind(
     evaluate: Evaluate, repository: Path
 ) -> None:
@@ -152,7 +153,10 @@ def test_the_threshold_with_the_most_pairs_right_comes_from_300_pairs_of_each_ki
             marks=pytest.mark.long,
         ),
         (150, 23, [], "needs 300 pairs of one person and as many of two, not 300 and 299"),
-        (1, 4, ["1e-4"], "FAR 0.0001 needs 30,000 pairs of two people, not 52"),
+        pytest.param(
+            *(1, 4, ["1e-4"], "FAR 0.0001 needs 30,000 pairs of two people, not 52"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_too_few_pairs_calibrate_nothing_and_are_reported(

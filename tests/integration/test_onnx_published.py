@@ -130,6 +130,7 @@ def test_sface_gives_the_same_embeddings(ask: Ask, canvases: list[ImageU8]) -> N
     assert (cosines(alone, found) >= 1 - 1e-5).all()
 
 
+@pytest.mark.long
 def test_one_photo_alone_or_among_others_gives_the_same_faces(
     ask: Ask, canvases: list[ImageU8]
 ) -> None:

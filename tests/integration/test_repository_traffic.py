@@ -143,7 +143,9 @@ async def test_shadow_is_compared_and_never_returned(
         assert counted(rig, name) == ShadowStatistics(compared=6, agreed=agreed)
 
 
-@pytest.mark.parametrize(("factor", "agree"), [(1.0, True), (0.0, False)])
+@pytest.mark.parametrize(
+    ("factor", "agree"), [(1.0, True), pytest.param(0.0, False, marks=pytest.mark.long)]
+)
 async def test_shadow_detector_is_compared_by_its_boxes(
     detector_root: Path, photos: list[bytes], factor: float, agree: bool
 ) -> None:
