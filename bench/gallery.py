@@ -36,6 +36,8 @@ CALLERS = (1, 4, 16)
 WARM_UP = 1.0
 IDENTIFY = "/mien.v1.GalleryService/Identify"
 FACES_A_CALL = 16
+EMPTY = {1: "new1", 8: "new8"}
+"""A gallery to enrol into for each number of callers."""
 AT_ONCE = 2000
 MODEL = mien.ModelIdentity("sface", 1, "0123456789abcdef")
 
@@ -48,7 +50,7 @@ def unit_vectors(count: int, dimensions: int, seed: int) -> NDArray[np.float32]:
 
 
 def fill(folder: Path, vectors: NDArray[np.float32]) -> float:
-    """Makes a gallery of one person for each vector; seconds that opening it again takes."""
+    """Makes a gallery of one person for each vector, and empty ones; seconds that opening it again takes."""
     device = CpuDevice()
 
     async def write() -> None:
@@ -56,6 +58,8 @@ def fill(folder: Path, vectors: NDArray[np.float32]) -> float:
         store = Store(folder, max_bytes=1 << 36, scheduler=scheduler, device=device)
         identity = ModelIdentity(MODEL.name, MODEL.version, MODEL.fingerprint)
         live = await store.create("bench", identity, vectors.shape[1], 0.5)
+        for name in EMPTY.values():
+            await store.create(name, identity, vectors.shape[1], 0.5)
         rows = [FaceRow(f"p{i}", {}, "", None, 1.0, vector) for i, vector in enumerate(vectors)]
         for start in range(0, len(rows), AT_ONCE):
             await store.enrol(live, rows[start : start + AT_ONCE])
@@ -122,13 +126,16 @@ async def identify(
     ]
 
 
-def enrol(address: str, dimensions: int, callers: int, calls: int) -> float:
-    """Faces a second that are enrolled durably, several a call, in the gallery that is searched, too."""
+def enrol(address: str, name: str, dimensions: int, callers: int, calls: int) -> float:
+    """Faces a second that are enrolled durably in a gallery, several a call.
+
+    Each is looked for among those that are there, as the check for near-duplicates wants it.
+    """
     vectors = unit_vectors(callers * calls * FACES_A_CALL, dimensions, 2)
 
     def call(number: int) -> None:
         with mien.Client(address, timeout=60) as client:
-            gallery = client.gallery("bench")
+            gallery = client.gallery(name)
             for start in range(number * calls, (number + 1) * calls):
                 some = range(start * FACES_A_CALL, (start + 1) * FACES_A_CALL)
                 faces = [
@@ -169,11 +176,15 @@ def main() -> None:
             ]
             head = ["callers", "p50 ms", "times the bare product", "of its rate"]
             print(table(head, rows))
-            rows = [
-                [str(callers), f"{enrol(server.address, options.dimensions, callers, 10):.0f}"]
-                for callers in (1, 8)
-            ]
-            print(table(["callers", f"faces/s enrolled, {FACES_A_CALL} a call"], rows))
+            rows = []
+            for callers, new in EMPTY.items():
+                rates = [
+                    enrol(server.address, each, options.dimensions, callers, 20)
+                    for each in (new, "bench")
+                ]
+                rows.append([str(callers), *(f"{rate:.0f}" for rate in rates)])
+            print(f"\nfaces/s enrolled, {FACES_A_CALL} a call:\n")
+            print(table(["callers", "into an empty gallery", f"beside {options.faces}"], rows))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ FLUSH_SECONDS = 0.5
 
 
 class _Generic:
-    """A server as generated code adds services to it, whose methods are looked up by name when they are called.
+    """A server as generated code adds services to it; their methods are found by name when they are called.
 
     Generated code registers each method, too. gRPC's server from 1.82 on then waits anew, at every call, for
     the next one of each method: with 21 of them it is a tenth of what a small call takes (grpc/grpc#43461).
