@@ -60,6 +60,7 @@ class Recognised:
         side: of the square pictures that its graph always takes, in pixels; 0: any of a
             detector, and of an embedder what its config.pbtxt says.
         window: the part of the aligned face that an embedder sees, where somebody has said it.
+        landmarks: whether a detector places any.
         notes: what a person should know.
     """
 
@@ -75,6 +76,7 @@ class Recognised:
     batch: int = 0
     side: int = 0
     window: Window | None = None
+    landmarks: bool = True
     notes: tuple[str, ...] = ()
 
     @property

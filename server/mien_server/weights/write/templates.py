@@ -22,6 +22,8 @@ dynamic_batching {$preferred }
 instance_group [ { kind: KIND_AUTO } ]
 """
 
+_LANDMARKS = """,
+  { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }"""
 _BUCKETS = (320, 640, 1024)
 _PREFERRED = 4
 
@@ -55,6 +57,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
         max_batch_size=rows,
         preferred=f" preferred_batch_size: [ {_PREFERRED} ]" if rows > _PREFERRED else "",
         dimensions=recognised.dimensions,
+        landmarks=_LANDMARKS if recognised.landmarks else "",
         parameters=",\n  ".join(
             f"{{ key: {_quoted(key)}, value: {{ string_value: {_quoted(value)} }} }}"
             for key, value in parameters.items()
