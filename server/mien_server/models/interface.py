@@ -180,8 +180,8 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
         labelled: whether an output's `label_filename` means something.
         no_reference: what is wrong if `reference` keeps no answer.
         template: the part of a new config.pbtxt that is the role's, for `string.Template`; it is given
-            `$parameters`, `$dimensions` of an embedding, `$buckets` and the output `$landmarks` of a detector,
-            and the `$side` of the pictures that it gets.
+            `$parameters`, `$dimensions` of an embedding, `$buckets` and the output `$landmarks` of a
+            detector, and the `$side` of the pictures that it gets.
         template_rows: the largest batch that a new config.pbtxt allows.
     """
 

@@ -31,6 +31,9 @@ MIN_IOU = 0.75
 MIN_COSINE = 0.99
 """From this cosine on two vectors of one face agree: what a lower precision of a network may lose."""
 
+NO_LANDMARKS = "detector {!r} places no landmarks, and without these no face can be aligned"
+"""Why such a detector will not do, with its name."""
+
 SURE = 0.75
 """Faces that a detector scores lower are no reference: rounding may lose them."""
 
@@ -189,7 +192,10 @@ model_warmup [
         return [DetectorRow(picture, _LOST) for picture in pictures]
 
     def answers(self, results: Sequence[Detections]) -> ArrayF32:
-        """The faces of all pictures [m, 16]: number of the picture, box, score and landmarks, if any: [m, 6]."""
+        """The faces of all pictures [m, 16]: number of the picture, box, score and landmarks.
+
+        [m, 6] of a detector that places none.
+        """
         return np.concatenate([_faces(picture, found) for picture, found in enumerate(results)])
 
     def reference(self, answers: ArrayF32) -> ArrayF32:

@@ -38,6 +38,9 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.versions import Lease
 
+BOXED = Crop(around="box")
+"""What quality is told by of a face without landmarks: upright, as large as an aligned one."""
+
 
 async def analyse_image(
     image: ImageSource,
@@ -56,7 +59,8 @@ async def analyse_image(
     Args:
         detector: a photo needs one.
         embedder: of faces that are to be embedded, too.
-        analysers: of an aligned crop, none that sees the face's box.
+        analysers: of an aligned crop, none that sees the face's box; of a detector that places no landmarks,
+            only such, and no embedder.
         selection: checked by `check_selection`.
         required: whether a photo without a face that is wanted is an error, unless the policy is ALL.
 
@@ -127,15 +131,16 @@ async def _analyse_photo(
     width, height, identity = photo.width, photo.height, identity_of(detector.model)
     if not chosen:
         return PhotoFaces([], width, height, identity, _identity(embedder))
+    seen = ALIGNED if faces.placed else BOXED
     matrices = {
         crop: [matrix_of(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
-        for crop in _wanted(analysers, embedder)
+        for crop in _wanted(analysers, embedder, seen)
     }
     begun = time.monotonic()
     cuts = await pool.finish(
         partial(_cut_all, image, photo, faces.landmarks[chosen], matrices, limits, pool.room)
     )
-    crops = [each.pixels for each in cuts[ALIGNED]]
+    crops = [each.pixels for each in cuts[seen]]
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
@@ -143,7 +148,14 @@ async def _analyse_photo(
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, embedding, quality, [each[number] for each in analyses], crop)
+            face_of(
+                faces,
+                i,
+                embedding,
+                quality,
+                [each[number] for each in analyses],
+                crop if faces.placed else None,
+            )
             for number, (i, embedding, quality, crop) in enumerate(
                 zip(chosen, embeddings, qualities, crops, strict=True)
             )
@@ -159,10 +171,10 @@ def _identity(embedder: Lease | None) -> ModelIdentity | None:
     return identity_of(embedder.model) if embedder else None
 
 
-def _wanted(analysers: Sequence[Lease], embedder: Lease | None) -> set[Crop]:
+def _wanted(analysers: Sequence[Lease], embedder: Lease | None, seen: Crop = ALIGNED) -> set[Crop]:
     """The different crops that they want of a face, and that of which quality is told."""
     models = [*analysers, embedder] if embedder else analysers
-    return {ALIGNED, *(each.model.config.options.crop for each in models)}
+    return {seen, *(each.model.config.options.crop for each in models)}
 
 
 def _cut_all(
@@ -173,8 +185,11 @@ def _cut_all(
     limits: Limits,
     room: PictureRoom,
 ) -> dict[Crop, list[Cut]]:
-    """The crops of a photo's faces [n, 5, 2]. Blocking."""
+    """The crops of a photo's faces [n, 5, 2]; without landmarks, [n, 0, 2], none is aligned. Blocking."""
     others = {crop: part for crop, part in matrices.items() if not crop.is_template}
+    if ALIGNED not in matrices:
+        nobody = np.empty((0, 5, 2), np.float32)
+        return cut_faces(image, photo, nobody, others, limits, room)[1]
     aligned, cuts = cut_faces(image, photo, landmarks, others, limits, room)
     pairs = zip(aligned, matrices[ALIGNED], strict=True)
     return {**cuts, ALIGNED: [Cut(pixels, matrix) for pixels, matrix in pairs]}
@@ -214,7 +229,7 @@ async def _run(
         crops = [each.pixels for each in cuts[embedder.model.config.options.crop]]
         parts.append(embed_crops(crops, embedder, call, passed=passed))
     found: list[Any] = await together(*parts)
-    none = [None] * len(cuts[ALIGNED])
+    none = [None] * len(next(iter(cuts.values())))
     return found[: len(analysers)], found[-1] if embedder is not None else none
 
 

@@ -161,9 +161,9 @@ def test_the_first_faces_have_landmarks_as_the_configuration_promises(
 ) -> None:
     DETECTOR.check_first(found(*faces), DETECTOR.outputs)
     DETECTOR.check_first(boxes_alone(*faces), DETECTOR.outputs[:2])
-    with pytest.raises(ValueError, match="places landmarks, but config.pbtxt has no output for"):
+    with pytest.raises(ValueError, match=r"places landmarks, but config\.pbtxt has no output for"):
         DETECTOR.check_first(found(*faces), DETECTOR.outputs[:2])
-    with pytest.raises(ValueError, match="no landmarks, but config.pbtxt has the output 'landm"):
+    with pytest.raises(ValueError, match=r"no landmarks, but config\.pbtxt has the output 'landm"):
         DETECTOR.check_first(boxes_alone(*faces), DETECTOR.outputs)
 
 
