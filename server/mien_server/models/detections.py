@@ -31,7 +31,7 @@ class Detections(NamedTuple):
     @property
     def placed(self) -> bool:
         """Whether their detector places landmarks."""
-        return self.landmarks.shape[1] > 0
+        return bool(self.landmarks.shape[1])
 
     def take(self, index: NDArray[Any]) -> "Detections":
         """The faces of an index or a mask, in its order."""

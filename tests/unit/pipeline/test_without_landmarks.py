@@ -4,14 +4,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
-from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.crops import Crop
 from mien_server.models.roles import DETECTOR, DetectorOptions
 from mien_server.pipeline.requirements import Demand, Requirements
-from mien_server.pipeline.types import AlignedFace, ModelRef, RawPixels
-from tests.unit.pipeline.scripted import PAINT_VECTOR, Scripted, World, boxes_alone, given, painted
+from mien_server.pipeline.types import AlignedFace, EncodedImage, ModelRef, RawPixels
+from tests.unit.pipeline.conftest import Encode
+from tests.unit.pipeline.scripted import (
+    GROUND,
+    PAINT,
+    PAINT_VECTOR,
+    Scripted,
+    World,
+    boxes_alone,
+    given,
+    painted,
+)
 from tests.unit.pipeline.test_analyse_call import add, paint_share, say
 
 BOXES = ModelRef("boxes")
@@ -135,14 +145,17 @@ async def test_aligned_faces_and_embeddings_need_no_detector(asked: World) -> No
     assert [each.model.name for each in found.faces[0].analyses] == ["age"]
 
 
-async def test_large_photo_is_decoded_in_full_for_the_box_of_a_small_face(asked: World) -> None:
-    """As many pixels of the box as its crop has, whatever detection needed."""
-    seen = Scripted(paint_share)
-    asked.add(
-        "fine",
-        ANALYSER,
-        seen,
-        options=AnalyserOptions(kind="score", crop=Crop(256, "box", margin=1.0)),
-    )
-    await asked.analyse(PHOTO, "fine", detector=BOXES)
-    assert [row.image.shape for row in seen.batches[0]] == [(256, 256, 3)] * 2
+async def test_large_photo_is_decoded_in_full_for_a_fine_crop_of_the_box(
+    asked: World, encode: Encode
+) -> None:
+    """The decoder halves such a photo, which turns stripes of a pixel above the face to grey."""
+    crop = Crop(1024, "box", margin=1.4)
+    fine = add(asked, "fine", Scripted(paint_share), kind="score", crop=crop)
+    pixels = np.full((3000, 4000, 3), GROUND, np.uint8)
+    pixels[1000:1600, 1000:1600] = PAINT
+    pixels[920:960, 900:1700] = 0
+    pixels[920:960:2, 900:1700] = 255
+    photo = EncodedImage(encode(Image.fromarray(pixels), "JPEG", quality=95))
+    await asked.analyse(photo, "fine", detector=BOXES)
+    stripes = fine.batches[0][0].image[55:85, 300:700]
+    assert stripes.std(axis=0).mean() > 50
