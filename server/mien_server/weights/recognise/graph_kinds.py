@@ -156,9 +156,9 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
         else ""
     )
     return (
-        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
-        " an SCRFD detector with landmarks (nine outputs) nor a YuNet (twelve) nor a ULFD (two). InsightFace's"
-        f" landmark and age-and-gender models have no use here.{hint}"
+        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D])"
+        " nor an SCRFD detector with landmarks (nine outputs) nor a YuNet (twelve) nor a ULFD (two)."
+        f" InsightFace's landmark and age-and-gender models have no use here.{hint}"
     )
 
 

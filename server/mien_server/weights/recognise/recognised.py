@@ -61,6 +61,7 @@ class Recognised:
             detector, and of an embedder what its config.pbtxt says.
         window: the part of the aligned face that an embedder sees, where somebody has said it.
         landmarks: whether a detector places any.
+        buckets: sides of the square canvases that suit a detector of any side, or the usual ones.
         notes: what a person should know.
     """
 
@@ -77,6 +78,7 @@ class Recognised:
     side: int = 0
     window: Window | None = None
     landmarks: bool = True
+    buckets: tuple[int, ...] = (320, 640, 1024)
     notes: tuple[str, ...] = ()
 
     @property

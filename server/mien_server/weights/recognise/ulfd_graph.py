@@ -31,6 +31,8 @@ from mien_server.weights.recognise.onnx_weights import Array, constants
 from mien_server.weights.recognise.recognised import Recognised
 
 _INPUT = Normalisation("RGB", (127, 127, 127), 1 / 128)
+_BUCKETS = (320, 640)
+"""Of faces beyond its largest prior it finds parts, too: on larger canvases that are whole portraits."""
 _SCORES, _BOXES = 2, 4
 """Values for each prior."""
 _BODY = {"Conv", "Relu", "BatchNormalization", "Concat", "Add", "Mul", "Constant", "Identity"}
@@ -84,6 +86,7 @@ def ulfd(graph: onnx.GraphProto, path: Path) -> Recognised | None:  # noqa: ARG0
         normalisation=_INPUT,
         license="MIT",
         landmarks=False,
+        buckets=_BUCKETS,
         notes=("what decodes its boxes was taken out of the graph, which now sees any canvas",),
     )
 

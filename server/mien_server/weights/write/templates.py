@@ -24,7 +24,6 @@ instance_group [ { kind: KIND_AUTO } ]
 
 _LANDMARKS = """,
   { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }"""
-_BUCKETS = (320, 640, 1024)
 _PREFERRED = 4
 
 
@@ -48,7 +47,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
     }
     role = find_family(recognised.architecture).role
     rows = recognised.batch or role.template_rows
-    buckets = (recognised.side,) if recognised.side else _BUCKETS
+    buckets = (recognised.side,) if recognised.side else recognised.buckets
     side = recognised.side or (CROP_SIDE if role is EMBEDDER else buckets[0])
     return Template(_HEAD + role.template).substitute(
         title=" ".join(recognised.title.split()),
