@@ -18,11 +18,15 @@ from mien.cli import main as mien_main
 from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.commands.main import main
-from mien_server.models.interface import ImageU8
-from mien_server.models.roles import DetectorRow
+from mien_server.evaluation.crops import aligned_faces
+from mien_server.evaluation.loaded import EvaluationError, load_models
+from mien_server.models.interface import AnyRole, ImageU8
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow
 from mien_server.models.ulfd import corners, priors
+from mien_server.pipeline.types import ModelRef
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
+from mien_server.settings import Settings
 from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import read_tarball_member
 from mien_server.weights.fetch.packages import default_cache
@@ -203,3 +207,14 @@ def test_its_faces_are_drawn(running: LocalServer, portraits: list[Path], tmp_pa
     drawn = np.asarray(Image.open(picture).convert("RGB"))
     plain = np.asarray(Image.open(portraits[0]).convert("RGB"))
     assert (drawn != plain).any()
+
+
+@pytest.mark.long
+def test_people_are_not_evaluated_with_it(repository: Path, portraits: list[Path]) -> None:
+    settings = Settings(model_repository=(repository,), default_detector="ulfd")
+    problem = "detector 'ulfd' places no landmarks, and without these no face can be aligned"
+    with pytest.raises(EvaluationError, match=problem):
+        aligned_faces(settings, portraits)
+    wanted: dict[AnyRole, ModelRef] = {DETECTOR: ModelRef("ulfd"), EMBEDDER: ModelRef("sface")}
+    with pytest.raises(EvaluationError, match=problem), load_models(settings, wanted):
+        pass

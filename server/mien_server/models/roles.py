@@ -6,12 +6,13 @@ needs a model of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.models import portraits
+from mien_server.models.answers import SCORE, cosines, faces_of, grown, nearest
 from mien_server.models.crops import ALIGNED, Crop, input_side, read_window
 from mien_server.models.detections import Detections
 from mien_server.models.interface import (
@@ -39,8 +40,6 @@ SURE = 0.75
 
 _LOST = 0.3
 """A face of a golden file that a precision scores lower counts as lost."""
-_SCORE = 5
-"""The column of a face's score in a golden file: number of the picture, box, score, landmarks."""
 _STRIDE = 32
 """A detector's deepest feature map has a 32nd of the side."""
 _MAX_BUCKET = 4096
@@ -156,7 +155,7 @@ model_warmup [
         """
         most = max(1, *(len(found.scores) for found in results))
         every = tuple(
-            np.stack([_grown(np.asarray(part, np.float32), most) for part in parts])
+            np.stack([grown(np.asarray(part, np.float32), most) for part in parts])
             for parts in zip(*results, strict=True)
         )
         return every if results[0].placed else every[:-1]
@@ -196,11 +195,11 @@ model_warmup [
 
         [m, 6] of a detector that places none.
         """
-        return np.concatenate([_faces(picture, found) for picture, found in enumerate(results)])
+        return np.concatenate([faces_of(picture, found) for picture, found in enumerate(results)])
 
     def reference(self, answers: ArrayF32) -> ArrayF32:
         """The faces that the detector is sure of."""
-        return answers[answers[:, _SCORE] >= SURE]
+        return answers[answers[:, SCORE] >= SURE]
 
     def cosines(self, expected: ArrayF32, found: ArrayF32) -> NDArray[np.float64]:
         """Of each face with the nearest that was found in its picture, or 0 if there is none.
@@ -211,7 +210,7 @@ model_warmup [
         """
         if expected.shape[1] != found.shape[1]:
             return np.zeros(len(expected))
-        return np.array([_nearest(face, found) for face in expected])
+        return np.array([nearest(face, found) for face in expected])
 
     def well_formed(self, pictures: ImageU8, expected: ArrayF32) -> bool:
         """Whether they are square canvases and faces on them."""
@@ -371,46 +370,6 @@ model_warmup [
 
 DETECTOR = Detector()
 EMBEDDER = Embedder()
-
-
-def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Of vectors [1 or n, d] with vectors [n, d]: [n]; 0 where one is zero or not finite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        found: NDArray[np.float64] = (a * b).sum(axis=1) / norms
-    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _grown(array: ArrayF32, length: int) -> ArrayF32:
-    grown = np.zeros((length, *array.shape[1:]), np.float32)
-    grown[: len(array)] = array
-    return grown
-
-
-def _faces(picture: int, found: Detections) -> ArrayF32:
-    number = np.full((len(found.scores), 1), picture)
-    marks = found.landmarks.reshape(len(number), found.landmarks.shape[1] * 2)
-    parts = (number, found.boxes, found.scores[:, None], marks)
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _nearest(face: ArrayF32, found: ArrayF32) -> float:
-    """The best cosine to the expected face of any that was found in the same picture."""
-    found = found[found[:, 0] == face[0]]
-    if not len(found):
-        return 0.0
-    low, high = face[1:3], face[3:5]
-    centre, unit = (low + high) / 2, (high - low).max() / 2
-
-    def seen(faces: ArrayF32) -> NDArray[np.float64]:
-        points = np.concatenate([faces[:, 1:_SCORE], faces[:, _SCORE + 1 :]], axis=1)
-        shape = (points.reshape(len(faces), -1, 2) - centre) / unit
-        return np.concatenate(
-            [shape.reshape(len(faces), -1), faces[:, _SCORE, None]], axis=1
-        ).astype(np.float64)
-
-    return float(cosines(seen(face[None]), seen(found)).max())
 
 
 if TYPE_CHECKING:
