@@ -35,6 +35,8 @@ class NewFace:
 class FaceQuality:
     """Figures of a face, from its pixels and landmarks; None is unknown, as of an aligned crop.
 
+    Of a face without landmarks the first three are of its box, and how it is turned is unknown.
+
     Attributes:
         sharpness: 0 or more: a sharp face has about 0.2, a blurred one less than 0.1.
         brightness: mean, in [0, 1].

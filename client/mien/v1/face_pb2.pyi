@@ -386,7 +386,10 @@ class Face(_message.Message):
 
     @_builtins.property
     def landmarks(self) -> Global___Landmarks:
-        """Eyes, nose and mouth. Unset for an aligned crop."""
+        """Eyes, nose and mouth. Unset for an aligned crop, and of a detector that places none: such faces cannot be
+        aligned, so that Embed, Verify, Enrol, Identify and analysers of aligned faces refuse such a detector
+        (INVALID_OPTION, field `detector`); Detect and analysers of the face's box do not.
+        """
 
     @_builtins.property
     def embedding(self) -> Global___Embedding:
@@ -522,7 +525,7 @@ class DetectRequest(_message.Message):
     @_builtins.property
     def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
         """Analysers that are to tell of each face, at most 16. Empty: none. They see only faces whose landmarks can be
-        aligned: others are left out.
+        aligned: others are left out, unless the detector places no landmarks at all.
         """
 
     def __init__(
@@ -934,7 +937,8 @@ class AnalyzeRequest(_message.Message):
     def analysers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRef]:
         """The analysers, at most 16, each by its name. Empty: those that the server's configuration gives by default;
         of these, such as look at more of the photo than an aligned crop shows are left out for an aligned crop,
-        where one that is named is the error INVALID_OPTION.
+        and such as see aligned faces for a detector that places no landmarks, where one that is named is the error
+        INVALID_OPTION.
         """
 
     @_builtins.property
@@ -1222,7 +1226,8 @@ class FaceQuality(_message.Message):
     """The shorter side of its box, in pixels of the photo. Unset for an aligned crop."""
     sharpness: _builtins.float
     """How much of its contrast is in fine detail, 0 or more: a sharp face has about 0.2, a blurred one less
-    than 0.1. Of the crop of 112x112 pixels, so that a small face counts as less sharp, too.
+    than 0.1. Of the crop of 112x112 pixels, so that a small face counts as less sharp, too; where the detector
+    places no landmarks, it and the next two are of its box, upright, at that size.
     """
     brightness: _builtins.float
     """How bright it is on average, in [0, 1]."""
@@ -1230,14 +1235,20 @@ class FaceQuality(_message.Message):
     """The standard deviation of its brightness, in [0, 1]."""
     yaw: _builtins.float
     """How far it is turned, in degrees, from -90 to 90: above 0, it looks to the right of the picture. Unset
-    for an aligned crop.
+    for an aligned crop, and without landmarks.
     """
     pitch: _builtins.float
-    """How far it looks up, in degrees, from -90 to 90: below 0, it looks down. Unset for an aligned crop."""
+    """How far it looks up, in degrees, from -90 to 90: below 0, it looks down. Unset for an aligned crop,
+    and without landmarks.
+    """
     roll: _builtins.float
-    """How far it leans, in degrees, from -180 to 180, clockwise. Unset for an aligned crop."""
+    """How far it leans, in degrees, from -180 to 180, clockwise. Unset for an aligned crop, and without
+    landmarks.
+    """
     cut_off: _builtins.float
-    """The share of the face that lies outside of the photo, in [0, 1]. Unset for an aligned crop."""
+    """The share of the face that lies outside of the photo, in [0, 1]. Unset for an aligned crop, and without
+    landmarks.
+    """
     next_face: _builtins.float
     """The side of the next largest face of the photo, as a part of this one's: 0 if it is alone. Unset for an
     aligned crop.

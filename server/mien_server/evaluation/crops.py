@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mien_server.evaluation.loaded import EvaluationError, LoadedModels, load_models, run_all
-from mien_server.models.roles import DETECTOR
+from mien_server.models.roles import DETECTOR, NO_LANDMARKS
 from mien_server.pipeline.align import alignable, crop_faces
 from mien_server.pipeline.decode import decode
 from mien_server.pipeline.types import (
@@ -30,11 +30,13 @@ def aligned_faces(settings: Settings, photos: Sequence[Path]) -> list[ImageU8]:
         crops [112, 112, 3] RGB uint8.
 
     Raises:
-        EvaluationError: the detector does not load, or no photo has a face.
+        EvaluationError: the detector does not load or places no landmarks, or no photo has a face.
     """
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
     wanted = ModelRef(settings.default_detector)
     with load_models(settings, {DETECTOR: wanted}) as running:
+        if not running.models[DETECTOR].config.options.landmarks:
+            raise EvaluationError(NO_LANDMARKS.format(wanted.name))
 
         async def cut(path: Path) -> ImageU8 | str:
             return await _largest(running, wanted, path, limits)
@@ -62,7 +64,7 @@ async def _largest(
     if not found.faces:
         return "no face was found"
     landmarks = found.faces[0].landmarks
-    assert landmarks is not None  # noqa: S101 - a detector gives some with every face
+    assert landmarks is not None  # noqa: S101 - this detector gives some with every face
     if not alignable(landmarks[None]).all():
         return "its largest face cannot be aligned"
 

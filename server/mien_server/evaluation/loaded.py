@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mien_server.engine import build_engine
 from mien_server.errors import MienError, OperatorError
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER
+from mien_server.models.roles import DETECTOR, EMBEDDER, NO_LANDMARKS
 from mien_server.pipeline.faces import FacePipeline
 from mien_server.pipeline.types import ModelRef
 from mien_server.repository.versions import ReadyModel
@@ -56,7 +56,8 @@ def load_models(settings: Settings, wanted: Mapping[AnyRole, ModelRef]) -> Itera
         wanted: the model of each role that is needed.
 
     Raises:
-        EvaluationError: a model is not there, or does not load.
+        EvaluationError: a model is not there, or does not load; or a detector places no landmarks, where an
+            embedder is wanted, too.
         OperatorError: the repository cannot be used, or a device is not there.
     """
     names = {role: ref.name for role, ref in wanted.items()}
@@ -78,6 +79,9 @@ def load_models(settings: Settings, wanted: Mapping[AnyRole, ModelRef]) -> Itera
             }
         except MienError as error:
             raise EvaluationError(str(error)) from error
+        detector = models.get(DETECTOR)
+        if EMBEDDER in models and detector and not detector.config.options.landmarks:
+            raise EvaluationError(NO_LANDMARKS.format(detector.name))
         yield LoadedModels(engine.pipeline, models)
 
 

@@ -21,12 +21,17 @@ class Detections(NamedTuple):
 
     boxes: [n, 4] float32, x1 y1 x2 y2 in canvas pixels. scores: [n] float32 in [0, 1].
     landmarks: [n, 5, 2] float32, x y in canvas pixels: left eye, right eye, nose, left and right mouth
-    corner, left and right as the viewer sees them.
+    corner, left and right as the viewer sees them. [n, 0, 2] of a detector that places none.
     """
 
     boxes: ArrayF32
     scores: ArrayF32
     landmarks: ArrayF32
+
+    @property
+    def placed(self) -> bool:
+        """Whether their detector places landmarks."""
+        return bool(self.landmarks.shape[1])
 
     def take(self, index: NDArray[Any]) -> "Detections":
         """The faces of an index or a mask, in its order."""
@@ -95,7 +100,7 @@ def detections(
         row: [n], the photo of each candidate, ascending.
         boxes: [n, 4], corners in pixels of the canvas.
         scores: [n], above 0, falling within a photo; above 1 counts as 1.
-        landmarks: [n, 5, 2], likewise in pixels.
+        landmarks: [n, 5, 2], likewise in pixels; [n, 0, 2] where none are placed.
         photos: how many there are.
         nms_threshold: boxes that overlap a better one by more than this IoU are dropped.
     """

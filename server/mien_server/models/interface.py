@@ -175,12 +175,13 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
             0..255. Normalising them is the model's own work.
         outputs: likewise. A config.pbtxt must have as many tensors, under any names; where a size here is
             -1, it may say any, or -1.
+        optional_outputs: how many of the last of these a config.pbtxt may leave out, of models without them.
         parameters: the parameters of a config.pbtxt that such models have beside those that all have.
         labelled: whether an output's `label_filename` means something.
         no_reference: what is wrong if `reference` keeps no answer.
         template: the part of a new config.pbtxt that is the role's, for `string.Template`; it is given
-            `$parameters`, `$dimensions` of an embedding, of an analyser how many labels it has, `$buckets` of
-            a detector, and the `$side` of the pictures that it gets.
+            `$parameters`, `$dimensions` of an embedding, of an analyser how many labels it has, `$buckets`
+            and the output `$landmarks` of a detector, and the `$side` of the pictures that it gets.
         template_rows: the largest batch that a new config.pbtxt allows.
     """
 
@@ -188,6 +189,7 @@ class Role(ABC, Generic[RowT, ResultT, OptionsT]):
     title: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    optional_outputs: int = 0
     parameters: frozenset[str] = frozenset()
     labelled: bool = False
     no_reference: str = "its answers to two plain portraits are of no use"

@@ -6,12 +6,13 @@ needs a model of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.models import portraits
+from mien_server.models.answers import SCORE, cosines, faces_of, grown, nearest
 from mien_server.models.crops import ALIGNED, Crop, input_side, read_window
 from mien_server.models.detections import Detections
 from mien_server.models.interface import (
@@ -31,13 +32,14 @@ MIN_IOU = 0.75
 MIN_COSINE = 0.99
 """From this cosine on two vectors of one face agree: what a lower precision of a network may lose."""
 
+NO_LANDMARKS = "detector {!r} places no landmarks, and without these no face can be aligned"
+"""Why such a detector will not do, with its name."""
+
 SURE = 0.75
 """Faces that a detector scores lower are no reference: rounding may lose them."""
 
 _LOST = 0.3
 """A face of a golden file that a precision scores lower counts as lost."""
-_SCORE = 5
-"""The column of a face's score in a golden file: number of the picture, box, score, landmarks."""
 _STRIDE = 32
 """A detector's deepest feature map has a 32nd of the side."""
 _MAX_BUCKET = 4096
@@ -58,11 +60,13 @@ class DetectorOptions:
         buckets: sides of its square canvases in pixels, ascending multiples of 32.
         score_threshold: faces at or below are dropped, unless a request asks otherwise; in [0, 1].
         nms_threshold: boxes that overlap a better one by more than this IoU are dropped; in [0, 1].
+        landmarks: whether it places any, for which it has an output then. Without, no face can be aligned.
     """
 
     buckets: tuple[int, ...] = ()
     score_threshold: float = 0.5
     nms_threshold: float = 0.4
+    landmarks: bool = True
 
 
 class Detector(Role[DetectorRow, Detections, DetectorOptions]):
@@ -76,6 +80,7 @@ class Detector(Role[DetectorRow, Detections, DetectorOptions]):
         TensorSpec("scores", "TYPE_FP32", (-1,)),
         TensorSpec("landmarks", "TYPE_FP32", (-1, 5, 2)),
     )
+    optional_outputs = 1
     parameters = frozenset({"buckets", "score_threshold", "nms_threshold"})
     no_reference = (
         "it is sure of no face in two plain portraits: channel_order, mean or scale may be wrong"
@@ -87,8 +92,7 @@ input [
 ]
 output [
   { name: "boxes", data_type: TYPE_FP32, dims: [ -1, 4 ] },
-  { name: "scores", data_type: TYPE_FP32, dims: [ -1 ] },
-  { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }
+  { name: "scores", data_type: TYPE_FP32, dims: [ -1 ] }$landmarks
 ]
 
 # Photos are letterboxed to square canvases of these sides. Faces that score above the threshold are
@@ -126,6 +130,16 @@ model_warmup [
             parameters.number("nms_threshold", 0, 1, usual.nms_threshold),
         )
 
+    def with_tensors(
+        self,
+        options: DetectorOptions,
+        parameters: Parameters,  # noqa: ARG002
+        inputs: Sequence[TensorSpec],  # noqa: ARG002
+        outputs: Sequence[TensorSpec],
+    ) -> DetectorOptions:
+        """A detector without an output for landmarks places none."""
+        return replace(options, landmarks=len(outputs) == len(self.outputs))
+
     def sides(self, options: DetectorOptions) -> tuple[int, ...]:
         """The buckets."""
         return options.buckets
@@ -135,21 +149,38 @@ model_warmup [
         return DetectorRow(image, options.score_threshold)
 
     def arrays(self, results: Sequence[Detections]) -> tuple[ArrayF32, ...]:
-        """Boxes [N, M, 4], scores [N, M] and landmarks [N, M, 5, 2].
+        """Boxes [N, M, 4], scores [N, M] and, if the detector places any, landmarks [N, M, 5, 2].
 
         M is the number of faces of the row with the most, at least one. What a row has less is zeros.
         """
         most = max(1, *(len(found.scores) for found in results))
-        return tuple(
-            np.stack([_grown(np.asarray(part, np.float32), most) for part in parts])
+        every = tuple(
+            np.stack([grown(np.asarray(part, np.float32), most) for part in parts])
             for parts in zip(*results, strict=True)
         )
+        return every if results[0].placed else every[:-1]
 
     def agree(self, ours: Detections, theirs: Detections) -> bool:
         """Whether both found as many faces, each where the other has one."""
         if len(ours.boxes) != len(theirs.boxes):
             return False
         return bool((ours.iou(theirs).max(axis=1, initial=0.0) >= MIN_IOU).all())
+
+    def check_first(self, result: Detections, outputs: Sequence[TensorSpec]) -> None:
+        """It has landmarks if an output is promised for them, and only then: even where it found no face.
+
+        Raises:
+            ValueError: it is not so.
+        """
+        promised = len(outputs) == len(self.outputs)
+        if result.placed and not promised:
+            raise ValueError(
+                "the detector places landmarks, but config.pbtxt has no output for them"
+            )
+        if promised and not result.placed:
+            raise ValueError(
+                f"the detector places no landmarks, but config.pbtxt has the output {outputs[-1].name!r}"
+            )
 
     def golden_pictures(self, options: DetectorOptions) -> ImageU8:
         """Canvases of the smallest side."""
@@ -160,25 +191,31 @@ model_warmup [
         return [DetectorRow(picture, _LOST) for picture in pictures]
 
     def answers(self, results: Sequence[Detections]) -> ArrayF32:
-        """The faces of all pictures [m, 16]: number of the picture, box, score and landmarks."""
-        return np.concatenate([_faces(picture, found) for picture, found in enumerate(results)])
+        """The faces of all pictures [m, 16]: number of the picture, box, score and landmarks.
+
+        [m, 6] of a detector that places none.
+        """
+        return np.concatenate([faces_of(picture, found) for picture, found in enumerate(results)])
 
     def reference(self, answers: ArrayF32) -> ArrayF32:
         """The faces that the detector is sure of."""
-        return answers[answers[:, _SCORE] >= SURE]
+        return answers[answers[:, SCORE] >= SURE]
 
     def cosines(self, expected: ArrayF32, found: ArrayF32) -> NDArray[np.float64]:
         """Of each face with the nearest that was found in its picture, or 0 if there is none.
 
         A face counts as the vector of its corners and landmarks, seen from the expected box's centre in
-        units of half its longer side, and its score.
+        units of half its longer side, and its score. Landmarks where none are expected count as lost, as
+        none where some are.
         """
-        return np.array([_nearest(face, found) for face in expected])
+        if expected.shape[1] != found.shape[1]:
+            return np.zeros(len(expected))
+        return np.array([nearest(face, found) for face in expected])
 
     def well_formed(self, pictures: ImageU8, expected: ArrayF32) -> bool:
         """Whether they are square canvases and faces on them."""
         match pictures.shape, expected.shape:
-            case (n, height, width, 3), (_, 16):
+            case (n, height, width, 3), (_, 16 | 6):
                 return bool(height == width and np.isin(expected[:, 0], np.arange(n)).all())
         return False
 
@@ -333,45 +370,6 @@ model_warmup [
 
 DETECTOR = Detector()
 EMBEDDER = Embedder()
-
-
-def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Of vectors [1 or n, d] with vectors [n, d]: [n]; 0 where one is zero or not finite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        found: NDArray[np.float64] = (a * b).sum(axis=1) / norms
-    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _grown(array: ArrayF32, length: int) -> ArrayF32:
-    grown = np.zeros((length, *array.shape[1:]), np.float32)
-    grown[: len(array)] = array
-    return grown
-
-
-def _faces(picture: int, found: Detections) -> ArrayF32:
-    number = np.full((len(found.scores), 1), picture)
-    parts = (number, found.boxes, found.scores[:, None], found.landmarks.reshape(-1, 10))
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _nearest(face: ArrayF32, found: ArrayF32) -> float:
-    """The best cosine to the expected face of any that was found in the same picture."""
-    found = found[found[:, 0] == face[0]]
-    if not len(found):
-        return 0.0
-    low, high = face[1:3], face[3:5]
-    centre, unit = (low + high) / 2, (high - low).max() / 2
-
-    def seen(faces: ArrayF32) -> NDArray[np.float64]:
-        points = np.concatenate([faces[:, 1:_SCORE], faces[:, _SCORE + 1 :]], axis=1)
-        shape = (points.reshape(len(faces), -1, 2) - centre) / unit
-        return np.concatenate(
-            [shape.reshape(len(faces), -1), faces[:, _SCORE, None]], axis=1
-        ).astype(np.float64)
-
-    return float(cosines(seen(face[None]), seen(found)).max())
 
 
 if TYPE_CHECKING:

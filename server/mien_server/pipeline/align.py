@@ -167,7 +167,9 @@ def cut_faces(
         return whole() if magnified > 1.0 else photo
 
     reduced = photo.reduction > 1
-    seen = fine_enough(magnification(landmarks / photo.reduction).max() if reduced else 0.0)
+    seen = fine_enough(
+        magnification(landmarks / photo.reduction).max(initial=0.0) if reduced else 0.0
+    )
     aligned = crop_faces(seen.pixels, (landmarks / seen.reduction).astype(np.float32))
     finest = max((np.hypot(*each[:, 0]) for part in others.values() for each in part), default=0.0)
     seen = fine_enough(finest * photo.reduction if reduced else 0.0)

@@ -40,6 +40,9 @@ from mien_server.pipeline.types import (
 )
 from mien_server.repository.versions import Lease
 
+BOXED = Crop(around="box")
+"""What quality is told by of a face without landmarks: upright, as large as an aligned one."""
+
 
 async def analyse_image(
     image: ImageSource,
@@ -59,7 +62,8 @@ async def analyse_image(
         detector: a photo needs one.
         embedder: of faces that are to be embedded, too.
         analysers: of each answer the analyser, and others whose answers to a face are averaged with its own;
-            of an aligned crop, none that sees the face's box.
+            of an aligned crop, none that sees the face's box; of a detector that places no landmarks, only
+            such, and no embedder.
         selection: checked by `check_selection`.
         required: whether a photo without a face that is wanted is an error, unless the policy is ALL.
 
@@ -130,15 +134,16 @@ async def _analyse_photo(
     width, height, identity = photo.width, photo.height, identity_of(detector.model)
     if not chosen:
         return PhotoFaces([], width, height, identity, _identity(embedder))
+    seen = ALIGNED if faces.placed else BOXED
     matrices = {
         crop: [matrix_of(crop, faces.landmarks[i], faces.boxes[i], (width, height)) for i in chosen]
-        for crop in _wanted(models)
+        for crop in _wanted(models, seen)
     }
     begun = time.monotonic()
     cuts = await pool.finish(
         partial(_cut_all, image, photo, faces.landmarks[chosen], matrices, limits, pool.room)
     )
-    crops = [each.pixels for each in cuts[ALIGNED]]
+    crops = [each.pixels for each in cuts[seen]]
     qualities = await pool.finish(partial(judge, crops, faces, chosen, width, height))
     call.add(begun, StageTime("align", time.monotonic() - begun))
     # The crops are all that the call needs of the photo while it waits.
@@ -146,7 +151,14 @@ async def _analyse_photo(
     analyses, embeddings = await _run(analysers, embedder, cuts, call, passed=1)
     return PhotoFaces(
         [
-            face_of(faces, i, embedding, quality, [each[number] for each in analyses], crop)
+            face_of(
+                faces,
+                i,
+                embedding,
+                quality,
+                [each[number] for each in analyses],
+                crop if faces.placed else None,
+            )
             for number, (i, embedding, quality, crop) in enumerate(
                 zip(chosen, embeddings, qualities, crops, strict=True)
             )
@@ -166,9 +178,9 @@ def _models(analysers: Sequence[Sequence[Lease]], embedder: Lease | None) -> lis
     return [*chain.from_iterable(analysers), *([embedder] if embedder else [])]
 
 
-def _wanted(models: Sequence[Lease]) -> set[Crop]:
+def _wanted(models: Sequence[Lease], seen: Crop = ALIGNED) -> set[Crop]:
     """The different crops that they want of a face, and that of which quality is told."""
-    return {ALIGNED, *(each.model.config.options.crop for each in models)}
+    return {seen, *(each.model.config.options.crop for each in models)}
 
 
 def _cut_all(
@@ -179,8 +191,11 @@ def _cut_all(
     limits: Limits,
     room: PictureRoom,
 ) -> dict[Crop, list[Cut]]:
-    """The crops of a photo's faces [n, 5, 2]. Blocking."""
+    """The crops of a photo's faces [n, 5, 2]; without landmarks, [n, 0, 2], none is aligned. Blocking."""
     others = {crop: part for crop, part in matrices.items() if not crop.is_template}
+    if ALIGNED not in matrices:
+        nobody = np.empty((0, 5, 2), np.float32)
+        return cut_faces(image, photo, nobody, others, limits, room)[1]
     aligned, cuts = cut_faces(image, photo, landmarks, others, limits, room)
     pairs = zip(aligned, matrices[ALIGNED], strict=True)
     return {**cuts, ALIGNED: [Cut(pixels, matrix) for pixels, matrix in pairs]}
@@ -222,7 +237,7 @@ async def _run(
         crops = [each.pixels for each in cuts[embedder.model.config.options.crop]]
         parts.append(embed_crops(crops, embedder, call, passed=passed))
     found: list[Any] = await together(*parts)
-    none = [None] * len(cuts[ALIGNED])
+    none = [None] * len(next(iter(cuts.values())))
     said = iter(found)
     analyses = [_averaged([next(said) for _ in group]) for group in analysers]
     return analyses, found[-1] if embedder is not None else none

@@ -177,7 +177,7 @@ def face_of(
     return Face(
         found.boxes[index].astype(np.float32),
         float(found.scores[index]),
-        found.landmarks[index].astype(np.float32),
+        found.landmarks[index].astype(np.float32) if found.placed else None,
         embedding,
         quality,
         analyses,

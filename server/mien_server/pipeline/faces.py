@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
+from itertools import chain
 from typing import TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
 from mien_server.models.analyser import ANALYSER, AnalyserOptions
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER
+from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions
 from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import (
     check_length,
@@ -21,6 +22,7 @@ from mien_server.pipeline.compare import (
 )
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
+from mien_server.pipeline.landmarks import check_alignable
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.requirements import (
     Asked,
@@ -162,7 +164,8 @@ class FacePipeline:
             require: of every one of these faces.
 
         Raises:
-            InvalidRequest: the picture, an option or a model's role is wrong.
+            InvalidRequest: the picture, an option or a model's role is wrong; also a detector that places no
+                landmarks.
             Unmet: FACE_NOT_FOUND, FACE_TOO_SMALL (unless the policy is ALL), MULTIPLE_FACES,
                 REQUIREMENT_UNMET.
         """
@@ -180,7 +183,7 @@ class FacePipeline:
         async with AsyncExitStack() as leases:
             with at("embedder"):
                 lease = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._lease_finder(leases, image, selection, detector)
+            finder = await self._lease_finder(leases, image, selection, detector, [lease])
             return await embed_image(
                 image,
                 finder,
@@ -247,6 +250,7 @@ class FacePipeline:
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
                     finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+                    check_alignable(finder, [lease], self._models.in_use(DETECTOR))
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
             asked = await self._lease_asked(
@@ -305,7 +309,7 @@ class FacePipeline:
 
         Args:
             analysers: none: those whose configuration says so. Of these, an aligned crop is not shown to
-                those that see more of the photo.
+                those that see more of the photo, nor a face without landmarks to those that see it aligned.
             require: of every one of these faces.
             embedder: what embeds them, too; None: nothing does.
 
@@ -316,7 +320,7 @@ class FacePipeline:
         """
         by_default: Sequence[ModelRef] = ()
         if not analysers:
-            by_default = self._by_default(aligned=isinstance(image, AlignedFace))
+            by_default = self._by_default(image, detector)
         return await self._analysed(
             image,
             detector=detector,
@@ -356,7 +360,8 @@ class FacePipeline:
             if embedder is not None:
                 with at("embedder"):
                     vectors = await leases.enter_async_context(self._lease(embedder, EMBEDDER))
-            finder = await self._lease_finder(leases, image, selection, detector)
+            models = [*chain.from_iterable(held), *([vectors] if vectors else [])]
+            finder = await self._lease_finder(leases, image, selection, detector, models)
             found = await analyse_image(
                 image,
                 finder,
@@ -384,14 +389,17 @@ class FacePipeline:
         image: ImageSource,
         selection: FaceSelection,
         detector: ModelRef,
+        models: Sequence[Lease],
     ) -> Lease | None:
-        """What finds the faces of a photo, of which some are selected; None of an aligned face."""
+        """What finds the faces of a photo for these models, some selected; None of an aligned face."""
         if isinstance(image, AlignedFace):
             return None
         with at("selection"):
             check_selection(selection, self._limits)
         with at("detector"):
-            return await leases.enter_async_context(self._lease(detector, DETECTOR))
+            finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+            check_alignable(finder, models, self._models.in_use(DETECTOR))
+        return finder
 
     async def _lease_asked(
         self,
@@ -410,13 +418,20 @@ class FacePipeline:
 
         return await lease_asked(enter, named, path, require, aligned=aligned)
 
-    def _by_default(self, *, aligned: bool) -> list[ModelRef]:
-        """The analysers of callers that name none, by name."""
+    def _by_default(self, image: ImageSource, detector: ModelRef) -> list[ModelRef]:
+        """The analysers of callers that name none, by name: those that can see these faces."""
         found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
-        of_photos = {name for name, options in found.items() if options.crop.needs_photo}
+        boxed = not isinstance(image, AlignedFace)
+        finders: Mapping[str, DetectorOptions] = self._models.in_use(DETECTOR)
+        finder = finders.get(detector.name or self._defaults[DETECTOR])
+        aligned = not boxed or finder is None or finder.landmarks
+
+        def sees(name: str) -> bool:
+            of_box = name in found and found[name].crop.needs_photo
+            return boxed if of_box else aligned
+
         return [
             ModelRef(name)
             for name, options in sorted(found.items())
-            if options.by_default
-            and not (aligned and of_photos.intersection((name, *options.average_with)))
+            if options.by_default and all(map(sees, (name, *options.average_with)))
         ]

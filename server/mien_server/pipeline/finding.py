@@ -165,7 +165,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         photo: decoded, perhaps reduced.
-        faces: all that can be aligned, in pixels of the full photo.
+        faces: all that can be aligned, in pixels of the full photo; all of a detector without landmarks.
         indices: of the chosen ones, in the policy's order.
     """
 
@@ -264,7 +264,7 @@ async def find_chosen(
     reserve: float,
     required: bool = True,
 ) -> Chosen:
-    """The chosen ones of a photo's faces that can be aligned.
+    """The chosen ones of a photo's faces that can be aligned; of all, if the detector places no landmarks.
 
     Args:
         selection: checked by `check_selection`.
@@ -279,7 +279,9 @@ async def find_chosen(
     found = await find_faces(
         image, detector, selection, limits=limits, pool=pool, call=call, reserve=reserve
     )
-    faces = found.faces.take(np.flatnonzero(alignable(found.faces.landmarks)))
+    faces = found.faces
+    if faces.placed:
+        faces = faces.take(np.flatnonzero(alignable(faces.landmarks)))
     indices = select_faces(
         faces,
         selection,

@@ -6,7 +6,7 @@ the same face before, whatever its light.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import cv2
@@ -160,26 +160,19 @@ def of_face(
 
     Args:
         crop: [112, 112, 3], RGB.
-        box: [4] in pixels of the photo, as landmarks [5, 2].
+        box: [4] in pixels of the photo, as landmarks [5, 2], or [0, 2] if there are none.
         others: [n, 4], the boxes of the photo's other faces, as far as these are surely faces.
         width, height: of the photo.
     """
     pixels = of_crop(crop)
     sides = np.append(others[:, 2:] - others[:, :2], [[0.0, 0.0]], axis=0).min(axis=1)
     size = float((box[2:] - box[:2]).min())
+    known = replace(pixels, size=size, next_face=float(sides.max() / max(size, 1.0)), score=score)
+    if not len(landmarks):
+        return known
     yaw, pitch, roll = pose(landmarks)
-    return Quality(
-        sharpness=pixels.sharpness,
-        brightness=pixels.brightness,
-        contrast=pixels.contrast,
-        size=size,
-        yaw=yaw,
-        pitch=pitch,
-        roll=roll,
-        cut_off=_cut_off(landmarks, width, height),
-        next_face=float(sides.max() / max(size, 1.0)),
-        score=score,
-    )
+    cut_off = _cut_off(landmarks, width, height)
+    return replace(known, yaw=yaw, pitch=pitch, roll=roll, cut_off=cut_off)
 
 
 def pose(landmarks: ArrayF32) -> tuple[float, float, float]:

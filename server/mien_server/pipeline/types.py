@@ -97,7 +97,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The figures of a face; the contract's FaceQuality says what they mean. None: of a crop, unknown.
+    """The figures of a face; the contract's FaceQuality says what they mean. None: unknown.
 
     Attributes:
         sharpness: of fine detail, as a part of the contrast, 0 or more.
@@ -145,6 +145,7 @@ class Analysis:
 class Face:
     """A face in pixels of the upright photo; box [4] and landmarks [5, 2] are None for a crop.
 
+    Landmarks are also None of a detector that places none, and so is the crop then.
     `quality`, `analyses` and the crop [112, 112, 3] that embedders see are there if they were asked for.
     """
 

@@ -16,7 +16,7 @@ from mien_server.errors import (
     Reason,
 )
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER
+from mien_server.models.roles import DETECTOR, EMBEDDER, NO_LANDMARKS
 from mien_server.quoting import quoted
 from mien_server.repository.config.ensembles import ENSEMBLE_VERSION, EnsembleConfig
 from mien_server.repository.config.model import ModelConfig
@@ -147,10 +147,12 @@ def problem_of(models: Models, ensemble: EnsembleConfig) -> str:
     """Why an ensemble cannot answer, or ""."""
     first, second = ensemble.detector, ensemble.embedder
     try:
-        look(models, first.model, first.version, DETECTOR)
+        detector = look(models, first.model, first.version, DETECTOR)
         embedder = look(models, second.model, second.version, EMBEDDER)
     except MienError as error:
         return error.message
+    if not detector.config.options.landmarks:
+        return NO_LANDMARKS.format(first.model)
     return ensemble.misfit(embedder.config.outputs)
 
 

@@ -1,5 +1,6 @@
 """The drawn picture."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_boxes_and_landmarks_are_drawn_in_their_colours_on_any_ground(
     # The line's neighbours are dark, so that it shows even on its own colour.
     row = np.asarray(picture)[160, 90:110].sum(axis=1)
     assert row.min() < 100
+
+
+def test_a_face_without_landmarks_is_drawn_as_its_box() -> None:
+    plain = dataclasses.replace(FACE, landmarks=None)
+    assert FACE.landmarks is not None
+    nose = (round(FACE.landmarks.nose.x), round(FACE.landmarks.nose.y))
+    seen = [annotate(photo(), [each]).getpixel(nose) for each in (FACE, plain)]
+    assert seen == [LANDMARKS["nose"], (128, 128, 128)]
+    assert annotate(photo(), [plain]).getpixel((100, 160)) == BOX
 
 
 def test_each_landmark_has_a_colour_of_its_own() -> None:

@@ -23,6 +23,7 @@ def test_every_family_is_found_by_its_name() -> None:
         "embedder": "embed",
         "scrfd": "detect",
         "yunet": "detect",
+        "ulfd": "detect",
         "mtcnn": "detect",
         "analyser": "analyse",
     }

@@ -54,6 +54,12 @@ def found(*boxes: Box, score: float = 1.0) -> Detections:
     )
 
 
+def boxes_alone(*boxes: Box, score: float = 1.0) -> Detections:
+    """What a detector finds that places no landmarks."""
+    faces = found(*boxes, score=score)
+    return faces._replace(landmarks=faces.landmarks[:, :0])
+
+
 def test_the_options_of_a_detector(given: Given) -> None:
     assert DETECTOR.read_options(given(buckets="32, 4096")) == DetectorOptions((32, 4096), 0.5, 0.4)
     options = DETECTOR.read_options(given(buckets="64", score_threshold="1", nms_threshold="0"))
@@ -134,6 +140,45 @@ def test_rows_with_fewer_faces_are_filled_up_with_zeros() -> None:
     assert not landmarks[1].any()
     assert [part.shape for part in DETECTOR.arrays([found()])] == [(1, 1, 4), (1, 1), (1, 1, 5, 2)]
     assert {part.dtype for part in DETECTOR.arrays([found()])} == {np.dtype(np.float32)}
+
+
+def test_a_detector_without_an_output_for_landmarks_places_none(given: Given) -> None:
+    parameters = given(buckets="64")
+    options = DETECTOR.read_options(parameters)
+    assert DETECTOR.with_tensors(options, parameters, (), DETECTOR.outputs).landmarks
+    without = DETECTOR.with_tensors(options, parameters, (), DETECTOR.outputs[:2])
+    assert not without.landmarks
+    assert not DETECTOR.run_alike(options, without)
+
+    arrays = DETECTOR.arrays([boxes_alone(), boxes_alone(ONE)])
+    assert [part.shape for part in arrays] == [(2, 1, 4), (2, 1)]
+    assert DETECTOR.agree(boxes_alone(ONE), boxes_alone(ONE))
+
+
+@pytest.mark.parametrize("faces", [(), (ONE,)])
+def test_the_first_faces_have_landmarks_as_the_configuration_promises(
+    faces: tuple[Box, ...],
+) -> None:
+    DETECTOR.check_first(found(*faces), DETECTOR.outputs)
+    DETECTOR.check_first(boxes_alone(*faces), DETECTOR.outputs[:2])
+    with pytest.raises(ValueError, match=r"places landmarks, but config\.pbtxt has no output for"):
+        DETECTOR.check_first(found(*faces), DETECTOR.outputs[:2])
+    with pytest.raises(ValueError, match=r"no landmarks, but config\.pbtxt has the output 'landm"):
+        DETECTOR.check_first(boxes_alone(*faces), DETECTOR.outputs)
+
+
+def test_answers_without_landmarks_are_compared_by_box_and_score() -> None:
+    answers = DETECTOR.answers([boxes_alone(ONE, score=0.75), boxes_alone(), boxes_alone(TWO)])
+    np.testing.assert_array_equal(answers[:, 0], [0, 2])
+    np.testing.assert_array_equal(answers[:, 1:5], [ONE, TWO])
+    assert answers.shape == (2, 6)
+    assert DETECTOR.well_formed(np.zeros((3, 64, 64, 3), np.uint8), answers)
+    np.testing.assert_allclose(DETECTOR.cosines(answers, answers), 1)
+    moved = DETECTOR.answers([boxes_alone((5.0, 0.0, 15.0, 10.0), score=0.75)])
+    assert DETECTOR.cosines(answers, moved)[0] < 0.95
+    assert DETECTOR.cosines(answers, moved)[1] == 0
+    with_landmarks = DETECTOR.answers([found(ONE, score=0.75), found(), found(TWO)])
+    np.testing.assert_array_equal(DETECTOR.cosines(answers, with_landmarks), [0, 0])
 
 
 def test_vectors_are_stacked() -> None:

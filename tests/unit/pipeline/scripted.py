@@ -72,6 +72,12 @@ def find_paint(row: DetectorRow) -> Detections:
     return Detections(boxes, scores, boxes[:, None, :2] + TEMPLATE / 112 * side[:, None, None])
 
 
+def boxes_alone(row: DetectorRow) -> Detections:
+    """The same of a detector that places no landmarks."""
+    found = find_paint(row)
+    return found._replace(landmarks=found.landmarks[:, :0])
+
+
 def mean_colour(row: EmbedderRow) -> ArrayF32:
     """The mean colour of the crop's upper and lower half: [6], raw."""
     halves = row.image.reshape(2, 56 * 112, 3).astype(np.float32)
@@ -230,7 +236,7 @@ class World:
     async def analyse(self, image: Any, *analysers: str, **options: Any) -> Any:
         return await self.pipeline.analyse(
             image,
-            detector=ModelRef(),
+            detector=options.get("detector", ModelRef()),
             analysers=[ModelRef(name) for name in analysers],
             selection=options.get("selection", ALL),
             call=options.get("call") or Call(),

@@ -7,6 +7,7 @@ import pytest
 
 from mien_server.repository.versions import State
 from mien_server.scheduling.interface import Timing
+from mien_server.weights.recognise.ulfd_graph import read_ulfd
 from tests.unit.repository.conftest import SHIPPED
 from tests.unit.repository.folders import (
     SECONDS,
@@ -17,7 +18,9 @@ from tests.unit.repository.folders import (
     failure,
     line,
     reason,
+    seal,
 )
+from tests.unit.weights.public_ulfd import PublicUlfd, exported_ulfd
 
 NAME = "face_embedding"
 
@@ -62,6 +65,20 @@ def test_ensemble_that_cannot_answer_does_not_replace_one_that_does(
     config.write_text(good)
     repository.loader.load(NAME).result(SECONDS)
     assert line(repository, NAME, 1).reason == ""
+
+
+def test_ensemble_of_a_detector_without_landmarks_cannot_answer(
+    root: Path, open_repository: Open, tmp_path: Path
+) -> None:
+    public = exported_ulfd(PublicUlfd(64, 64, decoded=False), tmp_path / "public.onnx", 64, 64)
+    (root / "ulfd" / "1").mkdir(parents=True)
+    (root / "ulfd" / "config.pbtxt").write_text((SHIPPED / "ulfd" / "config.pbtxt").read_text())
+    (root / "ulfd" / "1" / "model.onnx").write_bytes(read_ulfd(public.read_bytes()))
+    seal(root / "ulfd" / "1")
+    configure(root, NAME, 'model_name: "retinaface"', 'model_name: "ulfd"')
+    repository = open_repository()
+    assert line(repository, "ulfd", 1).state is State.READY
+    assert reason(repository, NAME, 1).startswith("detector 'ulfd' places no landmarks, and")
 
 
 def test_ensemble_that_never_could_answer_is_told_and_serves_once_its_models_do(

@@ -58,7 +58,7 @@ def read_outputs(text: ConfigText, role: AnyRole) -> tuple[TensorSpec, ...]:
     Raises:
         ConfigError: they are not.
     """
-    outputs = _read(text, "output", role.outputs, role)
+    outputs = _read(text, "output", role.outputs, role, optional=role.optional_outputs)
     for index, output in enumerate(outputs):
         if problem := role.output_problem(output):
             raise text.error(("output", index, "dims"), problem)
@@ -97,17 +97,23 @@ def read_specs(messages: Iterable[Any]) -> tuple[TensorSpec, ...]:
 
 
 def _read(
-    text: ConfigText, kind: str, expected: tuple[TensorSpec, ...], role: AnyRole
+    text: ConfigText,
+    kind: str,
+    expected: tuple[TensorSpec, ...],
+    role: AnyRole,
+    *,
+    optional: int = 0,
 ) -> tuple[TensorSpec, ...]:
     messages = getattr(text.message, kind)
-    if len(messages) != len(expected):
+    least, most = len(expected) - optional, len(expected)
+    if not least <= len(messages) <= most:
         wanted = ", ".join(f"{spec.name} {_shape(spec)}" for spec in expected)
+        has = f"{least} or {most}" if optional else str(most)
         raise text.error(
-            (kind,),
-            f"has {len(messages)} tensors; the task {role.name!r} has {len(expected)}: {wanted}",
+            (kind,), f"has {len(messages)} tensors; the task {role.name!r} has {has}: {wanted}"
         )
     specs = read_specs(messages)
-    for index, (spec, wanted_spec) in enumerate(zip(specs, expected, strict=True)):
+    for index, (spec, wanted_spec) in enumerate(zip(specs, expected, strict=False)):
         if not spec.name:
             raise text.error((kind, index), f'has no name; add name: "{wanted_spec.name}"')
         if spec.name in {other.name for other in specs[:index]}:

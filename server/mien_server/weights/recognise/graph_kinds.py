@@ -18,6 +18,7 @@ from mien_server.weights.recognise.recognised import (
     NO_LICENSE,
     Recognised,
 )
+from mien_server.weights.recognise.ulfd_graph import ulfd
 
 _SCRFD_INPUT = Normalisation("RGB", (127.5, 127.5, 127.5), 1 / 128)
 _YUNET_INPUT = Normalisation("BGR", (0, 0, 0), 1)
@@ -117,7 +118,7 @@ def _detector(
 def named(graph: onnx.GraphProto, path: Path, architecture: str) -> Recognised | None:
     """A graph on images that somebody says is of this family, or None where those here would know it."""
     inputs, _ = _signature(graph)
-    if len(inputs) != 1 or architecture in ("embedder", "scrfd", "yunet"):
+    if len(inputs) != 1 or architecture in ("embedder", "scrfd", "yunet", "ulfd"):
         return None
     (shape,) = inputs.values()
     if len(shape) != 4 or shape[1] != 3:
@@ -137,6 +138,7 @@ GRAPHS: tuple[Callable[[onnx.GraphProto, Path], Recognised | None], ...] = (
     embedder,
     scrfd,
     yunet,
+    ulfd,
 )
 """Each looks at an ONNX graph and its file. A new model becomes what the first one recognises, if
 `iresnet_graph` does not."""
@@ -154,9 +156,9 @@ def unknown_graph(graph: onnx.GraphProto) -> str:
         else ""
     )
     return (
-        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D]) nor"
-        " an SCRFD detector with landmarks (nine outputs) nor a YuNet (twelve). InsightFace's landmark and"
-        f" age-and-gender models have no use here.{hint}"
+        f"its graph takes {inputs} and gives {outputs}: neither an embedder ([N, 3, 112, 112] to [N, D])"
+        " nor an SCRFD detector with landmarks (nine outputs) nor a YuNet (twelve) nor a ULFD (two)."
+        f" InsightFace's landmark and age-and-gender models have no use here.{hint}"
     )
 
 

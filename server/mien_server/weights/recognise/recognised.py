@@ -61,6 +61,8 @@ class Recognised:
             detector, and of an embedder what its config.pbtxt says.
         window: the part of the aligned face that an embedder sees, where somebody has said it.
         told: of an analyser whose publisher is known, the parameters that say what it tells, and of what.
+        landmarks: whether a detector places any.
+        buckets: sides of the square canvases that suit a detector of any side, or the usual ones.
         notes: what a person should know.
     """
 
@@ -77,6 +79,8 @@ class Recognised:
     side: int = 0
     window: Window | None = None
     told: Mapping[str, str] = field(default_factory=dict)
+    landmarks: bool = True
+    buckets: tuple[int, ...] = (320, 640, 1024)
     notes: tuple[str, ...] = ()
 
     @property

@@ -22,7 +22,8 @@ dynamic_batching {$preferred }
 instance_group [ { kind: KIND_AUTO } ]
 """
 
-_BUCKETS = (320, 640, 1024)
+_LANDMARKS = """,
+  { name: "landmarks", data_type: TYPE_FP32, dims: [ -1, 5, 2 ] }"""
 _PREFERRED = 4
 
 
@@ -47,7 +48,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
     }
     role = find_family(recognised.architecture).role
     rows = recognised.batch or role.template_rows
-    buckets = (recognised.side,) if recognised.side else _BUCKETS
+    buckets = (recognised.side,) if recognised.side else recognised.buckets
     side = recognised.side or (CROP_SIDE if role is EMBEDDER else buckets[0])
     return Template(_HEAD + role.template).substitute(
         title=" ".join(recognised.title.split()),
@@ -56,6 +57,7 @@ def config_text(name: str, recognised: Recognised, *, license_: str, source: str
         max_batch_size=rows,
         preferred=f" preferred_batch_size: [ {_PREFERRED} ]" if rows > _PREFERRED else "",
         dimensions=recognised.dimensions,
+        landmarks=_LANDMARKS if recognised.landmarks else "",
         parameters=",\n  ".join(
             f"{{ key: {_quoted(key)}, value: {{ string_value: {_quoted(value)} }} }}"
             for key, value in parameters.items()
