@@ -1,15 +1,15 @@
 """The face pipeline: decode, detect, choose, align, embed, compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from itertools import chain
 from typing import TypedDict
 
 from mien_server.errors import InvalidRequest, Reason, at
-from mien_server.models.analyser import ANALYSER, AnalyserOptions
+from mien_server.models.analyser import ANALYSER
 from mien_server.models.interface import AnyRole
-from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorOptions
+from mien_server.models.roles import DETECTOR, EMBEDDER
 from mien_server.pipeline.analysing import analyse_image
 from mien_server.pipeline.compare import (
     check_length,
@@ -28,6 +28,7 @@ from mien_server.pipeline.requirements import (
     Asked,
     Requirements,
     check_met,
+    default_analysers,
     lease_asked,
     with_named,
 )
@@ -419,19 +420,8 @@ class FacePipeline:
         return await lease_asked(enter, named, path, require, aligned=aligned)
 
     def _by_default(self, image: ImageSource, detector: ModelRef) -> list[ModelRef]:
-        """The analysers of callers that name none, by name: those that can see these faces."""
-        found: Mapping[str, AnalyserOptions] = self._models.in_use(ANALYSER)
+        """The analysers of callers that name none: those that can see these faces."""
+        finder = self._models.in_use(DETECTOR).get(detector.name or self._defaults[DETECTOR])
         boxed = not isinstance(image, AlignedFace)
-        finders: Mapping[str, DetectorOptions] = self._models.in_use(DETECTOR)
-        finder = finders.get(detector.name or self._defaults[DETECTOR])
         aligned = not boxed or finder is None or finder.landmarks
-
-        def sees(name: str) -> bool:
-            of_box = name in found and found[name].crop.needs_photo
-            return boxed if of_box else aligned
-
-        return [
-            ModelRef(name)
-            for name, options in sorted(found.items())
-            if options.by_default and all(map(sees, (name, *options.average_with)))
-        ]
+        return default_analysers(self._models.in_use(ANALYSER), boxed=boxed, aligned=aligned)

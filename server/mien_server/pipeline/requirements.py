@@ -1,7 +1,7 @@
 """What a caller demands of faces: that they are good enough, and what analysers say of them."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -59,6 +59,28 @@ class Asked(NamedTuple):
 
     leases: list[list[Lease]]
     places: list[int]
+
+
+def default_analysers(
+    analysers: Mapping[str, AnalyserOptions], *, boxed: bool, aligned: bool
+) -> list[ModelRef]:
+    """The analysers of callers that name none, by name.
+
+    Args:
+        analysers: those that serve.
+        boxed: whether those that see a face by its box can see these faces.
+        aligned: whether those can that see it aligned.
+    """
+
+    def sees(name: str) -> bool:
+        of_box = name in analysers and analysers[name].crop.needs_photo
+        return boxed if of_box else aligned
+
+    return [
+        ModelRef(name)
+        for name, options in sorted(analysers.items())
+        if options.by_default and all(map(sees, (name, *options.average_with)))
+    ]
 
 
 async def lease_asked(
