@@ -35,18 +35,24 @@ HASHES = Hashes(b"s" * 32)
     "url",
     [
         *("http://host:19530", "milvus://", "milvus:///db", "redis://host"),
-        *("milvus://user:secret@host:19530", "milvus://host:19530?a=b"),
+        *("milvus://host:19530?a=b", "milvus://host:port", "milvus://host:123456", "milvus://[::1"),
     ],
 )
 def test_url_that_is_none_of_a_milvus_is_told(url: str) -> None:
     with pytest.raises(OperatorError, match=r"--gallery-url.*milvus://host:19530"):
-        Link(url, "")
+        Link(url)
+
+
+def test_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(OperatorError, match="--gallery-token-file") as caught:
+        Link("milvus://user:a-secret@host:19530")
+    assert "a-secret" not in str(caught.value)
 
 
 def test_missing_package_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(OperatorError, match=r"mien\[milvus\]"):
-        Link("milvus://127.0.0.1:19530", "")
+        Link("milvus://127.0.0.1:19530")
 
 
 def test_galleries_have_one_place() -> None:
