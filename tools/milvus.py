@@ -58,7 +58,7 @@ def site() -> Path | None:
 
 
 class Milvus:
-    """A Milvus standalone with a folder of its own.
+    """A Milvus standalone with a folder of its own. One at a time: its etcd has the same port in each.
 
     Args:
         packages: as `site` gives it.

@@ -1,5 +1,6 @@
 """A real Milvus that speaks TLS alone, to users with a password: with the right settings, and wrong ones."""
 
+import importlib
 import itertools
 import logging
 import os
@@ -71,8 +72,7 @@ def milvus(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[M
 @contextmanager
 def as_root(milvus: Milvus, folder: Path) -> Iterator[Any]:
     """A client of pymilvus' as the user that a Milvus begins with."""
-    import pymilvus
-
+    pymilvus: Any = importlib.import_module("pymilvus")
     address = milvus.url.replace("milvus+tls", "https")
     client = pymilvus.MilvusClient(
         address, token=ROOT, server_pem_path=str(folder / "ca.pem"), dedicated=True, timeout=30
@@ -240,34 +240,6 @@ def test_password_changed_while_serving_is_told_once_and_recovers(
         check_keeps_secrets(server, told)
 
 
-def test_refusal_of_a_milvus_that_comes_up_while_serving(
-    milvus: Milvus, folder: Path, launch_server: LaunchServer, sample: Sample
-) -> None:
-    milvus.kill()
-    flags = ["--gallery-url", milvus.url, *access_flags(folder, token="wrong")]  # noqa: S106
-    with (
-        launch_server(*flags) as server,
-        mien.Client(server.address, timeout=60) as client,
-    ):
-        gallery = client.gallery("late")
-        told = [refusal(gallery)]
-        assert "it cannot be reached" in told[0]
-        with pytest.raises(mien.Unavailable):
-            client.galleries()
-        milvus.start()
-
-        def refused() -> None:
-            told.append(refusal(gallery))
-            assert "it does not accept this server" in told[-1]
-
-        eventually(refused)
-        assert len(client.detect(sample("person_a_1")).faces) == 1
-        assert "must hold user:password" in failures(server)[-1]
-        with urllib.request.urlopen(server.metrics_url) as metrics:  # noqa: S310 - ours
-            assert b"mien_ready 1.0" in metrics.read()
-        check_keeps_secrets(server, *told)
-
-
 def test_copy_takes_the_settings_and_says_what_to_mend(
     milvus: Milvus,
     folder: Path,
@@ -294,17 +266,46 @@ def test_copy_takes_the_settings_and_says_what_to_mend(
 
 
 def test_milvus_that_asks_for_a_certificate(
-    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    milvus: Milvus, tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running_milvus(tmp_path / "milvus", authority=AUTHORITY, mutual=True) as milvus:
+    milvus.kill()  # two at once have no room; the next test starts it
+    with running_milvus(tmp_path / "milvus", authority=AUTHORITY, mutual=True) as asking:
         pair = (folder / "cert.pem", folder / "key.pem")
         shown = MilvusAccess(ROOT, folder / "ca.pem", *pair)
-        with closing(Link(milvus.url, shown)) as link:
+        with closing(Link(asking.url, shown)) as link:
             assert link.probe(lambda client: client.list_collections(timeout=5)) == []
         assert not caplog.records
         with (
-            closing(Link(milvus.url, access(folder))) as link,
+            closing(Link(asking.url, access(folder))) as link,
             pytest.raises(GalleryUnavailable, match="cannot be reached"),
         ):
             link.probe(lambda client: client.list_collections(timeout=5))
         assert "--gallery-tls-cert (MIEN_GALLERY_TLS_CERT) names one" in caplog.text
+
+
+def test_refusal_of_a_milvus_that_comes_up_while_serving(
+    milvus: Milvus, folder: Path, launch_server: LaunchServer, sample: Sample
+) -> None:
+    milvus.kill()
+    flags = ["--gallery-url", milvus.url, *access_flags(folder, token="wrong")]  # noqa: S106
+    with (
+        launch_server(*flags) as server,
+        mien.Client(server.address, timeout=60) as client,
+    ):
+        gallery = client.gallery("late")
+        told = [refusal(gallery)]
+        assert "it cannot be reached" in told[0]
+        with pytest.raises(mien.Unavailable):
+            client.galleries()
+        milvus.start()
+
+        def refused() -> None:
+            told.append(refusal(gallery))
+            assert "it does not accept this server" in told[-1]
+
+        eventually(refused)
+        assert len(client.detect(sample("person_a_1")).faces) == 1
+        assert "must hold user:password" in failures(server)[-1]
+        with urllib.request.urlopen(server.metrics_url) as metrics:  # noqa: S310 - ours
+            assert b"mien_ready 1.0" in metrics.read()
+        check_keeps_secrets(server, *told)
