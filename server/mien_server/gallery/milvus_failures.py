@@ -78,7 +78,10 @@ def _whom_it_accepts(access: MilvusAccess) -> str:
     name = name_of("gallery_token_file")
     if not access.token:
         return f"write user:password, or an API key, into a file and name that with {name}"
-    return f"the file of {name} must hold user:password of a user of Milvus', or an API key; start anew then"
+    return (
+        f"the file of {name} must hold user:password of a user of Milvus', or an API key; it is read at the"
+        " start, so start the server anew"
+    )
 
 
 def _untrusted(said: str) -> bool:
