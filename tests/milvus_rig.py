@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tools.local_server import free_port
 from tools.milvus import VARIABLE, Milvus, site
 
 
 @contextmanager
-def running_milvus(folder: Path) -> Iterator[Milvus]:
-    """A Milvus that has started; this process can import pymilvus afterwards."""
+def running_milvus(
+    folder: Path, *, authority: trustme.CA | None = None, mutual: bool = False
+) -> Iterator[Milvus]:
+    """A Milvus that has started, with what `Milvus` takes; this process can import pymilvus afterwards."""
     packages = site()
     if packages is None:
         pytest.skip(
@@ -21,7 +24,7 @@ def running_milvus(folder: Path) -> Iterator[Milvus]:
         )
     if str(packages) not in sys.path:
         sys.path.append(str(packages))
-    milvus = Milvus(packages, folder, free_port())
+    milvus = Milvus(packages, folder, free_port(), authority=authority, mutual=mutual)
     try:
         milvus.start()
         yield milvus

@@ -7,6 +7,7 @@ The wheel is old, and nothing to serve from. Its server leaves a child behind wh
 has a process group of its own, which ends as a whole.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,13 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+import trustme
+
 VARIABLE = "MILVUS_SITE"
 """Names the folder that the packages are in."""
+
+ROOT = "root:Milvus"
+"""The user that a new Milvus has, with the password."""
 
 _PACKAGES = (
     *("milvus==2.3.5", "pymilvus==3.0.2"),
@@ -26,7 +32,7 @@ _PACKAGES = (
 )
 
 _RUN = """
-import socket, sys
+import json, socket, sys
 from milvus import MilvusServer, MilvusServerConfig
 class Reusing(socket.socket):  # after a restart, connections to the last one still linger on its port
     def bind(self, address):
@@ -34,6 +40,8 @@ class Reusing(socket.socket):  # after a restart, connections to the last one st
         super().bind(address)
 socket.socket = Reusing
 config = MilvusServerConfig(data_dir=sys.argv[1], proxy_port=int(sys.argv[2]))
+for name, value in json.loads(sys.argv[3]).items():
+    config.set(name, value)
 server = MilvusServer(config, wait_for_started=False)
 server.start()
 print(server.webservice_port, flush=True)
@@ -50,18 +58,33 @@ def site() -> Path | None:
 
 
 class Milvus:
-    """A Milvus standalone with a folder of its own.
+    """A Milvus standalone with a folder of its own. One at a time: its etcd has the same port in each.
 
     Args:
         packages: as `site` gives it.
         folder: keeps its data, over restarts.
         port: of gRPC.
+        authority: it shows a certificate of this one, answers over TLS alone, and only users who give their
+            password; at first that is `ROOT`. None: it speaks plain text with everybody.
+        mutual: clients must show a certificate of that authority, too.
+
+    Attributes:
+        url: as mien takes it.
     """
 
-    def __init__(self, packages: Path, folder: Path, port: int) -> None:
-        self.url = f"milvus://127.0.0.1:{port}"
+    def __init__(
+        self,
+        packages: Path,
+        folder: Path,
+        port: int,
+        *,
+        authority: trustme.CA | None = None,
+        mutual: bool = False,
+    ) -> None:
+        self.url = f"milvus{'+tls' if authority else ''}://127.0.0.1:{port}"
         self.folder = folder
-        self._command = [sys.executable, "-c", _RUN, str(folder), str(port)]
+        settings = {} if authority is None else _guarded(folder, authority, mutual=mutual)
+        self._command = [sys.executable, "-c", _RUN, str(folder), str(port), json.dumps(settings)]
         self._environment = os.environ | {"PYTHONPATH": str(packages)}
         self._process: subprocess.Popen[str] | None = None
 
@@ -101,6 +124,21 @@ class Milvus:
             assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
             self._process.stdout.close()
             self._process = None
+
+
+def _guarded(folder: Path, authority: trustme.CA, *, mutual: bool) -> dict[str, object]:
+    """Writes a certificate, and gives the values of Milvus' settings that make it ask for users over TLS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    signed = authority.issue_cert("localhost", "127.0.0.1")
+    files = {
+        "server_pem_path": (b"".join(each.bytes() for each in signed.cert_chain_pems)),
+        "server_key_path": signed.private_key_pem.bytes(),
+        "ca_pem_path": authority.cert_pem.bytes(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    paths = {name: str(folder / name) for name in files}
+    return {"authorization_enabled": True, "tls_mode": 2 if mutual else 1, **paths}
 
 
 def main(arguments: Sequence[str]) -> int:

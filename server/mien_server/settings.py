@@ -220,6 +220,21 @@ class Settings(BaseSettings):
         "A file with what proves to that Milvus who asks: user:password, or an API key. none: it asks for"
         " nothing.",
     )
+    gallery_tls_ca: Path | None = _setting(
+        None,
+        "Galleries",
+        "A PEM file of the authorities that may sign that Milvus' certificate, for milvus+tls://. none: the"
+        " public ones.",
+    )
+    gallery_tls_cert: Path | None = _setting(
+        None,
+        "Galleries",
+        "A PEM file of a certificate to show to that Milvus, where it asks for one, followed by those that"
+        " signed it.",
+    )
+    gallery_tls_key: Path | None = _setting(
+        None, "Galleries", "A PEM file of its private key, without a password."
+    )
 
     max_message_bytes: int = _setting(
         32 * MIB, "Limits", "Bytes of the largest request and response.", ge=MIB, le=1024 * MIB
@@ -507,6 +522,8 @@ class Settings(BaseSettings):
         pairs = [("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")]
         if self.jwt_jwks is None:
             pairs += [("tls_client_ca", "keys_file")]
+        pairs += [("gallery_tls_cert", "gallery_tls_key"), ("gallery_tls_key", "gallery_tls_cert")]
+        pairs += [("gallery_tls_cert", "gallery_tls_ca")]
         for given, missing in (*pairs, ("jwt_jwks", "jwt_issuer"), ("jwt_jwks", "jwt_audience")):
             if getattr(self, given) and not getattr(self, missing):
                 raise ValueError(f"{name_of(given)}: it takes {name_of(missing)}, too")

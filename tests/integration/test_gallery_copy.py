@@ -228,7 +228,7 @@ async def test_to_milvus_and_back(
     with running_milvus(tmp_path / "milvus") as milvus:
         with (
             FolderEnd.opened(folder) as source,
-            contextlib.closing(MilvusEnd(milvus.url, "")) as target,
+            contextlib.closing(MilvusEnd(milvus.url)) as target,
         ):
             check_resumes(source, target)
         store = MilvusStore(milvus.url)

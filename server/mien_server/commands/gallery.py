@@ -19,6 +19,7 @@ from mien_server.settings import load_settings
 
 if TYPE_CHECKING:
     from mien_server.gallery.copying import CopyTarget
+    from mien_server.gallery.milvus_access import MilvusAccess
 
 
 def add_to(commands: Commands) -> None:
@@ -35,7 +36,9 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("source", metavar="FROM", help="a folder or a URL")
     parser.add_argument("target", metavar="TO", help="a folder or a URL")
-    add_settings(parser, "gallery_token_file")
+    add_settings(
+        parser, "gallery_token_file", "gallery_tls_ca", "gallery_tls_cert", "gallery_tls_key"
+    )
     add_json(parser)
 
 
@@ -45,13 +48,13 @@ def _copy(source: str, target: str, as_json: bool, **flags: object) -> int:
 
     from mien_server.errors import OperatorError
     from mien_server.gallery.copying import copy
-    from mien_server.gallery.opening import read_token
+    from mien_server.gallery.milvus_access import read_access
 
     if source == target:
         raise OperatorError(f"{source} is both FROM and TO")
     if "://" not in source and not Path(source).is_dir():
         raise OperatorError(f"{source} is not a folder")
-    token = read_token(settings)
+    access = read_access(settings, source, target)
     bar = tqdm(disable=not sys.stderr.isatty(), unit=" faces", leave=False)
 
     def step(name: str, looked_at: int, faces: int) -> None:
@@ -63,7 +66,7 @@ def _copy(source: str, target: str, as_json: bool, **flags: object) -> int:
     def warn(text: str) -> None:
         print(f"mien-server: {text}", file=sys.stderr)
 
-    with bar, _opened(source, token) as one, _opened(target, token) as other:
+    with bar, _opened(source, access) as one, _opened(target, access) as other:
         copied = copy(one, other, step=step, warn=warn)
     if as_json:
         rows = [
@@ -82,7 +85,7 @@ def _copy(source: str, target: str, as_json: bool, **flags: object) -> int:
 
 
 @contextlib.contextmanager
-def _opened(place: str, token: str) -> "Iterator[CopyTarget]":
+def _opened(place: str, access: "MilvusAccess") -> "Iterator[CopyTarget]":
     """The store of a folder or a URL.
 
     Raises:
@@ -96,7 +99,7 @@ def _opened(place: str, token: str) -> "Iterator[CopyTarget]":
         return
     from mien_server.gallery.copying_milvus import MilvusEnd
 
-    end = MilvusEnd(place, token)
+    end = MilvusEnd(place, access)
     try:
         yield end
     finally:

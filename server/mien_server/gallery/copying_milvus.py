@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from mien_server.errors import MienError, OperatorError
+from mien_server.gallery.milvus_access import NO_ACCESS, MilvusAccess
 from mien_server.gallery.milvus_link import WRITE_SECONDS, Gone
 from mien_server.gallery.milvus_queries import query, scan, wait
 from mien_server.gallery.milvus_rows import ALL_FIELDS, face_of, stored_row_of, vectors_of
@@ -18,7 +19,7 @@ class MilvusEnd:
     """The galleries of a Milvus: `copying.Target`.
 
     Args:
-        url, token: as for `milvus_link.Link`.
+        url, access: as for `milvus_link.Link`.
 
     Raises:
         OperatorError: the URL is none, or pymilvus is not installed.
@@ -26,8 +27,8 @@ class MilvusEnd:
 
     takes_crops = False
 
-    def __init__(self, url: str, token: str) -> None:
-        self._store = MilvusStore(url, token=token)
+    def __init__(self, url: str, access: MilvusAccess = NO_ACCESS) -> None:
+        self._store = MilvusStore(url, access=access)
         self._waited: set[str] = set()
 
     def close(self) -> None:
@@ -37,7 +38,7 @@ class MilvusEnd:
     def collections(self) -> list[Collection]:
         """What is in it."""
         self._run(lambda client: client.list_collections())  # an answer from memory may be old
-        return [table.collection for table in self._store.collections()]
+        return [table.collection for table in self._run(lambda _: self._store.collections())]
 
     def salt(self) -> bytes:
         """What its hashes are made with."""
@@ -110,10 +111,11 @@ class MilvusEnd:
         self._run(work)
 
     def _table(self, collection: Collection) -> Table:
-        return self._store.find(collection.name)
+        return self._run(lambda _: self._store.find(collection.name))
 
     def _run(self, work: Callable[[Any], T]) -> T:
         try:
             return self._store.link.probe(work)
         except (MienError, Gone) as error:
-            raise OperatorError(f"the galleries cannot be copied: {error}") from error
+            why = self._store.link.trouble or error
+            raise OperatorError(f"the galleries cannot be copied: {why}") from error

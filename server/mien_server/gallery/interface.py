@@ -19,6 +19,7 @@ from mien_server.gallery.types import (
     Query,
 )
 from mien_server.pipeline.types import ArrayF32, Call, ModelIdentity
+from mien_server.scheduling.scheduler import Slot
 
 
 class OpenCollection(Protocol):
@@ -42,6 +43,11 @@ class OpenCollection(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of this server's memory that they take."""
+        ...
+
+    @property
+    def slot(self) -> Slot | None:
+        """Where its searches wait; None: not in this server."""
         ...
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mien_server.errors import InvalidRequest, Reason
+from mien_server.gallery.milvus_access import NO_ACCESS, MilvusAccess
 from mien_server.gallery.milvus_link import WRITE_SECONDS, Link, within
 from mien_server.gallery.milvus_queries import by_request, emptied, given, scan, wait
 from mien_server.gallery.milvus_reader import MilvusReader
@@ -45,7 +46,7 @@ class MilvusStore:
     """`GalleryStore` over a Milvus. It is there although Milvus is not: calls are then `GalleryUnavailable`.
 
     Args:
-        url, token: as for `Link`.
+        url, access: as for `Link`.
         threads: keeps the thread alive that looks for collections; None: nobody asks how it is.
         hnsw_from: see `milvus_tables.HNSW_FROM`.
 
@@ -57,11 +58,11 @@ class MilvusStore:
         self,
         url: str,
         *,
-        token: str = "",
+        access: MilvusAccess = NO_ACCESS,
         threads: Threads | None = None,
         hnsw_from: int = HNSW_FROM,
     ) -> None:
-        self.link = Link(url, token)
+        self.link = Link(url, access)
         self.tables = Tables(self.link, threads or Threads(), hnsw_from=hnsw_from)
         self._ids = Ids()
         # Changes that read before they write: two of this server's do not undo each other.
@@ -84,7 +85,11 @@ class MilvusStore:
         return self.tables.find(name)
 
     def collections(self) -> list[Table]:
-        """All collections, by name."""
+        """All collections, by name.
+
+        Raises:
+            GalleryUnavailable: Milvus has not been asked yet.
+        """
         return self.tables.all_tables()
 
     async def size(self, table: Table) -> CollectionSize:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mien_server.errors import AlreadyInGallery, GalleryUnavailable, Reason
-from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS, Gone, Link, is_away
+from mien_server.gallery.milvus_failures import is_away
+from mien_server.gallery.milvus_link import READ_SECONDS, WRITE_SECONDS, Gone, Link
 from mien_server.gallery.milvus_rows import (
     PREFIX,
     SALT_TABLE,
@@ -52,6 +53,7 @@ class Table:
     named: int = 0
     hnsw: bool = False
     nbytes: int = field(default=0, init=False)
+    slot: None = field(default=None, init=False)
 
 
 class Tables:
@@ -103,18 +105,26 @@ class Tables:
         Raises:
             NotInGallery: COLLECTION_NOT_FOUND. GalleryUnavailable: Milvus has not been asked yet.
         """
-        if self._known is None:
-            raise GalleryUnavailable(
-                "The galleries are in a Milvus that has not answered yet: try again."
-            )
-        table = self._known.get(name)
+        table = self._seen().get(name)
         if table is None:
             raise no_collection(name)
         return table
 
     def all_tables(self) -> list[Table]:
-        """All collections, by name."""
-        return [table for _, table in sorted((self._known or {}).items())]
+        """All collections, by name.
+
+        Raises:
+            GalleryUnavailable: Milvus has not been asked yet.
+        """
+        return [table for _, table in sorted(self._seen().items())]
+
+    def _seen(self) -> Mapping[str, Table]:
+        if self._known is None:
+            self._link.refuse()  # which says more
+            raise GalleryUnavailable(
+                "The galleries are in a Milvus that has not answered yet: try again."
+            )
+        return self._known
 
     def hashes(self, client: Any) -> Hashes:
         """What texts are found by: the same for all servers on one Milvus."""

@@ -1,11 +1,11 @@
 """Which store a server keeps its galleries in, by its settings."""
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.errors import OperatorError
 from mien_server.gallery.interface import AnyStore
+from mien_server.gallery.milvus_access import read_access
 from mien_server.gallery.store import Store
 from mien_server.scheduling.scheduler import Scheduler
-from mien_server.settings import Settings, name_of
+from mien_server.settings import Settings
 from mien_server.threads import Threads
 
 
@@ -23,10 +23,11 @@ def open_store(
     Raises:
         OperatorError: they cannot be opened.
     """
+    access = read_access(settings, settings.gallery_url or "")
     if settings.gallery_url:
         from mien_server.gallery.milvus_store import MilvusStore  # most servers have no use for it
 
-        return MilvusStore(settings.gallery_url, token=read_token(settings), threads=threads)
+        return MilvusStore(settings.gallery_url, access=access, threads=threads)
     if settings.gallery_dir is None:
         return None
     return Store(
@@ -36,19 +37,3 @@ def open_store(
         device=device,
         threads=threads,
     )
-
-
-def read_token(settings: Settings) -> str:
-    """What proves to Milvus who asks; "": nothing does.
-
-    Raises:
-        OperatorError: the file cannot be read.
-    """
-    if settings.gallery_token_file is None:
-        return ""
-    try:
-        return settings.gallery_token_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OperatorError(
-            f"{name_of('gallery_token_file')}: {settings.gallery_token_file} cannot be read: {error}"
-        ) from error

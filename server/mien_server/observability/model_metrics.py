@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from mien_server.errors import GalleryUnavailable
 from mien_server.gallery.interface import AnyStore, OpenCollection
 from mien_server.repository.catalogue import Catalogue
 from mien_server.repository.entries import Sleeper
@@ -86,8 +87,8 @@ class ModelMetrics(Collector):
         """Every family, whether or not there is a model to have a sample in it."""
         statistics = self._models.statistics()
         slots = [(_labels(each), each.slot) for each in statistics if each.slot]
-        collections = self._galleries.collections() if self._galleries else []
-        slots += [([each.slot.name, ""], each.slot.statistics()) for each in collections]
+        collections = self._collections()
+        slots += [([c.slot.name, ""], c.slot.statistics()) for c in collections if c.slot]
         yield from _states(self._models.statuses())
         yield from _sleepers(self._models.sleepers())
         yield from _triton(statistics)
@@ -95,6 +96,12 @@ class ModelMetrics(Collector):
         yield from _batches(slots)
         yield from _traffic(statistics)
         yield from _galleries(collections)
+
+    def _collections(self) -> Sequence[OpenCollection]:
+        try:
+            return self._galleries.collections() if self._galleries else []
+        except GalleryUnavailable:  # the other figures are there
+            return []
 
 
 _Slots = Sequence[tuple[list[str], SlotStatistics]]

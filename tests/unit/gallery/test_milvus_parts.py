@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mien_server.backends.devices import CpuDevice
-from mien_server.errors import OperatorError
+from mien_server.errors import GalleryUnavailable, OperatorError
 from mien_server.gallery.milvus_link import Link
 from mien_server.gallery.milvus_rows import (
     Hashes,
@@ -21,12 +21,15 @@ from mien_server.gallery.milvus_rows import (
     table_of,
 )
 from mien_server.gallery.milvus_search import MOST_HITS, search
+from mien_server.gallery.milvus_tables import Table
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.search import Lanes, Search
 from mien_server.gallery.types import Collection, Query
+from mien_server.observability.model_metrics import ModelMetrics
 from mien_server.pipeline.types import ModelIdentity, Quality
 from mien_server.settings import Settings, SettingsError, load_settings
 from tests.unit.gallery.vectors import clustered_units, filled, random_units
+from tests.unit.pipeline.scripted import World
 
 HASHES = Hashes(b"s" * 32)
 
@@ -35,18 +38,24 @@ HASHES = Hashes(b"s" * 32)
     "url",
     [
         *("http://host:19530", "milvus://", "milvus:///db", "redis://host"),
-        *("milvus://user:secret@host:19530", "milvus://host:19530?a=b"),
+        *("milvus://host:19530?a=b", "milvus://host:port", "milvus://host:123456", "milvus://[::1"),
     ],
 )
 def test_url_that_is_none_of_a_milvus_is_told(url: str) -> None:
     with pytest.raises(OperatorError, match=r"--gallery-url.*milvus://host:19530"):
-        Link(url, "")
+        Link(url)
+
+
+def test_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(OperatorError, match="--gallery-token-file") as caught:
+        Link("milvus://user:a-secret@host:19530")
+    assert "a-secret" not in str(caught.value)
 
 
 def test_missing_package_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(OperatorError, match=r"mien\[milvus\]"):
-        Link("milvus://127.0.0.1:19530", "")
+        Link("milvus://127.0.0.1:19530")
 
 
 def test_galleries_have_one_place() -> None:
@@ -145,3 +154,26 @@ def test_persons_are_those_of_the_exact_search(clustered: bool) -> None:
 
 def _fits(where: str, person: str) -> bool:
     return "person_hash in" not in where or HASHES.of(person) in where
+
+
+class _Galleries:
+    """What metrics ask of a store. None: it is in a Milvus that has never answered."""
+
+    def __init__(self, tables: list[Table] | None) -> None:
+        self._tables = tables
+
+    def collections(self) -> list[Table]:
+        if self._tables is None:
+            raise GalleryUnavailable("away")
+        return self._tables
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_metrics_count_collections_that_have_no_queue_here(world: World, there: bool) -> None:
+    model = ModelIdentity("sface", 1, "0123456789abcdef")
+    table = Table(Collection(7, "staff", model, 128, None, 1.5), "there", faces=3)
+    galleries: Any = _Galleries([table] if there else None)
+    families = {each.name: each for each in ModelMetrics(world.catalogue, galleries).collect()}
+    counted = [(each.labels, each.value) for each in families["mien_gallery_faces"].samples]
+    assert counted == ([({"collection": "staff"}, 3)] if there else [])
+    assert families["mien_model_state"].samples
