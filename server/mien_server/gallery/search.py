@@ -274,8 +274,13 @@ def _enrolled(block: Block, at: _Rows, vectors: Mapping[int, ArrayF32]) -> Array
     """
     codes, scales, _ = block.vectors.at(at)
     exact = scales[:, None] * (codes.astype(np.float32) - MIDDLE)
-    for place, key in enumerate(block.faces[at].tolist()):
-        vector = vectors.get(key)
-        if vector is not None and np.array_equal(rounded(vector[None]).codes[0], codes[place]):
-            exact[place] = vector
+    told = {
+        place: vectors[key]
+        for place, key in enumerate(block.faces[at].tolist())
+        if key in vectors and vectors[key].shape == exact.shape[1:]
+    }
+    if told:
+        places, found = np.array(list(told)), np.stack(list(told.values()))
+        same = (rounded(found).codes == codes[places]).all(axis=1)
+        exact[places[same]] = found[same]
     return exact
