@@ -56,6 +56,7 @@ def test_faces_are_found_and_the_others_are_named(
         aligned_faces(settings, [photos / "nobody.png", photos / "broken.jpg"])
 
 
+@pytest.mark.long
 def test_a_model_is_quantised_on_photos(root: Path, photos: Path) -> None:
     graph = onnx.load_from_string(network(SLOPES["none above one"], side=112))
     add_model(root, "small", graph, "embedder", PIXELS, dimensions=8)

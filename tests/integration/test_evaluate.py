@@ -402,6 +402,7 @@ def test_a_photo_that_cannot_be_read_counts_as_missed(
     assert "NOT the official subsets" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_identification_tells_what_six_portraits_can_say(
     evaluate: Evaluate, people: Path, tmp_path: Path
 ) -> None:

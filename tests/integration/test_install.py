@@ -69,6 +69,7 @@ def entries(repository: Path) -> dict[str, set[str]]:
     }
 
 
+@pytest.mark.long
 def test_install_fetches_converts_and_describes_every_shipped_model(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def warm_up_for_long(root: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_sigterm_ends_a_load_and_tells_its_caller(root: Path) -> None:
     with serving(root, "--model-control-mode", "explicit") as client, ThreadPoolExecutor(1) as pool:
         warm_up_for_long(root)

@@ -102,6 +102,7 @@ async def test_canary_answers_its_share_of_the_calls(
     assert 2 <= answered[2] <= 20, "30 % of 36 is 11, three standard deviations are 8"
 
 
+@pytest.mark.long
 async def test_embedding_of_the_canary_compares_whichever_version_is_drawn(
     embedder_root: Path, crops: list[bytes]
 ) -> None:
@@ -159,6 +160,7 @@ async def test_shadow_detector_is_compared_by_its_boxes(
         assert counts.compared >= 6
 
 
+@pytest.mark.long
 async def test_shadow_that_cannot_answer_harms_no_call(
     embedder_root: Path, crops: list[bytes]
 ) -> None:

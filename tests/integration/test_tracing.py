@@ -75,6 +75,7 @@ def open_for_writing(process: int) -> set[Path]:
     return {path for path in found if path.is_file()}
 
 
+@pytest.mark.long
 def test_call_is_seen_at_the_collector_and_nothing_of_the_photo(
     collector: Collector,
     launch_server: LaunchServer,

@@ -124,6 +124,7 @@ def test_what_needs_it_says_so_in_a_line(
     assert CURE in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_a_graph_is_imported_and_checked_without_it(
     environment: Mapping[str, str], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def runnable(published: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+@pytest.mark.long
 def test_it_equals_the_published_graph_alone_and_in_a_batch(
     yunet: LoadedInstance, published: bytes, photos: list[ImageU8]
 ) -> None:

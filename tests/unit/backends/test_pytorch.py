@@ -197,6 +197,7 @@ def test_weights_that_only_go_wrong_when_folded_are_refused(
         _load(tmp_path / "model.safetensors")
 
 
+@pytest.mark.long
 def test_a_closed_instance_gives_its_memory_back(
     save_weights: SaveWeights, images: ImageU8
 ) -> None:

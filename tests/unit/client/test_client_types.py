@@ -54,6 +54,7 @@ def test_the_examples_of_the_pages_are_typed(examples: list[Path], tmp_path: Pat
     check(["mypy", "--strict", "--cache-dir", str(kept), *map(str, examples)], tmp_path)
 
 
+@pytest.mark.long
 def test_the_examples_of_the_pages_pass_pyright(examples: list[Path], tmp_path: Path) -> None:
     settings = {
         "typeCheckingMode": "strict",

@@ -153,6 +153,7 @@ async def test_a_face_that_fills_the_photo_is_found_and_recognised(
         assert vector_of(await embed(pipeline, EncodedImage(data))) @ vector_of(whole) > 0.5
 
 
+@pytest.mark.long
 async def test_one_face_has_one_embedding_whatever_the_policy(
     pipeline: FacePipeline, portraits: list[Path], encode: Encode
 ) -> None:

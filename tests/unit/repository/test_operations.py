@@ -125,6 +125,7 @@ def test_operations_of_one_model_never_overlap(root: Path, open_repository: Open
     assert states(repository)["sface", 1] is State.READY
 
 
+@pytest.mark.long
 def test_every_lease_is_answered_while_the_model_comes_and_goes(
     root: Path, open_repository: Open
 ) -> None:

@@ -30,7 +30,7 @@ COUNTS = {
 
 LARGE = ["iresnet34", "iresnet50", "iresnet100"]
 """Looked at once: nothing is gained by keeping them in memory."""
-SMALL = ["iresnet18", "retinaface_mobilenet0.25"]
+SMALL = [pytest.param("iresnet18", marks=pytest.mark.long), "retinaface_mobilenet0.25"]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_what_is_sealed_is_left_as_it_is(repository: Path, light: Path) -> None:
     assert (light / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_what_was_measured_stays_when_a_version_is_written_anew(
     repository: Path, folder: Path
 ) -> None:
