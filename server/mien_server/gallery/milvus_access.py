@@ -63,14 +63,19 @@ def read_access(settings: Settings, *places: str) -> MilvusAccess:
     return MilvusAccess(_read_token(settings.gallery_token_file), ca, cert, key)
 
 
+def _read(path: Path, setting: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"{name_of(setting)}: cannot read {path}: {error.strerror}.") from error
+
+
 def _read_token(path: Path | None) -> str:
     if path is None:
         return ""
     name = name_of("gallery_token_file")
     try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise OperatorError(f"{name}: cannot read {path}: {error.strerror}.") from error
+        token = _read(path, "gallery_token_file").decode().strip()
     except UnicodeDecodeError:
         # Not its message, which has a byte of the file in it.
         raise OperatorError(f"{name}: {path} is no text in UTF-8.") from None
@@ -83,23 +88,18 @@ def _read_token(path: Path | None) -> str:
 
 
 def _check_certificates(path: Path) -> None:
-    name = name_of("gallery_tls_ca")
+    _read(path, "gallery_tls_ca")  # which says better why it cannot be read
     try:
         ssl.create_default_context(cafile=str(path))
     except ssl.SSLError as error:
-        raise OperatorError(f"{name}: {path} holds no certificate in PEM.") from error
-    except OSError as error:
-        raise OperatorError(f"{name}: cannot read {path}: {error.strerror}.") from error
+        raise OperatorError(
+            f"{name_of('gallery_tls_ca')}: {path} holds no certificate in PEM."
+        ) from error
 
 
 def _check_pair(cert: Path, key: Path) -> None:
     for path, setting in ((cert, "gallery_tls_cert"), (key, "gallery_tls_key")):
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise OperatorError(
-                f"{name_of(setting)}: cannot read {path}: {error.strerror}."
-            ) from error
+        _read(path, setting)
     try:
         # Without a function that gives a password OpenSSL asks for one at the terminal.
         ssl.create_default_context().load_cert_chain(cert, key, password=lambda: "")

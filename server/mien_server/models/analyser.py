@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mien_server.models import portraits
 from mien_server.models.crops import ALIGNED, AROUND, WHOLE, Crop, input_side, read_window
 from mien_server.models.interface import (
+    ONE_FACE,
     AnyFamily,
     ArrayF32,
     ImageU8,
@@ -109,7 +110,8 @@ class Analyser(Role[AnalyserRow, Analysed, AnalyserOptions]):
         }
     )
     labelled = True
-    template = """
+    template = (
+        """
 # Crops, RGB 0..255, and what is told of each.
 input [
   { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, $side, $side ] }
@@ -118,18 +120,9 @@ output [
   { name: "values", data_type: TYPE_FP32, dims: [ $dimensions ] }
 ]
 
-parameters [
-  $parameters,
-  { key: "split_rows", value: { string_value: "true" } }
-]
-model_warmup [
-  {
-    name: "one face"
-    batch_size: 1
-    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
-  }
-]
 """
+        + ONE_FACE
+    )
 
     def read_options(self, parameters: Parameters) -> AnalyserOptions:
         """What it tells, which must be given, and of what; the rest may be left out."""

@@ -27,6 +27,21 @@ crops change."""
 CROP_SIDE = 112
 """Side in pixels of an aligned face."""
 
+ONE_FACE = """\
+parameters [
+  $parameters,
+  { key: "split_rows", value: { string_value: "true" } }
+]
+model_warmup [
+  {
+    name: "one face"
+    batch_size: 1
+    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
+  }
+]
+"""
+"""The end of the template of a role whose rows are faces."""
+
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:

@@ -17,6 +17,7 @@ from mien_server.models.crops import ALIGNED, Crop, input_side, read_window
 from mien_server.models.detections import Detections
 from mien_server.models.interface import (
     CROP_SIDE,
+    ONE_FACE,
     AnyFamily,
     ArrayF32,
     ImageU8,
@@ -249,7 +250,8 @@ class Embedder(Role[EmbedderRow, ArrayF32, EmbedderOptions]):
     inputs = (TensorSpec("face", "TYPE_UINT8", (3, -1, -1)),)
     outputs = (TensorSpec("embedding", "TYPE_FP32", (-1,)),)
     parameters = frozenset({"match_threshold", "thresholds_by_far", "window"})
-    template = """
+    template = (
+        """
 # Aligned crops, RGB 0..255, and their embeddings as the network gives them: not of unit length.
 input [
   { name: "face", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: [ 3, $side, $side ] }
@@ -259,18 +261,9 @@ output [
 ]
 
 # Without match_threshold, which is known of no new weights, Verify wants one in each request.
-parameters [
-  $parameters,
-  { key: "split_rows", value: { string_value: "true" } }
-]
-model_warmup [
-  {
-    name: "one face"
-    batch_size: 1
-    inputs { key: "face", value: { data_type: TYPE_UINT8, dims: [ 3, $side, $side ], random_data: true } }
-  }
-]
 """
+        + ONE_FACE
+    )
 
     def read_options(self, parameters: Parameters) -> EmbedderOptions:
         """The thresholds and the crop's window, all of which may be left out."""

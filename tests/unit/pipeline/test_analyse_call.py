@@ -34,6 +34,18 @@ def say(kind: Any, *values: float) -> Scripted:
     return Scripted(lambda _: Analysed(kind, np.array(values, np.float32)))
 
 
+def striped_photo(encode: Encode) -> EncodedImage:
+    """A JPEG of 4000x3000 of one face, above which there are stripes of a pixel.
+
+    The decoder halves such a photo, which turns the stripes to grey.
+    """
+    pixels = np.full((3000, 4000, 3), GROUND, np.uint8)
+    pixels[1000:1600, 1000:1600] = PAINT
+    pixels[920:960, 900:1700] = 0
+    pixels[920:960:2, 900:1700] = 255
+    return EncodedImage(encode(Image.fromarray(pixels), "JPEG", quality=95))
+
+
 def paint_share(row: AnalyserRow) -> Analysed:
     """How much of a crop is paint."""
     share = (np.abs(row.image.astype(int) - PAINT).sum(axis=2) < 100).mean()
@@ -157,14 +169,9 @@ async def test_crop_inside_of_a_photo_ends_where_that_does(world: World) -> None
 async def test_a_large_photo_is_decoded_in_full_for_a_fine_crop(
     world: World, encode: Encode
 ) -> None:
-    """The decoder halves such a photo, which turns stripes of a pixel above the face to grey."""
     crop = Crop(1024, "box", margin=1.4)
     fine = add(world, "fine", Scripted(paint_share), kind="score", crop=crop)
-    pixels = np.full((3000, 4000, 3), GROUND, np.uint8)
-    pixels[1000:1600, 1000:1600] = PAINT
-    pixels[920:960, 900:1700] = 0
-    pixels[920:960:2, 900:1700] = 255
-    await world.analyse(EncodedImage(encode(Image.fromarray(pixels), "JPEG", quality=95)), "fine")
+    await world.analyse(striped_photo(encode), "fine")
     stripes = fine.batches[0][0].image[55:85, 300:700]
     assert stripes.std(axis=0).mean() > 50
 

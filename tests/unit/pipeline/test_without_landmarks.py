@@ -4,17 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mien_server.errors import InvalidRequest, Reason, Unmet
 from mien_server.models.crops import Crop
 from mien_server.models.roles import DETECTOR, DetectorOptions
 from mien_server.pipeline.requirements import Demand, Requirements
-from mien_server.pipeline.types import AlignedFace, EncodedImage, ModelRef, RawPixels
+from mien_server.pipeline.types import AlignedFace, ModelRef, RawPixels
 from tests.unit.pipeline.conftest import Encode
 from tests.unit.pipeline.scripted import (
-    GROUND,
-    PAINT,
     PAINT_VECTOR,
     Scripted,
     World,
@@ -22,7 +19,7 @@ from tests.unit.pipeline.scripted import (
     given,
     painted,
 )
-from tests.unit.pipeline.test_analyse_call import add, paint_share, say
+from tests.unit.pipeline.test_analyse_call import add, paint_share, say, striped_photo
 
 BOXES = ModelRef("boxes")
 PHOTO = painted(400, 300, (40, 30, 120), (250, 100, 90))
@@ -148,14 +145,8 @@ async def test_aligned_faces_and_embeddings_need_no_detector(asked: World) -> No
 async def test_large_photo_is_decoded_in_full_for_a_fine_crop_of_the_box(
     asked: World, encode: Encode
 ) -> None:
-    """The decoder halves such a photo, which turns stripes of a pixel above the face to grey."""
     crop = Crop(1024, "box", margin=1.4)
     fine = add(asked, "fine", Scripted(paint_share), kind="score", crop=crop)
-    pixels = np.full((3000, 4000, 3), GROUND, np.uint8)
-    pixels[1000:1600, 1000:1600] = PAINT
-    pixels[920:960, 900:1700] = 0
-    pixels[920:960:2, 900:1700] = 255
-    photo = EncodedImage(encode(Image.fromarray(pixels), "JPEG", quality=95))
-    await asked.analyse(photo, "fine", detector=BOXES)
+    await asked.analyse(striped_photo(encode), "fine", detector=BOXES)
     stripes = fine.batches[0][0].image[55:85, 300:700]
     assert stripes.std(axis=0).mean() > 50

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mien_server.weights.errors import WeightsError
 
-_OPSET, _IR_VERSION = 17, 8
+_OPSET, IR_VERSION = 17, 8
 
 
 class GraphBuilder:
@@ -52,11 +52,20 @@ class GraphBuilder:
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *values])],
             self._weights,
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-        )
-        try:
-            onnx.checker.check_model(model, full_check=True)
-        except Exception as error:  # whatever it says of weights that do not fit each other
-            raise WeightsError(f"its layers do not fit together: {error}") from error
-        return bytes(model.SerializeToString(deterministic=True))
+        return finished(graph)
+
+
+def finished(graph: onnx.GraphProto) -> bytes:
+    """A model of a graph, the same bytes for the same graph.
+
+    Raises:
+        WeightsError: its layers do not fit together.
+    """
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=IR_VERSION
+    )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # whatever it says of weights that do not fit each other
+        raise WeightsError(f"its layers do not fit together: {error}") from error
+    return bytes(model.SerializeToString(deterministic=True))

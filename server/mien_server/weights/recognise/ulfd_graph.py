@@ -27,6 +27,7 @@ from onnx.reference import ReferenceEvaluator
 from mien_server.models.interface import ArrayF32, Normalisation
 from mien_server.models.ulfd import CENTRE, SIDES, SIZE, priors
 from mien_server.weights.errors import WeightsError
+from mien_server.weights.recognise.graph_builder import IR_VERSION, finished
 from mien_server.weights.recognise.onnx_weights import Array, constants
 from mien_server.weights.recognise.recognised import Recognised
 
@@ -37,7 +38,6 @@ _SCORES, _BOXES = 2, 4
 """Values for each prior."""
 _BODY = {"Conv", "Relu", "BatchNormalization", "Concat", "Add", "Mul", "Constant", "Identity"}
 """Operators that see canvases of any size, and are the same in every version of ONNX since they look so."""
-_OPSET, _IR_VERSION = 17, 8
 _NHWC = (0, 2, 3, 1)
 _TOLERANCE = 1e-4
 """Of boxes in units of the canvas."""
@@ -217,7 +217,7 @@ def _tail(graph: onnx.GraphProto, parts: _Parts, start: str, end: str, given: Ar
     # What the graph was made for is not known here: its Slice and Softmax tell by how they look.
     inside = any(len(each.input) > 1 for each in nodes if each.op_type == "Slice")
     model = helper.make_model(
-        part, opset_imports=[helper.make_opsetid("", 13 if inside else 9)], ir_version=_IR_VERSION
+        part, opset_imports=[helper.make_opsetid("", 13 if inside else 9)], ir_version=IR_VERSION
     )
     try:
         return np.asarray(next(iter(ReferenceEvaluator(model).run([end], {start: given}))))
@@ -329,11 +329,4 @@ def _model(
             if name not in constant
         ],
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-    )
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # whatever it says of layers that do not fit each other
-        raise WeightsError(f"its layers do not fit together: {error}") from error
-    return bytes(model.SerializeToString(deterministic=True))
+    return finished(graph)
