@@ -22,7 +22,7 @@ from mien_server.pipeline.compare import (
 )
 from mien_server.pipeline.embedding import embed_image, face_of
 from mien_server.pipeline.finding import find_faces
-from mien_server.pipeline.landmarks import check_alignable
+from mien_server.pipeline.landmarks import check_boxes_do
 from mien_server.pipeline.pool import PicturePool
 from mien_server.pipeline.requirements import (
     Asked,
@@ -250,8 +250,7 @@ class FacePipeline:
             finder = None
             if any(isinstance(source, EncodedImage | RawPixels) for source in sides.values()):
                 with at("detector"):
-                    finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
-                    check_alignable(finder, [lease], self._models.in_use(DETECTOR))
+                    finder = await self._hold_finder(leases, detector, [lease])
 
             aligned = any(isinstance(source, AlignedFace) for source in sides.values())
             asked = await self._lease_asked(
@@ -398,8 +397,15 @@ class FacePipeline:
         with at("selection"):
             check_selection(selection, self._limits)
         with at("detector"):
-            finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
-            check_alignable(finder, models, self._models.in_use(DETECTOR))
+            return await self._hold_finder(leases, detector, models)
+
+    async def _hold_finder(
+        self, leases: AsyncExitStack, detector: ModelRef, models: Sequence[Lease]
+    ) -> Lease:
+        """A detector that can do for these models."""
+        finder = await leases.enter_async_context(self._lease(detector, DETECTOR))
+        if not finder.model.config.options.landmarks:
+            check_boxes_do(finder, models, self._models.in_use(DETECTOR))
         return finder
 
     async def _lease_asked(

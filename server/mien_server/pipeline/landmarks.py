@@ -7,20 +7,18 @@ from mien_server.models.roles import NO_LANDMARKS, DetectorOptions
 from mien_server.repository.versions import Lease
 
 
-def check_alignable(
+def check_boxes_do(
     detector: Lease, models: Sequence[Lease], others: Mapping[str, DetectorOptions]
 ) -> None:
-    """Refuses a detector without landmarks for models that see aligned faces.
+    """Refuses a detector that places no landmarks for models that see aligned faces.
 
     Args:
         models: those that shall see the faces that it finds, embedders and analysers.
         others: the detectors that a caller may name, of which the error tells those that will do.
 
     Raises:
-        InvalidRequest: it places none, and one of these models cannot do without.
+        InvalidRequest: one of these models cannot do without landmarks.
     """
-    if detector.model.config.options.landmarks:
-        return
     for each in models:
         if not each.model.config.options.crop.needs_photo:
             fit = sorted(name for name, options in others.items() if options.landmarks)
