@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from mien_server import threads
 from mien_server.scheduling.batching import BatchingPolicy
 from mien_server.scheduling.errors import Draining, Expired, QueueFull, RowFailed, Unavailable
 from mien_server.scheduling.interface import PlacedInstance, Work
@@ -27,7 +27,15 @@ from mien_server.scheduling.scheduler import Scheduler, Slot
 from tests.scheduling_rig import FakeDevice
 
 LONG = 30.0
+"""Ends what hangs: nothing here takes half a second."""
 GOOD, FAILS, KILLS = "good", "fails", "kills"
+
+
+@pytest.fixture(autouse=True)
+def executors_begin_anew_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example may have sixty rows that kill, and with pauses of a second it would take half a minute."""
+    monkeypatch.setattr(threads, "_LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(threads, "_FIRST_PAUSE", 0.001)
 
 
 class Row(NamedTuple):
@@ -191,8 +199,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             if call.deadline is not None and call.deadline < until and not call.future.running()
         ]
         # A future that starts to run only now is held, and so may be left.
-        left = wait_for(waiting, timeout=LONG if not waiting else 2.0).not_done
-        assert all(future.running() for future in left)
+        end = time.monotonic() + LONG
+        while not all(future.done() or future.running() for future in waiting):
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
     @precondition(lambda self: self.gate.is_set())
     @rule(slot=slots)
