@@ -24,11 +24,17 @@ from mien_server.pipeline.types import ArrayF32
 MAX_SAMPLES = 10
 """Faces of a person that an answer lists."""
 
+TOGETHER = 8
+"""BLAS takes no longer for so many queries than for one fewer, and so with their multiples."""
+
 _SCORES_BYTES = 32 * 1024 * 1024
 """Similarities of the queries of one product, which are all in memory at once."""
 
 _TRIES = 3
 """How often a search begins until it makes do with the rounded vectors of faces that are just deleted."""
+
+_PIECE_ROWS = 8192
+"""What a core takes at once: so little that all of them are done at about the same time."""
 
 _STRIP_BYTES = 4 * 1024 * 1024
 _FEW = 4
@@ -59,30 +65,35 @@ class Lanes:
         They are at least that less twice the row's error. -inf for rows that are deleted.
         """
         scores = np.empty((len(queries), snapshot.rows), np.float32)
-        shares = _shares(snapshot, max(1, self._device.granted))
+        offsets = MIDDLE * queries.sum(axis=1, keepdims=True)
+        if len(queries) > _FEW:
+            queries = np.pad(queries, ((0, -len(queries) % TOGETHER), (0, 0)))
+        pieces = _pieces(snapshot)
+        left = iter(pieces)
 
-        def work(share: Sequence[tuple[Block, int]]) -> None:
-            for block, end in share:
-                out = scores[:, end - block.length : end]
-                _multiply(queries, block.vectors.codes[: block.length], self._room(queries), out)
-                out -= MIDDLE * queries.sum(axis=1, keepdims=True)
-                out *= block.vectors.scales[: block.length]
-                out += block.vectors.errors[: block.length]
+        def work() -> None:
+            room = self._room(queries.shape[1])
+            for block, rows, end in left:  # each goes to the thread that is free first
+                out = scores[:, end - (rows.stop - rows.start) : end]
+                _multiply(queries, block.vectors.codes[rows], room, out)
+                out -= offsets
+                out *= block.vectors.scales[rows]
+                out += block.vectors.errors[rows]
                 if block.gone:
-                    out[:, block.faces[: block.length] == 0] = _GONE
+                    out[:, block.faces[rows] == 0] = _GONE
 
-        others = [self._pool.submit(work, share) for share in shares[1:]]
-        work(shares[0])
+        threads = min(self._device.granted, len(pieces))
+        others = [self._pool.submit(work) for _ in range(1, threads)]
+        work()
         for other in others:
             other.result()
         return scores
 
-    def _room(self, queries: ArrayF32) -> ArrayF32:
+    def _room(self, dimensions: int) -> ArrayF32:
         """Rows [m, d] of finite numbers for `widened`; each thread keeps its own."""
         if not hasattr(self._strips, "numbers"):
             self._strips.numbers = np.zeros(_STRIP_BYTES // 4, np.float32)
         numbers: ArrayF32 = self._strips.numbers
-        dimensions = queries.shape[1]
         rows = max(1, len(numbers) // dimensions)
         return numbers[: rows * dimensions].reshape(rows, dimensions)
 
@@ -92,7 +103,7 @@ class Lanes:
 
 
 def _multiply(queries: ArrayF32, codes: NDArray[np.uint8], room: ArrayF32, out: ArrayF32) -> None:
-    """Writes the products of queries [n, d] with bytes [m, d] into `out` [n, m].
+    """Writes the products of the first n queries [n or more, d] with bytes [m, d] into `out` [n, m].
 
     In strips that stay in a core's cache, which every query then reads from there. For a few queries BLAS has
     no product that is faster than one for each.
@@ -105,20 +116,22 @@ def _multiply(queries: ArrayF32, codes: NDArray[np.uint8], room: ArrayF32, out: 
         strip = widened(codes[start : start + rows], room)
         part = out[:, start : start + rows]
         if len(queries) > _FEW:
-            np.matmul(queries, strip.T, out=part)
+            part[:] = (strip @ queries.T)[:, : len(out)].T
         else:
             for query, products in zip(queries, part, strict=True):
                 np.dot(strip, query, out=products)
 
 
-def _shares(snapshot: Snapshot, count: int) -> list[list[tuple[Block, int]]]:
-    """The blocks with the ends of their rows, in at most `count` parts of about equally many rows."""
-    shares: list[list[tuple[Block, int]]] = [[]]
-    for block, end in zip(snapshot.blocks, snapshot.ends.tolist(), strict=True):
-        if len(shares) < count and end - block.length >= snapshot.rows * len(shares) / count:
-            shares.append([])
-        shares[-1].append((block, end))
-    return shares
+def _pieces(snapshot: Snapshot) -> list[tuple[Block, slice, int]]:
+    """All rows in pieces of a block each, with the ends of their rows counted through all blocks."""
+    pieces = []
+    end = 0
+    for block in snapshot.blocks:
+        for start in range(0, block.length, _PIECE_ROWS):
+            rows = slice(start, min(start + _PIECE_ROWS, block.length))
+            end += rows.stop - rows.start
+            pieces.append((block, rows, end))
+    return pieces
 
 
 @dataclass(frozen=True, slots=True)

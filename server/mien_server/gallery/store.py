@@ -32,7 +32,7 @@ from mien_server.gallery.live import Live
 from mien_server.gallery.reading import Loaded, Written, no_collection
 from mien_server.gallery.record import FaceRow
 from mien_server.gallery.reembedding import Anew
-from mien_server.gallery.search import Lanes, Search
+from mien_server.gallery.search import TOGETHER, Lanes, Search
 from mien_server.gallery.types import (
     Collection,
     CollectionSize,
@@ -53,8 +53,16 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SEARCHES = BatchingPolicy(max_batch_size=32, split_rows=True)
-"""How searches of different callers share a product: beyond some 32 it takes as long for each of them."""
+SEARCHES = BatchingPolicy(
+    max_batch_size=32,
+    preferred_batch_sizes=tuple(range(TOGETHER, 33, TOGETHER)),
+    split_rows=True,
+)
+"""How searches of different callers share a product: beyond some 32 it takes as long for each of them.
+
+None waits for others to come. What is beyond a multiple of `TOGETHER` goes into the next product; that one
+then runs while the callers of this one are answered, and so there is always enough to do for every core.
+"""
 
 
 class Store:

@@ -80,9 +80,30 @@ def test_face_gets_one_similarity_alone_and_in_any_batch(lanes: Lanes) -> None:
     vectors = random_units(3000, 128)
     index = filled(vectors, range(1, 3001))
     queries = [Query(vector, 3, 0.0) for vector in random_units(32, 128, seed=5)]
-    together = search(index, lanes, *queries, cores=2)
     alone = [search(index, lanes, query)[0] for query in queries]
-    assert together == alone
+    for count in range(1, len(queries) + 1):
+        assert search(index, lanes, *queries[:count], cores=2) == alone[:count]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8, 11])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_cosines_are_at_most_what_the_rounded_vectors_say(
+    count: int, cores: int, lanes: Lanes
+) -> None:
+    size, d = 40_000, 256  # blocks of several pieces, and pieces of several strips
+    vectors, asked = random_units(size, d), random_units(count, d, seed=3)
+    index = filled(vectors, range(1, size + 1))
+    index.remove([20_000, 30_000])
+    snapshot = index.snapshot
+    DEVICE.begin(cores)
+    highest = lanes.highest(snapshot, asked)
+    faces = snapshot.faces_of(np.arange(snapshot.rows))
+    gone = faces == 0
+    assert gone.sum() == 2
+    assert (highest[:, gone] == -np.inf).all()
+    cosines = asked.astype(np.float64) @ vectors[faces[~gone] - 1].astype(np.float64).T
+    assert (cosines <= highest[:, ~gone]).all()
+    assert (cosines >= highest[:, ~gone] - 2 * snapshot.errors[~gone]).all()
 
 
 def test_persons_below_the_threshold_are_left_out_and_those_at_it_are_not(lanes: Lanes) -> None:
