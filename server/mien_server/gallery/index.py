@@ -114,7 +114,7 @@ class Snapshot:
         return np.delete(found, np.flatnonzero(found == _GONE))
 
     def in_blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-        """Where some rows, counted through all blocks, are: each block with its rows among them."""
+        """Where some rows, counted through all blocks, are: each block with its rows among them, in order."""
         of_block = np.searchsorted(self.ends, rows, side="right")
         for number in np.unique(of_block):
             block = self.blocks[number]
@@ -124,6 +124,10 @@ class Snapshot:
         """The keys of the faces in some rows."""
         keys = [block.faces[at] for block, at in self.in_blocks(rows)]
         return np.concatenate([np.empty(0, np.int64), *keys])
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> Rounded:
+        """The rounded vectors of some rows, at least one, which are given in their order."""
+        return Rounded.joined([block.vectors.at(at) for block, at in self.in_blocks(rows)])
 
     @property
     def rows(self) -> int:
@@ -287,7 +291,7 @@ def _merged(blocks: Sequence[Block], most: int) -> list[Block]:
             continue
         a, b = _without_gone(before), _without_gone(block)
         merged[-1] = Block(
-            a.vectors.followed_by(b.vectors),
+            Rounded.joined([a.vectors, b.vectors]),
             np.concatenate([a.faces, b.faces]),
             np.concatenate([a.persons, b.persons]),
             np.concatenate([a.names, b.names]),

@@ -7,6 +7,7 @@ known when the vector is rounded: about 0.01 for an embedding of 512 numbers.
 
 import contextlib
 import mmap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -52,13 +53,11 @@ class Rounded(NamedTuple):
         """Writes others over some of them."""
         self.codes[rows], self.scales[rows], self.errors[rows] = others
 
-    def followed_by(self, others: "Rounded") -> "Rounded":
-        """A copy of these and others."""
-        return Rounded(
-            np.concatenate([self.codes, others.codes]),
-            np.concatenate([self.scales, others.scales]),
-            np.concatenate([self.errors, others.errors]),
-        )
+    @classmethod
+    def joined(cls, parts: Sequence["Rounded"]) -> "Rounded":
+        """A copy of several, at least one, as one."""
+        codes, scales, errors = zip(*parts, strict=True)
+        return cls(np.concatenate(codes), np.concatenate(scales), np.concatenate(errors))
 
 
 def _bytes(count: int) -> NDArray[np.uint8]:

@@ -39,6 +39,8 @@ _PIECE_ROWS = 8192
 _STRIP_BYTES = 4 * 1024 * 1024
 _FEW = 4
 
+_STRETCH = 64
+
 _GONE = float("-inf")
 
 _Rows: TypeAlias = NDArray[np.int64]
@@ -212,7 +214,10 @@ def candidates(snapshot: Snapshot, highest: ArrayF32, query: Query) -> _Rows:
     """
     if query.labels:
         highest[~_with_labels(snapshot, query.labels)] = _GONE
-    rows = np.flatnonzero(highest >= max(query.threshold, -2.0))
+    enough = max(query.threshold, -2.0)
+    if np.count_nonzero(highest >= enough) > _STRETCH:
+        enough = max(enough, _reached(snapshot, highest, query.top_k))
+    rows = np.flatnonzero(highest >= enough)
     if len(rows) <= query.top_k:
         return rows
     highest, persons = highest[rows], snapshot.persons[rows]
@@ -224,6 +229,14 @@ def candidates(snapshot: Snapshot, highest: ArrayF32, query: Query) -> _Rows:
     lasts = lowest[order[first + np.minimum(counts, MAX_SAMPLES) - 1]]
     kept = highest[order] >= np.repeat(lasts, counts)
     return np.sort(rows[order[kept]])
+
+
+def _reached(snapshot: Snapshot, highest: ArrayF32, place: int) -> float:
+    """What the person at a place is known to reach, by one row of each short stretch; -2 if nothing is."""
+    stretches = highest[: len(highest) // _STRETCH * _STRETCH].reshape(-1, _STRETCH)
+    best = stretches.argmax(axis=1) + np.arange(0, stretches.size, _STRETCH)
+    lowest = highest[best] - 2 * snapshot.errors[best]
+    return _score_of_place(lowest, snapshot.persons[best], place)
 
 
 def _score_of_place(scores: ArrayF32, persons: NDArray[np.int64], place: int) -> float:
@@ -270,26 +283,28 @@ def _looked_at(
     snapshot: Snapshot, rows: _Rows, query: Query, vectors: Mapping[int, ArrayF32]
 ) -> Iterator[tuple[int, str, Sample]]:
     """The rows at or above the query's threshold: the person's key and name, and the face."""
-    for block, at in snapshot.in_blocks(rows):
-        exact = _enrolled(block, at, vectors).astype(np.float64)
-        similarities = np.clip((exact * query.vector.astype(np.float64)).sum(axis=1), -1.0, 1.0)
-        for row, similarity in zip(at.tolist(), similarities.tolist(), strict=True):
-            if similarity >= query.threshold:
-                labels = from_text(snapshot.label_texts[block.labels[row]] or "")
-                sample = Sample(int(block.faces[row]), similarity, labels)
-                yield int(block.persons[row]), block.names[row], sample
+    if not len(rows):
+        return
+    exact = _enrolled(snapshot, rows, vectors).astype(np.float64)
+    similarities = np.clip((exact * query.vector.astype(np.float64)).sum(axis=1), -1.0, 1.0)
+    places = [(block, row) for block, at in snapshot.in_blocks(rows) for row in at.tolist()]
+    for (block, row), similarity in zip(places, similarities.tolist(), strict=True):
+        if similarity >= query.threshold:
+            labels = from_text(snapshot.label_texts[block.labels[row]] or "")
+            sample = Sample(int(block.faces[row]), similarity, labels)
+            yield int(block.persons[row]), block.names[row], sample
 
 
-def _enrolled(block: Block, at: _Rows, vectors: Mapping[int, ArrayF32]) -> ArrayF32:
-    """The vectors [n, d] of rows of a block as they were enrolled.
+def _enrolled(snapshot: Snapshot, rows: _Rows, vectors: Mapping[int, ArrayF32]) -> ArrayF32:
+    """The vectors [n, d] of some rows, at least one, as they were enrolled.
 
     Of a face that was deleted or embedded anew since the snapshot, the rounded ones are all there is.
     """
-    codes, scales, _ = block.vectors.at(at)
+    codes, scales, _ = snapshot.vectors_of(rows)
     exact = scales[:, None] * (codes.astype(np.float32) - MIDDLE)
     told = {
         place: vectors[key]
-        for place, key in enumerate(block.faces[at].tolist())
+        for place, key in enumerate(snapshot.faces_of(rows).tolist())
         if key in vectors and vectors[key].shape == exact.shape[1:]
     }
     if told:
