@@ -85,6 +85,36 @@ def test_face_gets_one_similarity_alone_and_in_any_batch(lanes: Lanes) -> None:
         assert search(index, lanes, *queries[:count], cores=2) == alone[:count]
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_any_gallery_gives_the_persons_and_samples_of_a_plain_product(
+    seed: int, lanes: Lanes
+) -> None:
+    random = np.random.default_rng(seed)
+    size, d = int(random.choice([1, 63, 65, 700, 3000])), int(random.choice([4, 64]))
+    vectors = clustered_units(size, d, int(random.integers(1, size + 1)), seed)
+    vectors[size // 2 : size // 2 * 2] = vectors[: size // 2]  # of two equals, the first
+    persons = random.integers(1, size // int(random.choice([1, 3, 50])) + 2, size).tolist()
+    index = filled(vectors, persons)
+    deleted = random.choice(size, int(random.integers(0, size)), replace=False) + 1
+    index.remove(deleted.tolist())
+    kept = sorted({*range(1, size + 1)} - {*deleted.tolist()})
+    top, threshold = int(random.choice([1, 3, 100])), float(random.choice([-1.0, 0.3, 1.0]))
+    asked = np.concatenate([vectors[:3], random_units(3, d, seed)])
+    queries = [Query(vector, top, threshold) for vector in asked]
+    for query, found in zip(queries, search(index, lanes, *queries, cores=2), strict=True):
+        products = vectors.astype(np.float64) * query.vector.astype(np.float64)
+        cosines = np.clip(products.sum(axis=1), -1.0, 1.0).tolist()
+        expected: dict[str, list[tuple[int, float]]] = {}
+        for key in sorted(kept, key=lambda key: (-cosines[key - 1], key)):
+            if cosines[key - 1] >= threshold:
+                samples = expected.setdefault(f"p{persons[key - 1]}", [])
+                samples.append((key, cosines[key - 1]))
+        assert [
+            (match.person, [(sample.key, sample.similarity) for sample in match.samples])
+            for match in found.matches
+        ] == [(name, samples[:MAX_SAMPLES]) for name, samples in expected.items()][:top]
+
+
 @pytest.mark.parametrize("count", [1, 4, 5, 8, 11])
 @pytest.mark.parametrize("cores", [1, 2])
 def test_cosines_are_at_most_what_the_rounded_vectors_say(
