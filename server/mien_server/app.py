@@ -276,15 +276,21 @@ def _load(engine: "Engine", settings: Settings) -> None:
         OperatorError: a model is configured for a device that is not there, or a package with families is
             broken.
     """
-    from mien_server.models.roles import DETECTOR, EMBEDDER
+    from mien_server.models.roles import DETECTOR, EMBEDDER, NO_LANDMARKS
 
     catalogue, loader = engine.catalogue, engine.loader
     try:
         match settings.model_control_mode:
             case "none":
                 loader.start()
-                catalogue.resolve(settings.default_detector, role=DETECTOR)
+                detector = catalogue.resolve(settings.default_detector, role=DETECTOR)
                 catalogue.resolve(settings.default_embedder, role=EMBEDDER)
+                if not detector.config.options.landmarks:
+                    logger.warning(
+                        "%s: %s. Calls that need faces aligned are refused unless they name another.",
+                        name_of("default_detector"),
+                        NO_LANDMARKS.format(settings.default_detector),
+                    )
             case "poll":
                 loader.start()
             case "explicit":

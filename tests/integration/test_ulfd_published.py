@@ -174,6 +174,14 @@ def test_where_faces_have_to_be_aligned_it_is_refused(
 
 
 @pytest.mark.long
+def test_as_the_default_detector_it_is_warned_of_at_the_start(
+    repository: Path, launch_server: LaunchServer
+) -> None:
+    with launch_server("--default-detector", "ulfd", repository=repository) as server:
+        assert "detector 'ulfd' places no landmarks" in server.log.read_text()
+
+
+@pytest.mark.long
 def test_its_tensors_are_boxes_and_scores(running: LocalServer, photos: list[ImageU8]) -> None:
     client = tritonclient.InferenceServerClient(running.address)
     metadata = client.get_model_metadata("ulfd")

@@ -188,4 +188,8 @@ def _parts(url: str) -> tuple[str, str, str]:
             f"{name} {url!r} is none of a Milvus: it looks like milvus://host:19530, or"
             " milvus+tls://host:19530/database."
         )
+    if ":" in parts.hostname:  # pymilvus takes it out of its brackets, and then gRPC cannot read it
+        raise OperatorError(
+            f"{name} {url!r}: pymilvus takes no IPv6 address. Name the host: {parts.scheme}://host:{port}."
+        )
     return scheme, f"{parts.hostname}:{port}", parts.path.strip("/")

@@ -46,6 +46,11 @@ def test_url_that_is_none_of_a_milvus_is_told(url: str) -> None:
         Link(url)
 
 
+def test_ipv6_address_is_refused_since_pymilvus_cannot_reach_it() -> None:
+    with pytest.raises(OperatorError, match=r"--gallery-url.*IPv6.*milvus\+tls://host:7"):
+        Link("milvus+tls://[::1]:7/faces")
+
+
 def test_password_in_the_url_is_refused_and_not_repeated() -> None:
     with pytest.raises(OperatorError, match="--gallery-token-file") as caught:
         Link("milvus://user:a-secret@host:19530")
