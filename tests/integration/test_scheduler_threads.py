@@ -69,8 +69,7 @@ def test_requests_leave_at_their_deadlines_while_every_executor_is_busy(
     record_property("expiry_late_ms_median", round(late[len(late) // 2] * 1e3, 3))
     record_property("expiry_late_ms_worst", round(late[-1] * 1e3, 3))
     assert late[0] >= 0
-    # Not of the worst, which tells of a busy machine. Were the timer not woken, half would be 120 ms late.
-    assert late[len(late) // 2] < SOON
+    assert late[-1] < SOON
 
 
 def test_a_cancelled_request_is_gone_with_its_memory_while_every_executor_is_busy(
